@@ -1,0 +1,134 @@
+"""Reading a model directory lazily: one tensor at a time, from safetensors only.
+
+A checkpoint is an index from tensor names to files. Nothing is read until a block asks for its
+tensors, so memory holds one block and never the model. Pickles (``*.bin``) are refused: they can
+run code.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FILES_OF_A_MODEL = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+def find_model_directory(pretrained: str) -> Path:
+    """Directory of a local model, or of one fetched from the Hugging Face hub.
+
+    Args:
+        pretrained: a directory, or a hub id ``owner/name``.
+
+    Raises:
+        ValueError: if neither leads to a model.
+    """
+    path = Path(pretrained).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} is not a model directory: it has no config.json")
+        return path
+    if path.exists():
+        raise ValueError(f"{path} is a file; give the directory that holds config.json")
+    if pretrained.count("/") != 1 or pretrained.startswith((".", "/", "~")):
+        raise ValueError(f"there is no model directory {pretrained}")
+    try:
+        return Path(snapshot_download(pretrained, allow_patterns=FILES_OF_A_MODEL))
+    except Exception as error:
+        raise ValueError(
+            f"there is no model directory {pretrained}, and the hub did not give it either "
+            f"({type(error).__name__}): check the name, your network and your access"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        ValueError: if it is missing or damaged, naming the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+class Checkpoint:
+    """Tensors of a model directory by name.
+
+    Args:
+        directory: holds ``model.safetensors``, or shards and their index.
+
+    Raises:
+        ValueError: if weights are missing, damaged, or not safetensors.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.files = self._index()
+
+    def _index(self) -> dict[str, Path]:
+        index = self.directory / INDEX
+        if index.is_file():
+            names = read_json(index).get("weight_map", {})
+            files = {name: self.directory / file for name, file in names.items()}
+            for file in sorted(set(files.values())):
+                with open_safetensors(file) as opened:
+                    missing = {n for n, f in files.items() if f == file} - set(opened.keys())
+                if missing:
+                    raise ValueError(f"{file} lacks {min(missing)}, which {index.name} promises")
+            return files
+        file = self.directory / WEIGHTS
+        if not file.is_file():
+            pickles = sorted(self.directory.glob("*.bin")) + sorted(self.directory.glob("*.pt*"))
+            found = (
+                f" (found {pickles[0].name}: convert it to safetensors first)" if pickles else ""
+            )
+            raise ValueError(f"{self.directory} holds no {WEIGHTS} and no {INDEX}{found}")
+        with open_safetensors(file) as opened:
+            return dict.fromkeys(opened.keys(), file)
+
+    def read(self, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """All tensors whose names start with ``prefix``, which is cut off, converted to ``dtype``."""
+        by_file: dict[Path, list[str]] = {}
+        for name, file in self.files.items():
+            if name.startswith(prefix):
+                by_file.setdefault(file, []).append(name)
+        return {
+            name.removeprefix(prefix): tensor.to(dtype)
+            for file, names in by_file.items()
+            for name, tensor in _read(file, names)
+        }
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, read from the file's header."""
+        with open_safetensors(self.files[name]) as opened:
+            return tuple(opened.get_slice(name).get_shape())
+
+
+def open_safetensors(file: Path) -> Any:
+    """Open a safetensors file for lazy reading.
+
+    Raises:
+        ValueError: if it is missing, truncated or not safetensors at all, naming the file.
+    """
+    try:
+        return safe_open(file, framework="pt")
+    except FileNotFoundError as error:
+        raise ValueError(f"{file} is missing") from error
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or not a safetensors file ({error})") from error
+
+
+def _read(file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    with open_safetensors(file) as opened:
+        for name in names:
+            yield name, opened.get_tensor(name)

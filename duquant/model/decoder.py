@@ -1,0 +1,188 @@
+"""A decoder that is never whole: skeleton on the meta device, one block of real weights at a time.
+
+The skeleton is the model as transformers builds it, without memory behind its parameters. Real
+weights are read where they are needed: embeddings, final norm and head once, a block when it is its
+turn. What a block needs beside hidden states (position embeddings, causal or sliding mask, …) is not
+rebuilt here: the model's own ``forward`` runs once with recorders in place of its blocks, and each
+recorder keeps what it was given. So every family prepares its blocks' inputs itself.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from duquant.model.checkpoint import Checkpoint, find_model_directory
+from duquant.model.structure import require_decoder_block
+from duquant.nn.attention import ATTENTION_NAME, register_attention
+
+BlockContext = dict[str, Any]
+"""Keyword arguments of one block's forward, for sequences of one length."""
+
+
+class _Recorder(nn.Module):
+    """Stands where a block stood: keeps what it is called with and passes hidden states on."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.attention_type = getattr(block, "attention_type", None)
+        self.hidden: Tensor | None = None
+        self.context: BlockContext = {}
+
+    def forward(self, hidden_states: Tensor, **context: Any) -> Tensor:
+        """Record."""
+        self.hidden = hidden_states
+        self.context = {**context, "past_key_values": None, "use_cache": False}
+        return hidden_states
+
+
+class Decoder:
+    """A Hugging Face causal language model, one block in memory at a time.
+
+    Args:
+        pretrained: model directory or hub id.
+        dtype: dtype of the weights and of the computation.
+
+    Raises:
+        ValueError: if the directory, its weights or its block structure do not fit.
+    """
+
+    def __init__(self, pretrained: str, dtype: torch.dtype) -> None:
+        register_attention()
+        self.pretrained = pretrained
+        self.dtype = dtype
+        self.directory = find_model_directory(pretrained)
+        self.config = _read_config(self.directory)
+        self.checkpoint = Checkpoint(self.directory)
+        with torch.device("meta"):
+            self.skeleton = AutoModelForCausalLM.from_config(
+                self.config, dtype=dtype, attn_implementation=ATTENTION_NAME
+            ).eval()
+        self._require_structure()
+        self._outside_is_loaded = False
+
+    @property
+    def num_blocks(self) -> int:
+        """Decoder blocks of the model."""
+        return len(self._blocks)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence the model was made for."""
+        return int(getattr(self.config, "max_position_embeddings", 2**31))
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        blocks = self.skeleton.model.layers
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def meta_block(self, index: int = 0) -> nn.Module:
+        """Block ``index`` without weights, for shapes and structure."""
+        return self._blocks[index]
+
+    def load_block(self, index: int) -> nn.Module:
+        """Block ``index`` with its real weights, on the CPU, for the caller to keep and to change."""
+        block = copy.deepcopy(self._blocks[index])
+        tensors = self.checkpoint.read(f"model.layers.{index}.", self.dtype)
+        _fill(block, tensors, f"{self.directory}: block {index}")
+        return block.requires_grad_(False)
+
+    @torch.no_grad()
+    def contexts(self, sequence_length: int, device: torch.device) -> list[BlockContext]:
+        """What each block's forward needs beside hidden states, for one sequence length."""
+        _, recorders = self._run_outside(torch.zeros(1, sequence_length, dtype=torch.int64), device)
+        return [recorder.context for recorder in recorders]
+
+    @torch.no_grad()
+    def embed(self, input_ids: Tensor, device: torch.device) -> Tensor:
+        """Hidden states that enter block 0: ``(batch, tokens)`` -> ``(batch, tokens, hidden)``."""
+        hidden, _ = self._run_outside(input_ids, device)
+        return hidden
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and head: ``(batch, tokens, hidden)`` -> ``(batch, tokens, vocabulary)``."""
+        self._load_outside(hidden.device)
+        logits: Tensor = self.skeleton.lm_head(self.skeleton.model.norm(hidden))
+        return logits
+
+    def outside_tensors(self) -> dict[str, Tensor]:
+        """Stored tensors that belong to no block: embeddings, final norm, head."""
+        return {
+            name: tensor
+            for name, tensor in self.checkpoint.read("", self.dtype).items()
+            if not name.startswith("model.layers.")
+        }
+
+    def _run_outside(
+        self, input_ids: Tensor, device: torch.device
+    ) -> tuple[Tensor, list[_Recorder]]:
+        self._load_outside(device)
+        base, blocks = self.skeleton.model, self._blocks
+        recorders = [_Recorder(block) for block in blocks]
+        base.layers = nn.ModuleList(recorders)
+        try:
+            base(input_ids=input_ids.to(device), use_cache=False)
+        finally:
+            base.layers = blocks
+        assert recorders[0].hidden is not None
+        return recorders[0].hidden, recorders
+
+    def _load_outside(self, device: torch.device) -> None:
+        model, base = self.skeleton, self.skeleton.model
+        if not self._outside_is_loaded:
+            for name in ("embed_tokens", "norm"):
+                tensors = self.checkpoint.read(f"model.{name}.", self.dtype)
+                _fill(base.get_submodule(name), tensors, f"{self.directory}: {name}")
+            head = self.checkpoint.read("lm_head.", self.dtype)
+            if not head and self.config.tie_word_embeddings:
+                head = {"weight": base.embed_tokens.weight}
+            _fill(model.lm_head, head, f"{self.directory}: lm_head")
+            base.rotary_emb = type(base.rotary_emb)(config=self.config)
+            self._outside_is_loaded = True
+        for module in (base.embed_tokens, base.norm, base.rotary_emb, model.lm_head):
+            module.to(device)
+
+    def _require_structure(self) -> None:
+        name = f"{self.pretrained} ({self.config.model_type})"
+        base = getattr(self.skeleton, "model", None)
+        parts = ("embed_tokens", "layers", "norm", "rotary_emb")
+        missing = [f"model.{part}" for part in parts if not hasattr(base, part)]
+        if missing or not hasattr(self.skeleton, "lm_head"):
+            missing += [] if hasattr(self.skeleton, "lm_head") else ["lm_head"]
+            raise ValueError(
+                f"{name} is not a decoder duquant knows: it lacks {', '.join(missing)}"
+            )
+        for block in self._blocks:
+            require_decoder_block(block, name)
+        tied = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
+        for key, parameter in self.skeleton.named_parameters():
+            if key not in self.checkpoint.files:
+                if key in tied:
+                    continue
+                raise ValueError(f"{self.directory}: the weights lack {key}")
+            if self.checkpoint.shape(key) != tuple(parameter.shape):
+                raise ValueError(
+                    f"{self.directory}: {key} has shape {self.checkpoint.shape(key)}; config.json "
+                    f"asks for {tuple(parameter.shape)}"
+                )
+
+
+def _read_config(directory: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        summary = str(error).strip().splitlines()[0]
+        raise ValueError(f"{directory / 'config.json'} cannot be used: {summary}") from error
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    try:
+        module.load_state_dict(tensors, assign=True, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{what}: {' '.join(str(error).split())}") from error
+    module.requires_grad_(False)

@@ -1,0 +1,307 @@
+"""Surgery on one decoder block: smooth it, put quantized linears and sites in, search transforms.
+
+The steps, in order (DuQuant section 3; sites as in :data:`duquant.model.structure.SITES`):
+
+1. :func:`observe_peaks` while the full-precision block runs: ``max|x|`` per channel of every site.
+2. :func:`smooth_block` folds the channel scales into norms and weights.
+3. :func:`insert_quantizers` replaces linears and norms; nothing is rotated yet.
+4. :func:`calibrate_sites` sends one calibration tensor through the block. Each site searches its
+   transform on what reaches it, rotates its linears and quantizes, so the next site already sees
+   quantized inputs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from duquant.config import Recipe
+from duquant.model.structure import ATTENTION, LINEARS, SITES, Site
+from duquant.nn.activation import ActivationQuantizer
+from duquant.nn.attention import AttentionQuantizer
+from duquant.nn.clipping import ClipFactors, FixedClip
+from duquant.nn.linear import QuantLinear
+from duquant.nn.site import SiteNorm, SiteTransform
+from duquant.ops.dual_transform import DualTransform, apply_transform, find_transform
+from duquant.ops.rotation import BaseSource, find_rotation, random_base
+from duquant.ops.smoothing import (
+    repeat_for_heads,
+    share_within_groups,
+    smoothing_scale,
+    weight_peak,
+)
+
+Clip = ClipFactors | FixedClip
+SiteObserver = Callable[[Site, SiteTransform, Tensor], None]
+"""Called with the tensor a site was calibrated on, smoothed but not yet rotated."""
+
+
+@dataclass
+class QuantizedBlock:
+    """A decoder block after surgery, kept outside of any module tree.
+
+    Attributes:
+        layer: the transformers block, with replaced linears and norms.
+        sites: the four site transforms by name.
+        linears: the seven quantized linears by name.
+        scales: smoothing scale of every site, shape ``(width,)``; empty without smoothing.
+    """
+
+    layer: nn.Module
+    sites: dict[str, SiteTransform]
+    linears: dict[str, QuantLinear]
+    scales: dict[str, Tensor]
+
+    def freeze(self) -> None:
+        """Fix the quantized weights."""
+        for linear in self.linears.values():
+            linear.freeze()
+
+
+@contextmanager
+def observe_peaks(block: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collect ``max|x|`` per channel of every site while the full-precision ``block`` runs.
+
+    Yields:
+        A mapping from site names to float32 tensors of shape ``(width,)``, filled as data passes.
+    """
+    peaks: dict[str, Tensor] = {}
+
+    def observer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            peak = inputs[0].detach().abs().flatten(0, -2).amax(dim=0).float()
+            peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
+
+        return observe
+
+    handles = [
+        block.get_submodule(site.linears[0]).register_forward_pre_hook(observer(site.name))
+        for site in SITES
+    ]
+    try:
+        yield peaks
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def smooth_block(
+    block: nn.Module, peaks: Mapping[str, Tensor], recipe: Recipe
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Fold smoothing scales into the weights of a full-precision block, in place.
+
+    Args:
+        block: a decoder block with real weights.
+        peaks: ``max|x|`` per channel of every site, from :func:`observe_peaks`.
+        recipe: says whether and how strongly to smooth.
+
+    Returns:
+        The scale of every site and, of those, the ones that have to be divided online.
+    """
+    if not recipe.smoothing.enabled:
+        return {}, {}
+    scales = {site.name: _site_scale(block, site, peaks[site.name], recipe) for site in SITES}
+    online = {}
+    for site in SITES:
+        scale = scales[site.name]
+        for name in site.linears:
+            weight = _weight(block, name)
+            weight.copy_((weight.float() * scale).to(weight.dtype))
+        if not _fold_into_producer(block, site, scale):
+            online[site.name] = scale
+    return scales, online
+
+
+def insert_quantizers(
+    block: nn.Module,
+    recipe: Recipe,
+    clips: Mapping[str, Clip],
+    scales: dict[str, Tensor],
+    online_scales: Mapping[str, Tensor],
+) -> QuantizedBlock:
+    """Replace linears and norms of a smoothed block by quantized ones; no transform yet.
+
+    Args:
+        block: decoder block, changed in place.
+        recipe: bits, groups, clip ratios.
+        clips: clip factors of every linear by name.
+        scales: smoothing scales by site name, kept for reports.
+        online_scales: those that a site has to divide by.
+    """
+    sites = {}
+    for site in SITES:
+        quantizer = ActivationQuantizer(
+            recipe.activation_bits, recipe.clipping.activation_ratio, symmetric=recipe.symmetric
+        )
+        first = block.get_submodule(site.linears[0])
+        assert isinstance(first, nn.Linear)
+        transform = SiteTransform(first.in_features, quantizer).to(first.weight.device)
+        if site.name in online_scales:
+            transform.divide_online(online_scales[site.name])
+        sites[site.name] = transform
+    linears = {}
+    for name in LINEARS:
+        linear = block.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        linears[name] = QuantLinear(
+            linear.weight.detach().float(),
+            None if linear.bias is None else linear.bias.detach(),
+            clips[name],
+            bits=recipe.weight_bits,
+            symmetric=recipe.symmetric,
+            group_size=recipe.group_size,
+        )
+    return assemble(block, recipe, sites, linears, scales)
+
+
+def assemble(
+    block: nn.Module,
+    recipe: Recipe,
+    sites: dict[str, SiteTransform],
+    linears: dict[str, QuantLinear],
+    scales: dict[str, Tensor],
+) -> QuantizedBlock:
+    """Put sites, linears and the attention quantizer into a decoder block, in place."""
+    for name, quant_linear in linears.items():
+        block.set_submodule(name, quant_linear)
+    for site in SITES:
+        if site.follows_norm:
+            norm = block.get_submodule(site.producer)
+            block.set_submodule(site.producer, SiteNorm(norm, sites[site.name]))
+        else:
+            linears[site.linears[0]].site = sites[site.name]
+    attention = block.get_submodule(ATTENTION)
+    query, key, value = recipe.attention_bits
+    attention.attention_quantizer = AttentionQuantizer(
+        int(attention.head_dim),  # type: ignore[arg-type]
+        query_bits=query,
+        key_bits=key,
+        value_bits=value,
+        clip_ratio=recipe.clipping.activation_ratio,
+        block_size=recipe.rotation.block_size,
+        symmetric=recipe.symmetric,
+    ).to(linears[LINEARS[0]].weight.device)
+    return QuantizedBlock(block, sites, linears, scales)
+
+
+@torch.no_grad()
+def calibrate_sites(
+    quantized: QuantizedBlock,
+    forward: Callable[[], Tensor],
+    recipe: Recipe,
+    generator: torch.Generator,
+    *,
+    observe: SiteObserver | None = None,
+    draw_base: BaseSource | None = None,
+) -> Tensor:
+    """Search every site's transform on the calibration tensor that reaches it.
+
+    Args:
+        quantized: block after :func:`insert_quantizers`; transforms and weights change in place.
+        forward: runs the block on its calibration tensor.
+        recipe: says how to search.
+        generator: randomness of the searches, on the CPU.
+        observe: told what each site saw, for reports.
+        draw_base: replaces the random base matrices, in tests.
+
+    Returns:
+        The block's output on the calibration tensor.
+    """
+    rotation = recipe.rotation
+
+    def find(x: Tensor) -> Tensor:
+        return find_rotation(
+            x,
+            block_size=rotation.block_size,
+            max_steps=rotation.max_steps,
+            selector=rotation.selector,
+            scope=rotation.scope,
+            generator=generator,
+            draw_base=draw_base or random_base(generator),
+        )
+
+    def calibrate(site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(module, SiteTransform)
+            x = module.smooth(inputs[0]).flatten(0, -2).float()
+            if rotation.selector != "none":
+                transform = find_transform(
+                    x,
+                    find,
+                    block_size=rotation.block_size,
+                    permutation_times=rotation.permutation_times,
+                )
+                module.install(transform)
+                _transform_weights(quantized, site, transform)
+            if observe is not None:
+                observe(site, module, x)
+
+        return hook
+
+    handles = [
+        quantized.sites[site.name].register_forward_pre_hook(calibrate(site)) for site in SITES
+    ]
+    try:
+        return forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _transform_weights(quantized: QuantizedBlock, site: Site, transform: DualTransform) -> None:
+    for name in site.linears:
+        linear = quantized.linears[name]
+        linear.weight = apply_transform(linear.weight, transform)
+
+
+def _site_scale(block: nn.Module, site: Site, peak: Tensor, recipe: Recipe) -> Tensor:
+    names = site.linears if recipe.smoothing.weights == "all" else site.linears[:1]
+    weights = weight_peak([_weight(block, name) for name in names]).float()
+    producer_width = _weight(block, site.producer).shape[0]
+    if producer_width == peak.numel() or recipe.smoothing.attention_output == "query_channel":
+        return smoothing_scale(peak, weights, recipe.alpha)
+    heads = {"num_groups": producer_width // _head_dim(block), "head_dim": _head_dim(block)}
+    shared = smoothing_scale(
+        share_within_groups(peak, **heads), share_within_groups(weights, **heads), recipe.alpha
+    )
+    num_heads = peak.numel() // _head_dim(block)
+    return repeat_for_heads(shared, num_heads=num_heads, head_dim=_head_dim(block))
+
+
+def _fold_into_producer(block: nn.Module, site: Site, scale: Tensor) -> bool:
+    """Divide the producer's output channels by ``scale``; ``False`` if that cannot be done."""
+    producer = block.get_submodule(site.producer)
+    weight = _weight(block, site.producer)
+    if weight.shape[0] != scale.numel():
+        head_dim = _head_dim(block)
+        grouped = scale.view(weight.shape[0] // head_dim, -1, head_dim)
+        if not torch.equal(grouped, grouped[:, :1].expand_as(grouped)):
+            return False
+        scale = grouped[:, 0].flatten()
+    elif site.follows_norm and not _scales_with_weight(producer, scale.numel()):
+        return False
+    for parameter in producer.parameters(recurse=False):
+        column = scale.view(-1, *[1] * (parameter.dim() - 1))
+        parameter.copy_((parameter.float() / column).to(parameter.dtype))
+    return True
+
+
+def _scales_with_weight(norm: nn.Module, width: int) -> bool:
+    """Whether doubling the norm's weight doubles its output (not so where ``1 + weight`` is used)."""
+    weight = norm.get_parameter("weight")
+    probe = torch.linspace(-1, 1, width, device=weight.device, dtype=weight.dtype)
+    before = norm(probe)
+    weight.mul_(2)
+    after = norm(probe)
+    weight.div_(2)
+    return torch.allclose(after, 2 * before)
+
+
+def _weight(block: nn.Module, name: str) -> nn.Parameter:
+    return block.get_submodule(name).get_parameter("weight")
+
+
+def _head_dim(block: nn.Module) -> int:
+    return int(block.get_submodule(ATTENTION).head_dim)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Small modules: one idea each, usable alone, tested against plain linear algebra."""

@@ -1,0 +1,80 @@
+"""A site: one activation, the transform it goes through, and the linears that read it.
+
+q, k and v read the same tensor, gate and up another; so a decoder block has four sites, not seven
+(see the table in :mod:`duquant.model.structure`). Transforming and quantizing once per site instead
+of once per linear halves that work and guarantees that linears which share an input share its
+transform.
+
+    x  ->  x / s (only where s could not be folded)  ->  R₁ P R₂  ->  quantize per token
+"""
+
+import torch
+from torch import Tensor, nn
+
+from duquant.nn.activation import ActivationQuantizer
+from duquant.ops.dual_transform import DualTransform, apply_transform, identity_transform
+
+
+class SiteTransform(nn.Module):
+    """Smooth (online part), rotate, permute and quantize the input of one site.
+
+    Args:
+        width: channels of the site's input.
+        quantizer: quantizes each transformed token.
+    """
+
+    rotations: Tensor
+    permutations: Tensor
+    online_scale: Tensor
+
+    def __init__(self, width: int, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        self.width = width
+        self.quantizer = quantizer
+        self.register_buffer("online_scale", torch.ones(0))
+        self.install(identity_transform(width))
+
+    @property
+    def transform(self) -> DualTransform:
+        """The dual transformation now in force."""
+        return DualTransform(self.rotations, self.permutations)
+
+    def install(self, transform: DualTransform) -> None:
+        """Take over a transform, of a search or of a file."""
+        self.register_buffer("rotations", transform.rotations)
+        self.register_buffer("permutations", transform.permutations)
+
+    def divide_online(self, scale: Tensor) -> None:
+        """Divide the input by ``scale`` of shape ``(width,)`` at every forward pass."""
+        self.online_scale = scale
+
+    def smooth(self, x: Tensor) -> Tensor:
+        """The part of smoothing that could not be folded into the producer of ``x``."""
+        return x / self.online_scale.to(x.dtype) if self.online_scale.numel() else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transformed and quantized input, shape ``(..., width)`` and dtype of ``x``."""
+        return self.quantizer(apply_transform(self.smooth(x), self.transform))
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return f"width={self.width}, rotations={tuple(self.rotations.shape)}"
+
+
+class SiteNorm(nn.Module):
+    """A norm layer followed by the site that reads its output.
+
+    Args:
+        norm: the decoder's own norm.
+        site: transform of the attention input or of the MLP input.
+    """
+
+    def __init__(self, norm: nn.Module, site: SiteTransform) -> None:
+        super().__init__()
+        self.norm = norm
+        self.site = site
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalized, transformed and quantized ``x``."""
+        transformed: Tensor = self.site(self.norm(x))
+        return transformed

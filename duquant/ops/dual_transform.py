@@ -1,0 +1,73 @@
+"""The dual transformation of a site: rotate, permute, rotate again.
+
+    y = x · R₁ · P · R₂        W -> W · R₁ · P · R₂        so  y W'ᵀ = x Wᵀ
+
+``R₁`` flattens outliers inside blocks, the zigzag ``P`` evens out the blocks, ``R₂`` flattens what the
+permutation brought together (DuQuant section 3.3). ``permutation_times`` repeats the pair
+``(R, P)``; one last rotation always follows, so 0 times is a rotation alone.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from duquant.ops.permutation import zigzag_permutation
+from duquant.ops.rotation import block_rotate
+
+RotationFinder = Callable[[Tensor], Tensor]
+"""``(tokens, width) -> (1 or width / b, b, b)``."""
+
+
+class DualTransform(NamedTuple):
+    """What a site does to its input and to its weights.
+
+    Attributes:
+        rotations: shape ``(times + 1, matrices, b, b)``; 0 in the first dimension is the identity.
+        permutations: int64 of shape ``(times, width)``.
+    """
+
+    rotations: Tensor
+    permutations: Tensor
+
+
+def identity_transform(width: int) -> DualTransform:
+    """The transform that leaves a site of ``width`` channels as it is."""
+    return DualTransform(torch.zeros(0, 1, 1, 1), torch.zeros(0, width, dtype=torch.int64))
+
+
+def apply_transform(x: Tensor, transform: DualTransform) -> Tensor:
+    """Multiply the last dimension by ``R₁ P R₂ …``.
+
+    Args:
+        x: activation ``(..., width)`` or weight ``(out, width)``; computed in its own dtype.
+        transform: rotations are converted to the dtype of ``x``.
+    """
+    for index, rotation in enumerate(transform.rotations):
+        x = block_rotate(x, rotation.to(x.dtype))
+        if index < len(transform.permutations):
+            x = x.index_select(-1, transform.permutations[index])
+    return x
+
+
+def find_transform(
+    x: Tensor, find_rotation: RotationFinder, *, block_size: int, permutation_times: int
+) -> DualTransform:
+    """Search the dual transformation on a calibration tensor.
+
+    Args:
+        x: float32 of shape ``(tokens, width)``, already smoothed.
+        find_rotation: chooses one rotation for the tensor as it stands.
+        block_size: channels of a block.
+        permutation_times: how often ``(R, P)`` is repeated before the last rotation.
+    """
+    rotations, permutations = [], []
+    for _ in range(permutation_times):
+        rotations.append(find_rotation(x))
+        x = block_rotate(x, rotations[-1])
+        permutations.append(zigzag_permutation(x.abs().amax(dim=0), block_size))
+        x = x.index_select(-1, permutations[-1])
+    rotations.append(find_rotation(x))
+    order = torch.stack(permutations) if permutations else x.new_zeros(0, x.shape[-1]).long()
+    return DualTransform(torch.stack(rotations), order)

@@ -1,0 +1,74 @@
+"""Bit packing: unsigned integers of 2 to 15 bits stored at their true width.
+
+Integers are laid end to end, least significant bit first, and the stream of bits is cut into bytes.
+At 4 bits that is two integers per byte, the first in the low half. Each row is padded with zero
+bits to a whole byte, so rows stay addressable and odd widths lose at most seven bits per row.
+"""
+
+import torch
+from torch import Tensor
+
+ROWS_AT_ONCE = 1024
+"""Rows expanded to bits together, which bounds the temporary memory."""
+
+
+def integer_dtype(bits: int) -> torch.dtype:
+    """Smallest torch dtype in which integers of ``bits`` bits are unpacked."""
+    return torch.uint8 if bits <= 8 else torch.int32
+
+
+def packed_width(columns: int, bits: int) -> int:
+    """Bytes that ``columns`` integers of ``bits`` bits take."""
+    return (columns * bits + 7) // 8
+
+
+def pack(q: Tensor, bits: int) -> Tensor:
+    """Pack integers into bytes.
+
+    Args:
+        q: integers ``0 … 2**bits - 1``, shape ``(rows, columns)``, any dtype.
+        bits: width, 1 to 15.
+
+    Returns:
+        ``uint8`` of shape ``(rows, packed_width(columns, bits))``.
+
+    Raises:
+        ValueError: if a value does not fit into ``bits`` bits.
+    """
+    if q.numel() and not (0 <= int(q.min()) and int(q.max()) < 2**bits):
+        raise ValueError(f"values {int(q.min())}…{int(q.max())} do not fit into {bits} bits")
+    chunks = [_pack_rows(rows, bits) for rows in q.to(integer_dtype(bits)).split(ROWS_AT_ONCE)]
+    return torch.cat(chunks)
+
+
+def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Undo :func:`pack`.
+
+    Args:
+        packed: ``uint8`` of shape ``(rows, packed_width(columns, bits))``.
+        bits: width, 1 to 15.
+        columns: how many integers a row holds.
+
+    Returns:
+        ``uint8`` (``int32`` above 8 bits) of shape ``(rows, columns)``.
+    """
+    return torch.cat([_unpack_rows(rows, bits, columns) for rows in packed.split(ROWS_AT_ONCE)])
+
+
+def _pack_rows(q: Tensor, bits: int) -> Tensor:
+    rows, columns = q.shape
+    stream = torch.zeros(rows, packed_width(columns, bits) * 8, dtype=torch.uint8, device=q.device)
+    places = torch.arange(bits, dtype=q.dtype, device=q.device)
+    each_bit = q.unsqueeze(-1).bitwise_right_shift(places).bitwise_and(1)
+    stream[:, : columns * bits] = each_bit.flatten(1).to(torch.uint8)
+    values = 1 << torch.arange(8, dtype=torch.uint8, device=q.device)
+    return (stream.view(rows, -1, 8) * values).sum(dim=-1, dtype=torch.uint8)
+
+
+def _unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
+    dtype = integer_dtype(bits)
+    eight = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    stream = packed.unsqueeze(-1).bitwise_right_shift(eight).bitwise_and(1).flatten(1)
+    places = torch.arange(bits, dtype=dtype, device=packed.device)
+    integers = stream[:, : columns * bits].view(packed.shape[0], columns, bits).to(dtype)
+    return (integers << places).sum(dim=-1, dtype=dtype)

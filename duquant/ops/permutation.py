@@ -1,0 +1,41 @@
+"""Zigzag permutation: give every rotation block its fair share of large channels.
+
+A block-diagonal rotation evens out magnitudes inside a block but cannot move anything between
+blocks. So channels are sorted by magnitude and dealt out like cards, left to right and then right
+to left: block ``1, 2, … K, K, … 2, 1, 1, 2, …`` (DuQuant section 3.3, theorem 2: the spread of block
+means is bounded by the largest gap between neighbours in the sorted order). A second rotation then
+evens out the new blocks.
+"""
+
+import torch
+from torch import Tensor
+
+
+def zigzag_permutation(magnitude: Tensor, block_size: int) -> Tensor:
+    """Order channels so that every block holds large and small ones alike.
+
+    Args:
+        magnitude: largest absolute value per channel, shape ``(width,)``.
+        block_size: channels of a block; divides ``width``.
+
+    Returns:
+        Indices of shape ``(width,)``: ``x[..., permutation]`` is the reordered tensor. Inside a
+        block magnitudes descend; equal ones keep their channel order.
+
+    Example:
+        >>> zigzag_permutation(torch.tensor([1.0, 8.0, 2.0, 7.0, 3.0, 6.0]), block_size=3)
+        tensor([1, 4, 2, 3, 5, 0])
+    """
+    width = magnitude.numel()
+    num_blocks = width // block_size
+    order = magnitude.argsort(descending=True, stable=True)
+    rounds = order.view(block_size, num_blocks).clone()
+    rounds[1::2] = rounds[1::2].flip(dims=[1])
+    return rounds.t().reshape(width)
+
+
+def inverse_permutation(permutation: Tensor) -> Tensor:
+    """Indices that undo ``permutation``."""
+    return torch.empty_like(permutation).scatter_(
+        0, permutation, torch.arange(permutation.numel(), device=permutation.device)
+    )
