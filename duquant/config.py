@@ -5,8 +5,8 @@ makes sense on its own. What depends on the model (does ``block_size`` divide it
 checked where the model is known, in :mod:`duquant.model.structure`.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin
 
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.ops.rotation import Scope, Selector
@@ -37,7 +37,8 @@ class SmoothingConfig:
     attention_output: Literal["key_value_channel", "query_channel"] = "key_value_channel"
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers and the choices."""
+        _require_choices("smoothing", self)
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise ValueError(f"smoothing.alpha is {self.alpha}; it must lie between 0 and 1")
 
@@ -65,7 +66,8 @@ class RotationConfig:
     scope: Scope = "per_block"
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers and the choices."""
+        _require_choices("rotation", self)
         if self.block_size < 2:
             raise ValueError(f"rotation.block_size is {self.block_size}; it must be at least 2")
         if self.max_steps < 1:
@@ -242,3 +244,12 @@ def round_to_nearest(recipe: Recipe) -> Recipe:
         clipping=ClippingConfig(weight_ratio=1.0, activation_ratio=1.0),
         lwc=LWCConfig(epochs=0),
     )
+
+
+def _require_choices(section: str, config: Any) -> None:
+    for option in fields(config):
+        value, choices = getattr(config, option.name), get_args(option.type)
+        if get_origin(option.type) is Literal and value not in choices:
+            raise ValueError(
+                f"{section}.{option.name} is {value!r}; it must be one of {', '.join(choices)}"
+            )

@@ -17,6 +17,8 @@ from torch import Tensor
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+EMBEDDED = {"quickstart": Path(__file__).parents[1] / "quickstart" / "model"}
+"""Models inside the package, by name."""
 FILES_OF_A_MODEL = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -24,12 +26,12 @@ def find_model_directory(pretrained: str) -> Path:
     """Directory of a local model, or of one fetched from the Hugging Face hub.
 
     Args:
-        pretrained: a directory, or a hub id ``owner/name``.
+        pretrained: a directory, a hub id ``owner/name``, or "quickstart" for the embedded model.
 
     Raises:
         ValueError: if neither leads to a model.
     """
-    path = Path(pretrained).expanduser()
+    path = EMBEDDED.get(pretrained, Path(pretrained).expanduser())
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is not a model directory: it has no config.json")

@@ -22,13 +22,22 @@ from duquant.nn.attention import ATTENTION_NAME, register_attention
 BlockContext = dict[str, Any]
 """Keyword arguments of one block's forward, for sequences of one length."""
 
+RECOMPUTED = "rotary_emb.inv_freq"
+"""Older LLaMA checkpoints store these frequencies; they follow from the configuration."""
+
 
 class _Recorder(nn.Module):
-    """Stands where a block stood: keeps what it is called with and passes hidden states on."""
+    """Stands where a block stood: keeps what it is called with and passes hidden states on.
 
-    def __init__(self, block: nn.Module) -> None:
+    Args:
+        block: the block it stands for.
+        replacement: hidden states to pass on instead of those it is called with.
+    """
+
+    def __init__(self, block: nn.Module, replacement: Tensor | None = None) -> None:
         super().__init__()
         self.attention_type = getattr(block, "attention_type", None)
+        self.replacement = replacement
         self.hidden: Tensor | None = None
         self.context: BlockContext = {}
 
@@ -36,7 +45,7 @@ class _Recorder(nn.Module):
         """Record."""
         self.hidden = hidden_states
         self.context = {**context, "past_key_values": None, "use_cache": False}
-        return hidden_states
+        return hidden_states if self.replacement is None else self.replacement
 
 
 class Decoder:
@@ -87,50 +96,59 @@ class Decoder:
     def load_block(self, index: int) -> nn.Module:
         """Block ``index`` with its real weights, on the CPU, for the caller to keep and to change."""
         block = copy.deepcopy(self._blocks[index])
-        tensors = self.checkpoint.read(f"model.layers.{index}.", self.dtype)
+        tensors = {
+            name: tensor
+            for name, tensor in self.checkpoint.read(f"model.layers.{index}.", self.dtype).items()
+            if not name.endswith(RECOMPUTED)
+        }
         _fill(block, tensors, f"{self.directory}: block {index}")
         return block.requires_grad_(False)
 
     @torch.no_grad()
     def contexts(self, sequence_length: int, device: torch.device) -> list[BlockContext]:
         """What each block's forward needs beside hidden states, for one sequence length."""
-        _, recorders = self._run_outside(torch.zeros(1, sequence_length, dtype=torch.int64), device)
+        ids = torch.zeros(1, sequence_length, dtype=torch.int64)
+        _, recorders = self._run_outside(self.skeleton.model, ids, device)
         return [recorder.context for recorder in recorders]
 
     @torch.no_grad()
     def embed(self, input_ids: Tensor, device: torch.device) -> Tensor:
         """Hidden states that enter block 0: ``(batch, tokens)`` -> ``(batch, tokens, hidden)``."""
-        hidden, _ = self._run_outside(input_ids, device)
-        return hidden
+        _, recorders = self._run_outside(self.skeleton.model, input_ids, device)
+        assert recorders[0].hidden is not None
+        return recorders[0].hidden
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Final norm and head: ``(batch, tokens, hidden)`` -> ``(batch, tokens, vocabulary)``."""
-        self._load_outside(hidden.device)
-        logits: Tensor = self.skeleton.lm_head(self.skeleton.model.norm(hidden))
+        """What follows the last block: ``(batch, tokens, hidden)`` -> ``(…, vocabulary)``.
+
+        That is the final norm and the head, and whatever else the model's own ``forward`` does to
+        its logits (Granite divides them), so that runs here too, with ``hidden`` as blocks' output.
+        """
+        ids = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+        output, _ = self._run_outside(self.skeleton, ids, hidden.device, replacement=hidden)
+        logits: Tensor = output.logits
         return logits
 
     def outside_tensors(self) -> dict[str, Tensor]:
         """Stored tensors that belong to no block: embeddings, final norm, head."""
         return {
-            name: tensor
-            for name, tensor in self.checkpoint.read("", self.dtype).items()
+            name: self.checkpoint.read(name, self.dtype)[""]
+            for name in self.checkpoint.files
             if not name.startswith("model.layers.")
         }
 
     def _run_outside(
-        self, input_ids: Tensor, device: torch.device
-    ) -> tuple[Tensor, list[_Recorder]]:
+        self, model: Any, ids: Tensor, device: torch.device, replacement: Tensor | None = None
+    ) -> tuple[Any, list[_Recorder]]:
         self._load_outside(device)
         base, blocks = self.skeleton.model, self._blocks
-        recorders = [_Recorder(block) for block in blocks]
+        recorders = [_Recorder(block, replacement) for block in blocks]
         base.layers = nn.ModuleList(recorders)
         try:
-            base(input_ids=input_ids.to(device), use_cache=False)
+            return model(input_ids=ids.to(device), use_cache=False), recorders
         finally:
             base.layers = blocks
-        assert recorders[0].hidden is not None
-        return recorders[0].hidden, recorders
 
     def _load_outside(self, device: torch.device) -> None:
         model, base = self.skeleton, self.skeleton.model
@@ -143,6 +161,7 @@ class Decoder:
                 head = {"weight": base.embed_tokens.weight}
             _fill(model.lm_head, head, f"{self.directory}: lm_head")
             base.rotary_emb = type(base.rotary_emb)(config=self.config)
+            _compute_buffers(model, base.embed_tokens)
             self._outside_is_loaded = True
         for module in (base.embed_tokens, base.norm, base.rotary_emb, model.lm_head):
             module.to(device)
@@ -186,3 +205,15 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"{what}: {' '.join(str(error).split())}") from error
     module.requires_grad_(False)
+
+
+def _compute_buffers(model: Any, module: nn.Module) -> None:
+    """Compute the buffers that no file holds (Gemma scales its embeddings by one)."""
+    missing = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+    if not missing:
+        return
+    for name in missing:
+        setattr(module, name, torch.empty_like(module.get_buffer(name), device="cpu"))
+    for parameter in module.parameters():
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    model._init_weights(module)

@@ -75,9 +75,14 @@ def require_decoder_block(block: nn.Module, model_name: str) -> None:
     Raises:
         ValueError: naming the modules that are missing or unknown.
     """
-    wanted = [*LINEARS, "input_layernorm", "post_attention_layernorm"]
+    norms = [site.producer for site in SITES if site.follows_norm]
     present = {name for name, _ in block.named_modules()}
-    missing = [name for name in wanted if name not in present]
+    missing = [name for name in (*LINEARS, *norms) if name not in present]
+    missing += [
+        f"{name}.weight"
+        for name in norms
+        if name in present and getattr(block.get_submodule(name), "weight", None) is None
+    ]
     unknown = [
         f"{parent}.{name}".lstrip(".")
         for parent, known in KNOWN_EXTRAS.items()

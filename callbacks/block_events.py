@@ -1,0 +1,81 @@
+"""What can be watched: a block is entered, a block is finished.
+
+:class:`~callbacks.block_progression.BlockProgression` announces both to every callback of the trainer
+that is a :class:`BlockObserver`.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+
+from duquant.durable import write_json
+from duquant.model.checkpoint import read_json
+from duquant.model.site_report import SiteReport
+from duquant.modules.language_model import LanguageModel
+
+
+@dataclass
+class BlockRecord:
+    """What is worth remembering of one block's calibration.
+
+    Attributes:
+        index: the block.
+        lwc_losses: mean loss of every epoch; empty without LWC.
+        skipped_steps: steps left out because a loss or gradient was not finite.
+        seconds: time spent on it, interruptions not counted.
+        peak_memory_bytes: largest resident memory of the process so far.
+        sites: ``peak_before`` and ``peak_after`` the transform, by site.
+    """
+
+    index: int
+    lwc_losses: list[float] = field(default_factory=list)
+    skipped_steps: int = 0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    sites: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the first and last epoch's loss beside the curve."""
+        first, last = (self.lwc_losses[0], self.lwc_losses[-1]) if self.lwc_losses else (None, None)
+        return {**asdict(self), "lwc_loss_first": first, "lwc_loss_last": last}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "BlockRecord":
+        """Undo :meth:`to_dict`."""
+        return cls(**{k: v for k, v in values.items() if not k.startswith("lwc_loss_")})
+
+    @staticmethod
+    def path(output_dir: Path, index: int) -> Path:
+        """File of block ``index``'s record."""
+        return output_dir / "blocks" / f"block_{index:05d}.json"
+
+    def save(self, output_dir: Path) -> None:
+        """Write the record into the run directory."""
+        write_json(self.path(output_dir, self.index), self.to_dict())
+
+    @classmethod
+    def load_all(cls, output_dir: Path, num_blocks: int) -> list["BlockRecord"]:
+        """Records of all finished blocks, in order."""
+        paths = [cls.path(output_dir, index) for index in range(num_blocks)]
+        return [cls.from_dict(read_json(path)) for path in paths if path.is_file()]
+
+    def copy(self) -> "BlockRecord":
+        """A copy that shares nothing."""
+        return self.from_dict(json.loads(json.dumps(self.to_dict())))
+
+
+class BlockObserver(Callback):
+    """A callback that is told when blocks come and go."""
+
+    def on_block_entered(
+        self, trainer: Trainer, model: LanguageModel, index: int, reports: dict[str, SiteReport]
+    ) -> None:
+        """Block ``index`` is smoothed, rotated and ready to train."""
+
+    def on_block_finished(
+        self, trainer: Trainer, model: LanguageModel, record: BlockRecord
+    ) -> None:
+        """A block is packed and on disk; its modules are still there."""

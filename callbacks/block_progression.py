@@ -1,0 +1,210 @@
+"""Block by block: the algorithm of DuQuant as a Trainer lives through it.
+
+    fit starts        open the streams (or restore them), enter the current block
+    enter(block)      load its weights -> full-precision targets -> smooth -> rotate -> permute -> rotate
+    block's epochs    LWC trains against the full-precision outputs
+    finish(block)     pack to disk -> its outputs are the next block's inputs -> free its weights
+
+Blocks change at the *end* of an epoch: the trainer asks for the next epoch's data loader before that
+epoch starts, and checkpoints are written after this callback, so a checkpoint at a boundary already
+points at the next block, whose streams are already on disk.
+"""
+
+import time
+from typing import Any
+
+import psutil
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from callbacks.block_events import BlockObserver, BlockRecord
+from duquant.data.datamodule import CalibrationDataModule
+from duquant.data.streams import BlockSamples, StreamFiles, Streams
+from duquant.evaluation.perplexity import run_block
+from duquant.model.decoder import BlockContext
+from duquant.model.surgery import observe_peaks
+from duquant.modules.language_model import LanguageModel
+
+TOKENS_AT_ONCE = 4096
+
+
+class BlockProgression(Callback):
+    """Moves a :class:`LanguageModel` through its blocks within one ``Trainer.fit``."""
+
+    def __init__(self) -> None:
+        self.record = BlockRecord(0)
+        self._contexts: list[BlockContext] = []
+        self._next_statistic = torch.zeros(0)
+        self._epoch_losses: list[float] = []
+        self._clock = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work; decide how long the fit is."""
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, LanguageModel):
+            raise ValueError("BlockProgression needs a LanguageModel")
+        if trainer.reload_dataloaders_every_n_epochs != 1:
+            raise ValueError(
+                f"trainer.reload_dataloaders_every_n_epochs is "
+                f"{trainer.reload_dataloaders_every_n_epochs}; blocks change their data, so it "
+                f"must be 1"
+            )
+        epochs = pl_module.num_blocks * pl_module.epochs_per_block
+        trainer.fit_loop.max_epochs = epochs
+        trainer.check_val_every_n_epoch = epochs + 1  # half a model is not worth measuring
+        self.files = StreamFiles(pl_module.output_dir / "streams")
+
+    @torch.no_grad()
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open or restore the streams and enter the current block."""
+        model, data = _parts(trainer, pl_module)
+        if model.is_calibrated:
+            return
+        device = trainer.strategy.root_device
+        self._contexts = model.decoder.contexts(data.sequence_length, device)
+        index = int(model.block_index)
+        if index or self.files.path(0).is_file():
+            streams = self.files.load(index, with_quantized=model.recipe.has_lwc)
+        else:
+            pieces = data.calibration_windows().split(_windows_at_once(data.sequence_length))
+            hidden = torch.cat([model.decoder.embed(piece, device).cpu() for piece in pieces])
+            streams = Streams.open(hidden, with_quantized=model.recipe.has_lwc)
+            self.files.save(0, streams)
+        self._enter(trainer, model, data, streams)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Collect the epoch's losses."""
+        if outputs is not None and "loss" in outputs:
+            self._epoch_losses.append(float(outputs["loss"]))
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the epoch; after a block's last one, finish it and enter the next."""
+        model, data = _parts(trainer, pl_module)
+        if self._epoch_losses:
+            self.record.lwc_losses.append(sum(self._epoch_losses) / len(self._epoch_losses))
+        self._epoch_losses = []
+        self._count_seconds()
+        if (trainer.current_epoch + 1) % model.epochs_per_block:
+            return
+        streams = self._finish(trainer, model, data)
+        if model.is_calibrated:
+            model.directory.complete(model.decoder)
+        else:
+            self._enter(trainer, model, data, streams)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the streams of a finished run: nothing will read them again."""
+        model, data = _parts(trainer, pl_module)
+        data.samples = None
+        if model.is_calibrated and trainer.is_global_zero:
+            self.files.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The current block's record, so that its curve survives an interruption."""
+        return {"record": self.record.to_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the record up again."""
+        self.record = BlockRecord.from_dict(state_dict["record"])
+
+    def _enter(
+        self, trainer: Trainer, model: LanguageModel, data: CalibrationDataModule, streams: Streams
+    ) -> None:
+        self._clock = time.perf_counter()
+        index, device = int(model.block_index), trainer.strategy.root_device
+        if self.record.index != index:
+            self.record = BlockRecord(index)
+        block = model.decoder.load_block(index).to(device)
+        context = self._contexts[index]
+        with observe_peaks(block) as peaks:
+            target = _run_stream(block, streams.full_precision, context, device)
+        augmented = None
+        if model.recipe.has_lwc and model.recipe.lwc.augmented_loss:
+            augmented = _run_stream(block, streams.quantized, context, device)
+        self._next_statistic, reports = model.current_block.to(device).enter(
+            block, peaks, context, streams.statistic.to(device), model.generator(index)
+        )
+        self._target = target
+        data.samples = (
+            BlockSamples(streams.quantized, target, augmented) if model.recipe.has_lwc else None
+        )
+        self._quantized = streams.quantized
+        self.record.sites = {
+            name: {"peak_before": report.peak_before, "peak_after": report.peak_after}
+            for name, report in reports.items()
+        }
+        self._count_seconds()
+        for observer in _observers(trainer):
+            observer.on_block_entered(trainer, model, index, reports)
+
+    def _finish(
+        self, trainer: Trainer, model: LanguageModel, data: CalibrationDataModule
+    ) -> Streams:
+        index, device = int(model.block_index), trainer.strategy.root_device
+        block = model.current_block
+        assert block.quantized is not None
+        if trainer.is_global_zero:
+            model.directory.write_block(index, block.quantized)
+        block.quantized.freeze()
+        quantized = _run_stream(block.quantized.layer, self._quantized, block.context, device)
+        streams = Streams(self._target, quantized, self._next_statistic.cpu())
+        if index + 1 < model.num_blocks and trainer.is_global_zero:
+            self.files.save(index + 1, streams)
+        self._count_seconds()
+        self.record.skipped_steps = int(block.skipped_steps)
+        self.record.peak_memory_bytes = peak_memory_bytes()
+        if trainer.is_global_zero:
+            self.record.save(model.output_dir)
+        for observer in _observers(trainer):
+            observer.on_block_finished(trainer, model, self.record)
+        block.release()
+        model.block_index += 1
+        return streams
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.record.seconds += now - self._clock
+        self._clock = now
+
+
+def peak_memory_bytes() -> int:
+    """Largest memory so far: of the accelerator where there is one, else resident in the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return max(
+        int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024,
+        int(psutil.Process().memory_info().rss),
+    )
+
+
+def _parts(
+    trainer: Trainer, pl_module: LightningModule
+) -> tuple[LanguageModel, CalibrationDataModule]:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(pl_module, LanguageModel)
+    assert isinstance(data, CalibrationDataModule)
+    return pl_module, data
+
+
+def _observers(trainer: Trainer) -> list[BlockObserver]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, BlockObserver)]  # type: ignore[attr-defined]
+
+
+def _windows_at_once(length: int) -> int:
+    return max(1, TOKENS_AT_ONCE // length)
+
+
+def _run_stream(
+    block: nn.Module, stream: Tensor, context: BlockContext, device: torch.device
+) -> Tensor:
+    if not len(stream):
+        return stream
+    pieces = stream.split(_windows_at_once(stream.shape[1]))
+    return torch.cat([run_block(block, piece, context, device) for piece in pieces])

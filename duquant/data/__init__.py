@@ -1,0 +1,1 @@
+"""Text in, activations out: corpora, token windows, and the streams between blocks."""

@@ -1,0 +1,162 @@
+"""Corpora: named ones from the Hugging Face hub, local files, and the text that Python carries.
+
+A corpus is a list of documents and a joint between them. The field tokenizes the *joined* text as one
+long sequence and cuts windows out of it, so that is what :func:`load_text` returns. WikiText-2 is
+joined by blank lines, as in every paper of the field; C4 and the Pile by one space.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from duquant.data.python_topics import python_topics
+
+Split = Literal["train", "validation"]
+READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+TEXT_COLUMNS = ("text", "content", "sentence", "document", "page")
+PYTHON_TOPICS = "python_topics"
+MIX = "mix"
+MIX_PARTS = ("wikitext2", "ptb", "c4")
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """Where a corpus lives on the hub.
+
+    Attributes:
+        path: dataset id.
+        name: configuration, or ``None``.
+        splits: which hub split serves as train and as validation.
+        files: data file per hub split, where the whole set would be too much.
+        column: column that holds the text.
+        joint: text between two documents.
+        revision: branch of the dataset, or ``None``.
+        limit: documents used at most, 0 for all.
+    """
+
+    path: str
+    name: str | None
+    splits: dict[Split, str]
+    column: str
+    joint: str
+    files: dict[str, str] | None = None
+    revision: str | None = None
+    limit: int = 0
+
+
+HUB_CORPORA = {
+    "wikitext2": HubCorpus(
+        "Salesforce/wikitext",
+        "wikitext-2-raw-v1",
+        {"train": "train", "validation": "test"},
+        "text",
+        "\n\n",
+    ),
+    "c4": HubCorpus(
+        "allenai/c4",
+        None,
+        {"train": "train", "validation": "validation"},
+        "text",
+        " ",
+        files={
+            "train": "en/c4-train.00000-of-01024.json.gz",
+            "validation": "en/c4-validation.00000-of-00008.json.gz",
+        },
+        limit=1100,
+    ),
+    "ptb": HubCorpus(
+        "ptb-text-only/ptb_text_only",
+        None,
+        {"train": "train", "validation": "test"},
+        "sentence",
+        " ",
+        revision="refs/convert/parquet",
+    ),
+    "pile": HubCorpus(
+        "mit-han-lab/pile-val-backup",
+        None,
+        {"train": "validation", "validation": "validation"},
+        "text",
+        " ",
+        limit=1100,
+    ),
+}
+"""Validation of WikiText-2 and PTB is their *test* split, as the field reports it."""
+
+CORPUS_NAMES = (*HUB_CORPORA, MIX, PYTHON_TOPICS)
+
+
+def load_texts(source: str, split: Split) -> list[str]:
+    """Texts of a corpus; a mix gives one per part, every other corpus a single one.
+
+    Args:
+        source: a name of :data:`CORPUS_NAMES` or a local ``.txt``, ``.json``, ``.jsonl`` or
+            ``.parquet`` file.
+        split: what a named corpus is wanted for; local files have no splits.
+
+    Raises:
+        ValueError: if there is no such corpus or file, or it cannot be read.
+    """
+    if source == MIX:
+        return [text for part in MIX_PARTS for text in load_texts(part, split)]
+    if source == PYTHON_TOPICS:
+        return ["\n\n".join(python_topics(split))]
+    if source in HUB_CORPORA:
+        return [_load_from_hub(HUB_CORPORA[source], source, split)]
+    return [_load_local(require_source(source))]
+
+
+def require_source(source: str) -> Path:
+    """Check, without reading it, that a corpus that is not a known name is a readable file.
+
+    Raises:
+        ValueError: naming what is wrong and what would do.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        known = ", ".join(CORPUS_NAMES)
+        raise ValueError(f"there is no text {source}: give a file or one of {known}")
+    if path.suffix not in READERS:
+        raise ValueError(f"{source}: text files end in {', '.join(READERS)}, not {path.suffix!r}")
+    return path
+
+
+def _load_local(path: Path) -> str:
+    from datasets import load_dataset  # a second of import time that bad input need not wait for
+
+    if path.suffix == ".txt":
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    try:
+        rows = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+    except Exception as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(f"{path} cannot be read: {cause}") from error
+    column = next((name for name in TEXT_COLUMNS if name in rows.column_names), None)
+    if column is None:
+        raise ValueError(
+            f"{path} has columns {', '.join(rows.column_names)}; the text must be in one of "
+            f"{', '.join(TEXT_COLUMNS)}"
+        )
+    return "\n\n".join(rows[column])
+
+
+def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> str:
+    from datasets import load_dataset
+
+    part = corpus.splits[split]
+    files = corpus.files and {part: corpus.files[part]}
+    try:
+        rows = load_dataset(
+            corpus.path, corpus.name, data_files=files, split=part, revision=corpus.revision
+        )
+    except Exception as error:
+        summary = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"corpus {name} ({corpus.path}) did not come from the hub: {summary}; check the "
+            f"network or give a local file instead"
+        ) from error
+    documents = rows[: corpus.limit][corpus.column] if corpus.limit else rows[corpus.column]
+    return corpus.joint.join(documents)

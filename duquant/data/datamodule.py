@@ -1,0 +1,156 @@
+"""The DataModule: calibration activations of the current block, validation windows of text."""
+
+import hashlib
+import random
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from duquant.data.corpora import CORPUS_NAMES, load_texts, require_source
+from duquant.data.streams import BlockSamples
+from duquant.data.windows import consecutive_windows, draw_windows
+from duquant.model.batch import BlockBatch
+from duquant.model.checkpoint import find_model_directory
+
+
+class CalibrationDataModule(LightningDataModule):
+    """Calibration text and validation corpora.
+
+    Args:
+        tokenizer: model directory or hub id that holds the tokenizer.
+        calibration: corpus to calibrate on: wikitext2, c4, ptb, pile, mix (from the hub),
+            python_topics (from the interpreter), or a local .txt, .json, .jsonl or .parquet file.
+        validation: corpora to measure perplexity on, by the name they get in logs and reports.
+        num_samples: calibration windows.
+        sequence_length: tokens of a window, in calibration and validation.
+        validation_windows: windows used of each validation corpus (default: all).
+        validation_chunk: windows that pass through the model together; more of them load blocks
+            less often and take more memory.
+        batch_size: calibration samples per LWC step (set by model.lwc.batch_size).
+        seed: draws the calibration windows (and the model's random rotations).
+        add_special_tokens: begin each text with the tokenizer's special tokens (a BOS), as the
+            papers' LLaMA numbers do.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        calibration: str = "wikitext2",
+        validation: dict[str, str] | None = None,
+        num_samples: int = 128,
+        sequence_length: int = 2048,
+        validation_windows: int | None = None,
+        validation_chunk: int = 64,
+        batch_size: int = 1,
+        seed: int = 2,
+        add_special_tokens: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tokenizer_source = tokenizer
+        self.calibration = calibration
+        self.validation = {"wikitext2": "wikitext2"} if validation is None else validation
+        self.num_samples = num_samples
+        self.sequence_length = sequence_length
+        self.validation_windows = validation_windows
+        self.validation_chunk = validation_chunk
+        self.batch_size = batch_size
+        self.seed = seed
+        self.add_special_tokens = add_special_tokens
+        self.samples: BlockSamples | None = None
+        self._tokens: dict[tuple[str, str], list[Tensor]] = {}
+        self._require_sense()
+
+    def _require_sense(self) -> None:
+        minima = {
+            "num_samples": 1,
+            "sequence_length": 2,
+            "validation_chunk": 1,
+            "validation_windows": 1,
+        }
+        for name, least in minima.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"data.{name} is {value}; it must be at least {least}")
+        for source in (self.calibration, *self.validation.values()):
+            if source not in CORPUS_NAMES:
+                require_source(source)
+
+    def calibration_windows(self) -> Tensor:
+        """Token ids ``(num_samples, sequence_length)``.
+
+        Raises:
+            ValueError: if the text is too short.
+        """
+        texts = self._tokenize(self.calibration, "train")
+        generator = random.Random(self.seed)
+        shares = [self.num_samples // len(texts)] * len(texts)
+        shares[0] += self.num_samples - sum(shares)
+        windows = [
+            draw_windows(tokens, share, self.sequence_length, generator)
+            for tokens, share in zip(texts, shares, strict=True)
+            if share
+        ]
+        return torch.cat(windows)
+
+    def corpus_windows(self, name: str) -> Tensor:
+        """Windows ``(windows, sequence_length)`` of one validation corpus."""
+        tokens = torch.cat(self._tokenize(self.validation[name], "validation"))
+        try:
+            return consecutive_windows(tokens, self.sequence_length, self.validation_windows)
+        except ValueError as error:
+            raise ValueError(f"validation corpus {name}: {error}") from error
+
+    def description(self) -> dict[str, Any]:
+        """What decides the calibrated numbers, for fingerprints; texts by their token hash."""
+        windows = self.calibration_windows()
+        return {
+            "calibration_tokens": hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16],
+            "num_samples": self.num_samples,
+            "sequence_length": self.sequence_length,
+            "seed": self.seed,
+        }
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Samples of the current block in a fixed order; without LWC, one token step."""
+        if self.samples is None:
+            return DataLoader(TensorDataset(torch.zeros(1)))
+        return DataLoader(
+            self.samples, batch_size=self.batch_size, collate_fn=BlockBatch.collate, shuffle=False
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader per validation corpus, in the order they were given."""
+        return [
+            DataLoader(TensorDataset(self.corpus_windows(name)), batch_size=self.validation_chunk)
+            for name in self.validation
+        ]
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move calibration samples; validation windows are moved piece by piece later."""
+        if isinstance(batch, BlockBatch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch
+
+    def _tokenize(self, source: str, split: Any) -> list[Tensor]:
+        if (source, split) not in self._tokens:
+            from transformers import AutoTokenizer
+
+            directory = find_model_directory(self.tokenizer_source)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            except Exception as error:
+                summary = str(error).strip().splitlines()[0]
+                raise ValueError(f"{directory} has no usable tokenizer: {summary}") from error
+            tokenizer.model_max_length = 2**62
+            self._tokens[source, split] = [
+                torch.tensor(tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids)
+                for text in load_texts(source, split)
+            ]
+        return self._tokens[source, split]
+
+

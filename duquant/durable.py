@@ -1,0 +1,49 @@
+"""Durable files: written under a temporary name, flushed to disk, then renamed.
+
+A rename is atomic, so a reader (a resumed run, another process) finds the old file or the new one,
+never half of either, whatever moment the power goes. Temporary files of a killed writer are
+overwritten by the next one, because their names do not change.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_durably(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` produce a file at a temporary path, then put it at ``path`` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    write(temporary)
+    with temporary.open("rb") as opened:
+        os.fsync(opened.fileno())
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as indented JSON, durably."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_durably(path, lambda temporary: _write_text(temporary, text))
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, durably."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    marked = {"format": "pt", **(metadata or {})}
+    write_durably(path, lambda temporary: save_file(contiguous, temporary, metadata=marked))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The quantized model on disk: packed integers, scales, transforms, and nothing that can run."""

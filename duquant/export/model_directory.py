@@ -1,0 +1,113 @@
+"""The model directory: a quantized model as it grows, block by block, and when it is complete.
+
+    config.json                        the model's own, with quantization_config (recipe, version)
+    model-block-00000.safetensors …    one per block, written the moment the block is finished
+    model-outside.safetensors          embeddings, final norm, head: as they were
+    model.safetensors.index.json       which tensor is where; written last, so its presence means complete
+    tokenizer files, generation_config.json
+"""
+
+import copy
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from duquant.config import Recipe
+from duquant.durable import write_durably, write_json, write_tensors
+from duquant.export.packed_block import pack_block, unpack_block
+from duquant.model.checkpoint import INDEX, open_safetensors, read_json
+from duquant.model.decoder import Decoder
+from duquant.model.surgery import QuantizedBlock
+
+FORMAT_VERSION = 1
+QUANT_METHOD = "duquant"
+COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja",
+              "vocab.json", "merges.txt", "added_tokens.json")  # fmt: skip
+OUTSIDE = "model-outside.safetensors"
+
+
+class ModelDirectory:
+    """Writes and reads the blocks of one quantized model.
+
+    Args:
+        path: the directory.
+        recipe: how its blocks are quantized.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path = path
+        self.recipe = recipe
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every block and the rest of the model are there."""
+        return (self.path / INDEX).is_file()
+
+    def block_file(self, index: int) -> Path:
+        """File of block ``index``."""
+        return self.path / f"model-block-{index:05d}.safetensors"
+
+    def write_block(self, index: int, quantized: QuantizedBlock) -> None:
+        """Store a finished block (not yet frozen)."""
+        prefix = f"model.layers.{index}."
+        tensors = {prefix + name: tensor for name, tensor in pack_block(quantized).items()}
+        write_tensors(self.block_file(index), tensors)
+
+    def read_block(self, index: int, decoder: Decoder) -> nn.Module:
+        """Load block ``index`` as a runnable module on the CPU.
+
+        Raises:
+            ValueError: if its file is missing, damaged or not of this recipe, naming it.
+        """
+        file = self.block_file(index)
+        tensors = _read_all(file, f"model.layers.{index}.")
+        try:
+            block = copy.deepcopy(decoder.meta_block(index))
+            return unpack_block(block, tensors, self.recipe).layer.requires_grad_(False)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+    def complete(self, decoder: Decoder) -> None:
+        """Add everything that is not a block, the index last."""
+        write_tensors(self.path / OUTSIDE, decoder.outside_tensors())
+        config = read_json(decoder.directory / "config.json")
+        config["quantization_config"] = {
+            "quant_method": QUANT_METHOD,
+            "format_version": FORMAT_VERSION,
+            "recipe": self.recipe.to_dict(),
+        }
+        config["dtype"] = str(decoder.dtype).removeprefix("torch.")
+        write_json(self.path / "config.json", config)
+        for pattern in COMPANIONS:
+            for file in sorted(decoder.directory.glob(pattern)):
+                _copy(file, self.path / file.name)
+        write_json(self.path / INDEX, self._index(decoder.num_blocks))
+
+    def _index(self, num_blocks: int) -> dict[str, object]:
+        files = [self.path / OUTSIDE, *(self.block_file(index) for index in range(num_blocks))]
+        weight_map = {}
+        for file in files:
+            with open_safetensors(file) as opened:
+                weight_map.update(dict.fromkeys(opened.keys(), file.name))
+        size = sum(file.stat().st_size for file in files)
+        return {"metadata": {"total_size": size}, "weight_map": weight_map}
+
+
+def _copy(source: Path, target: Path) -> None:
+    write_durably(target, lambda temporary: _copy_bytes(source, temporary))
+
+
+def _copy_bytes(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _read_all(file: Path, prefix: str) -> dict[str, Tensor]:
+    with open_safetensors(file) as opened:
+        names: list[str] = list(opened.keys())
+        foreign = [name for name in names if not name.startswith(prefix)]
+        if foreign:
+            raise ValueError(f"{file} holds {foreign[0]}, which is not of {prefix[:-1]}")
+        tensors: dict[str, torch.Tensor] = {n.removeprefix(prefix): opened.get_tensor(n) for n in names}
+    return tensors

@@ -1,0 +1,140 @@
+"""One quantized block as tensors: packed weights, grids, transforms; and back.
+
+Names follow the block's modules, so a file reads like a state dict:
+
+    self_attn.q_proj.packed        uint8, integers at their true width (see duquant.ops.packing)
+    self_attn.q_proj.scale         float32, one per output channel and group
+    self_attn.q_proj.zero          int16, likewise
+    input_layernorm.site.rotations float32 (a rounded rotation is not orthogonal)
+    input_layernorm.site.permutations  int32
+    input_layernorm.norm.weight    the model's dtype, smoothing folded in
+
+Weights of 16 bits are stored as ``weight`` in the model's dtype. Reading builds the block without
+the original weights: what is on disk is all that a quantized block is.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from duquant.config import Recipe
+from duquant.model.structure import LINEARS, SITES, linear_shapes, require_decoder_block
+from duquant.model.surgery import QuantizedBlock, assemble
+from duquant.nn.activation import ActivationQuantizer
+from duquant.nn.clipping import FixedClip
+from duquant.nn.linear import QuantLinear
+from duquant.nn.site import SiteTransform
+from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid
+from duquant.ops.dual_transform import DualTransform
+from duquant.ops.packing import pack, unpack
+
+SITE_TENSORS = ("rotations", "permutations", "online_scale")
+
+
+@torch.no_grad()
+def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
+    """Everything a finished block needs to run again; call before :meth:`QuantizedBlock.freeze`."""
+    tensors: dict[str, Tensor] = {}
+    for name, linear in quantized.linears.items():
+        if linear.bits >= UNQUANTIZED_BITS:
+            tensors[f"{name}.weight"] = linear.weight
+        else:
+            q, grid = linear.integers()
+            out_features = linear.weight.shape[0]
+            tensors[f"{name}.packed"] = pack(q.reshape(out_features, -1), linear.bits)
+            tensors[f"{name}.scale"] = grid.scale.view(out_features, -1)
+            tensors[f"{name}.zero"] = grid.zero.view(out_features, -1).to(torch.int16)
+        if linear.bias is not None:
+            tensors[f"{name}.bias"] = linear.bias
+    for site in SITES:
+        transform = quantized.sites[site.name]
+        prefix = _site_path(site.name)
+        tensors[f"{prefix}.rotations"] = transform.rotations.float()
+        tensors[f"{prefix}.permutations"] = transform.permutations.to(torch.int32)
+        tensors[f"{prefix}.online_scale"] = transform.online_scale
+    for name, parameter in quantized.layer.named_parameters():
+        if not any(name.startswith(f"{linear}.") for linear in LINEARS):
+            tensors[name] = parameter
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items() if tensor.numel()}
+
+
+def unpack_block(block: nn.Module, tensors: dict[str, Tensor], recipe: Recipe) -> QuantizedBlock:
+    """Turn a decoder block without weights into the quantized block that was stored.
+
+    Args:
+        block: a fresh block of the model, on the meta device; changed in place.
+        tensors: what :func:`pack_block` returned.
+        recipe: the recipe the block was quantized with.
+
+    Raises:
+        ValueError: if a tensor is missing or left over, naming it.
+    """
+    require_decoder_block(block, "the stored model")
+    rest = dict(tensors)
+    sites, linears = {}, {}
+    shapes = linear_shapes(block)
+    for site in SITES:
+        width = shapes[site.linears[0]][1]
+        sites[site.name] = _read_site(rest, site.name, width, recipe)
+    for name in LINEARS:
+        linears[name] = _read_linear(rest, name, shapes[name], recipe)
+    for name, _ in list(block.named_parameters()):
+        if not any(name.startswith(f"{linear}.") for linear in LINEARS):
+            parent, _, leaf = name.rpartition(".")
+            stored = f"{parent}.norm.{leaf}" if _is_site_norm(parent) else name
+            parameter = nn.Parameter(_take(rest, stored), requires_grad=False)
+            setattr(block.get_submodule(parent), leaf, parameter)
+    if rest:
+        raise ValueError(f"the stored block has a tensor that does not belong to it: {min(rest)}")
+    return assemble(block, recipe, sites, linears, scales={})
+
+
+def _site_path(name: str) -> str:
+    site = next(site for site in SITES if site.name == name)
+    return f"{site.producer if site.follows_norm else site.linears[0]}.site"
+
+
+def _is_site_norm(module: str) -> bool:
+    return any(site.follows_norm and site.producer == module for site in SITES)
+
+
+def _read_site(tensors: dict[str, Tensor], name: str, width: int, recipe: Recipe) -> SiteTransform:
+    quantizer = ActivationQuantizer(
+        recipe.activation_bits, recipe.clipping.activation_ratio, symmetric=recipe.symmetric
+    )
+    site = SiteTransform(width, quantizer)
+    prefix = _site_path(name)
+    stored = {key: tensors.pop(f"{prefix}.{key}", None) for key in SITE_TENSORS}
+    if stored["rotations"] is not None:
+        order = stored["permutations"]
+        permutations = site.permutations if order is None else order.long()
+        site.install(DualTransform(stored["rotations"], permutations))
+    if stored["online_scale"] is not None:
+        site.divide_online(stored["online_scale"])
+    return site
+
+
+def _read_linear(
+    tensors: dict[str, Tensor], name: str, shape: tuple[int, int], recipe: Recipe
+) -> QuantLinear:
+    bias = tensors.pop(f"{name}.bias", None)
+    out_features, in_features = shape
+    if recipe.weight_bits >= UNQUANTIZED_BITS:
+        weight = _take(tensors, f"{name}.weight")
+        return QuantLinear(weight, bias, FixedClip(1.0), bits=recipe.weight_bits)
+    columns = recipe.group_size or in_features
+    q = unpack(_take(tensors, f"{name}.packed"), recipe.weight_bits, in_features)
+    grid = AffineGrid(
+        _take(tensors, f"{name}.scale").view(-1, 1),
+        _take(tensors, f"{name}.zero").float().view(-1, 1),
+    )
+    if grid.scale.numel() != out_features * in_features // columns:
+        raise ValueError(f"{name}.scale has {grid.scale.numel()} entries, its recipe another number")
+    return QuantLinear.from_integers(
+        q.reshape(-1, columns), grid, bias, bits=recipe.weight_bits, columns=in_features
+    )
+
+
+def _take(tensors: dict[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"the stored block lacks {name}")
+    return tensors.pop(name)

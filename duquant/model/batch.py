@@ -1,0 +1,26 @@
+"""What a block trains on: the type in which data and modules meet."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class BlockBatch(NamedTuple):
+    """Samples of the current block.
+
+    Attributes:
+        quantized_input: the block's input on the quantized stream, ``(batch, tokens, hidden)``.
+        target: the full-precision block's output on the full-precision stream, likewise.
+        augmented_target: the full-precision block's output on the quantized stream; empty unless
+            the augmented loss asks for it.
+    """
+
+    quantized_input: Tensor
+    target: Tensor
+    augmented_target: Tensor
+
+    @classmethod
+    def collate(cls, samples: list["BlockBatch"]) -> "BlockBatch":
+        """Stack samples into a batch."""
+        return cls(*(torch.stack(parts) for parts in zip(*samples, strict=True)))

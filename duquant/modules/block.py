@@ -1,0 +1,177 @@
+"""A decoder block that learns its clip factors.
+
+``QuantBlock`` owns the only parameters DuQuant trains, two per output channel, and borrows the block it
+trains them for: the transformers layer with its frozen weights stays outside of the module tree, in
+a :class:`~duquant.model.surgery.QuantizedBlock`, so Lightning neither checkpoints nor replicates it.
+
+The life of a block:
+
+    enter     smooth, insert quantizers, search rotations on the statistic stream
+    train     LWC: mean squared error between the quantized block's output on the quantized stream and
+              the full-precision block's output on its own stream (DuQuant section 3.1, after OmniQuant)
+    finish    pack, freeze, hand its output to the next block, drop the weights
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from duquant.config import Recipe
+from duquant.model.batch import BlockBatch
+from duquant.model.decoder import BlockContext
+from duquant.model.site_report import SiteReport, report_site
+from duquant.model.structure import Site, short_name
+from duquant.model.surgery import (
+    QuantizedBlock,
+    calibrate_sites,
+    insert_quantizers,
+    smooth_block,
+)
+from duquant.nn.clipping import INITIAL_LOGIT, ClipFactors, FixedClip
+from duquant.nn.site import SiteTransform
+from duquant.ops.rotation import BaseSource
+
+
+class QuantBlock(LightningModule):
+    """Clip factors of one decoder block, and the block while it is being calibrated.
+
+    Args:
+        shapes: ``(out, in)`` of each linear by its name in the block.
+        recipe: how to quantize.
+    """
+
+    skipped_steps: Tensor
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.linear_names = tuple(shapes)
+        self.clips = nn.ModuleDict(
+            {short_name(name): _new_clip(shape, recipe) for name, shape in shapes.items()}
+        )
+        self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
+        self.quantized: QuantizedBlock | None = None
+        self.context: BlockContext = {}
+
+    @torch.no_grad()
+    def enter(
+        self,
+        block: nn.Module,
+        peaks: Mapping[str, Tensor],
+        context: BlockContext,
+        statistic: Tensor,
+        generator: torch.Generator,
+        *,
+        draw_base: BaseSource | None = None,
+    ) -> tuple[Tensor, dict[str, SiteReport]]:
+        """Make the block ready to train.
+
+        Args:
+            block: decoder block with real weights, on its device; taken over and changed.
+            peaks: ``max|x|`` per channel of every site under full precision.
+            context: what the block's forward needs beside hidden states.
+            statistic: calibration tensor ``(1, tokens, hidden)`` of the rotation search.
+            generator: randomness of the search.
+            draw_base: replaces the random base matrices, in tests.
+
+        Returns:
+            The block's output on ``statistic`` and what each site's transform did. Both are computed
+            with the clip factors' initial values, also when training was resumed.
+        """
+        scales, online = smooth_block(block, peaks, self.recipe)
+        clips = {name: self._clip(name) for name in self.linear_names}
+        self.quantized = insert_quantizers(block, self.recipe, clips, scales, online)
+        self.context = context
+        reports: dict[str, SiteReport] = {}
+
+        def observe(site: Site, transform: SiteTransform, x: Tensor) -> None:
+            reports[site.name] = report_site(x, scales.get(site.name), transform.transform)
+
+        with self._initial_clips():
+            output = calibrate_sites(
+                self.quantized,
+                lambda: self(statistic),
+                self.recipe,
+                generator,
+                observe=observe,
+                draw_base=draw_base,
+            )
+        return output, reports
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Output of the quantized block, ``(batch, tokens, hidden)``."""
+        assert self.quantized is not None, "enter a block first"
+        output: Tensor = self.quantized.layer(hidden, **self.context)
+        return output
+
+    def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor | None:
+        """Loss of one step, or ``None`` for a step that is skipped because its loss is not finite."""
+        output = self(batch.quantized_input)
+        loss = F.mse_loss(output.float(), batch.target.float())
+        if self.recipe.lwc.augmented_loss:
+            loss = loss + F.mse_loss(output.float(), batch.augmented_target.float())
+        if not torch.isfinite(loss):
+            self.skipped_steps += 1
+            return None
+        return loss
+
+    def drop_unusable_gradients(self) -> bool:
+        """Forget this step's gradients if one is not finite; the optimizer then changes nothing."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            return False
+        self.zero_grad(set_to_none=True)
+        self.skipped_steps += 1
+        return True
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Guard the factors when the block trains alone."""
+        self.drop_unusable_gradients()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW without weight decay over the clip factors."""
+        return torch.optim.AdamW(
+            self.parameters(), lr=self.recipe.lwc.learning_rate, weight_decay=0.0
+        )
+
+    def release(self) -> None:
+        """Drop the borrowed block; the clip factors stay."""
+        self.quantized = None
+        self.context = {}
+
+    def clip_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Learned factors on maximum and minimum, by linear; empty without LWC."""
+        return {
+            name: clip()
+            for name, clip in self.clips.items()
+            if isinstance(clip, ClipFactors)
+        }
+
+    def _clip(self, linear: str) -> ClipFactors | FixedClip:
+        clip = self.clips[short_name(linear)]
+        assert isinstance(clip, ClipFactors | FixedClip)
+        return clip
+
+    @contextmanager
+    def _initial_clips(self) -> Iterator[None]:
+        trained = {name: p.detach().clone() for name, p in self.named_parameters()}
+        for parameter in self.parameters():
+            parameter.fill_(INITIAL_LOGIT)
+        try:
+            yield
+        finally:
+            for name, parameter in self.named_parameters():
+                parameter.copy_(trained[name])
+
+
+def _new_clip(shape: tuple[int, int], recipe: Recipe) -> ClipFactors | FixedClip:
+    if not recipe.has_lwc:
+        return FixedClip(recipe.weight_ratio)
+    out_features, in_features = shape
+    return ClipFactors(out_features * in_features // (recipe.group_size or in_features))
+
+

@@ -1,0 +1,252 @@
+"""The root LightningModule: owns the blocks, knows which one is current, measures perplexity.
+
+One ``Trainer.fit`` runs through all blocks, so there is one log, one checkpoint lineage, one progress
+bar. All clip factors exist from the start (they are small) and one optimizer holds them; factors of
+blocks that are not current have no gradient and are passed over. Which block is current is a buffer of
+this module: it is restored before optimizers and data loaders are built.
+
+Weights live in :class:`~duquant.model.decoder.Decoder`, outside of the module tree. When things
+happen is decided by ``callbacks/block_progression.py``.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from duquant.config import (
+    ClippingConfig,
+    LWCConfig,
+    Recipe,
+    RotationConfig,
+    SmoothingConfig,
+    round_to_nearest,
+)
+from duquant.evaluation.perplexity import Perplexity, stream_losses
+from duquant.export.model_directory import ModelDirectory
+from duquant.model.batch import BlockBatch
+from duquant.model.decoder import Decoder
+from duquant.model.structure import LINEARS, linear_shapes, require_fitting_widths
+from duquant.model.surgery import insert_quantizers
+from duquant.modules.block import QuantBlock
+from duquant.nn.clipping import FixedClip
+
+FULL_PRECISION = "full_precision"
+ROUND_TO_NEAREST = "round_to_nearest"
+QUANTIZED = "quantized"
+
+
+class LanguageModel(LightningModule):
+    """A Hugging Face decoder on its way to a few bits.
+
+    Args:
+        pretrained: model directory, hub id, or "quickstart" for the embedded model.
+        output_dir: the run's directory; the quantized model grows in its folder "model".
+        weight_bits: bits of the weights, 2 to 16; 16 leaves them alone.
+        activation_bits: bits of every linear's input, likewise.
+        query_bits: bits of Q inside attention (default: activation_bits).
+        key_bits: bits of K inside attention (default: activation_bits).
+        value_bits: bits of V inside attention (default: activation_bits).
+        symmetric: centre every range on zero.
+        group_size: consecutive inputs of an output channel that share a scale (default: all).
+        smoothing: channel scaling before the rotation.
+        rotation: greedy block rotation and zigzag permutation.
+        clipping: fixed clip factors.
+        lwc: learned clip factors.
+        dtype: dtype in which the model is read and run.
+        seed: draws the random rotations (set by data.seed).
+        report_round_to_nearest: also measure plain rounding to the same bits.
+
+    Raises:
+        ValueError: if the model cannot be found, read, or transformed with these settings.
+    """
+
+    block_index: Tensor
+
+    def __init__(
+        self,
+        pretrained: str,
+        output_dir: str = "runs/duquant",
+        weight_bits: int = 4,
+        activation_bits: int = 4,
+        query_bits: int | None = None,
+        key_bits: int | None = None,
+        value_bits: int | None = None,
+        symmetric: bool = False,
+        group_size: int | None = None,
+        smoothing: SmoothingConfig = SmoothingConfig(),
+        rotation: RotationConfig = RotationConfig(),
+        clipping: ClippingConfig = ClippingConfig(),
+        lwc: LWCConfig = LWCConfig(),
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        seed: int = 2,
+        report_round_to_nearest: bool = False,
+    ) -> None:
+        super().__init__()
+        self.recipe = Recipe(
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            query_bits=query_bits,
+            key_bits=key_bits,
+            value_bits=value_bits,
+            symmetric=symmetric,
+            group_size=group_size,
+            smoothing=smoothing,
+            rotation=rotation,
+            clipping=clipping,
+            lwc=lwc,
+        )
+        self.seed = seed
+        self.report_round_to_nearest = report_round_to_nearest
+        self.output_dir = Path(output_dir)
+        self.decoder = Decoder(pretrained, getattr(torch, dtype))
+        require_fitting_widths(self.decoder.meta_block(), self.recipe)
+        shapes = linear_shapes(self.decoder.meta_block())
+        self.blocks = nn.ModuleList(
+            QuantBlock(shapes, self.recipe) for _ in range(self.decoder.num_blocks)
+        )
+        self.register_buffer("block_index", torch.zeros((), dtype=torch.int64))
+        self.directory = ModelDirectory(self.output_dir / "model", self.recipe)
+        self.run_description: dict[str, Any] = {}
+        self.perplexities: dict[str, dict[str, float]] = {}
+        self.on_block_evaluated: Callable[[int], None] | None = None
+        self._metrics: dict[str, dict[str, Metric]] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """Decoder blocks of the model."""
+        return len(self.blocks)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether every block is finished."""
+        return int(self.block_index) >= self.num_blocks
+
+    @property
+    def current_block(self) -> QuantBlock:
+        """The block that is being calibrated; after the last one, the last."""
+        block = self.blocks[min(int(self.block_index), self.num_blocks - 1)]
+        assert isinstance(block, QuantBlock)
+        return block
+
+    @property
+    def epochs_per_block(self) -> int:
+        """Epochs the trainer spends on a block; without LWC one, to have a step to checkpoint."""
+        return self.recipe.lwc.epochs if self.recipe.has_lwc else 1
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Variants of the model that are measured."""
+        plain = (ROUND_TO_NEAREST,) if self.report_round_to_nearest else ()
+        return (FULL_PRECISION, *plain, QUANTIZED)
+
+    def generator(self, index: int) -> torch.Generator:
+        """Randomness of block ``index``, the same in every run with this seed, resumed or not."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+
+    def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor | None:
+        """One LWC step of the current block."""
+        if not self.recipe.has_lwc:
+            return None
+        loss = self.current_block.training_step(batch, batch_idx)
+        if loss is not None:
+            self.log("lwc/loss", loss, prog_bar=True)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let no gradient that is not finite reach the factors."""
+        self.current_block.drop_unusable_gradients()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer | None:
+        """One AdamW over the clip factors of all blocks; none without LWC."""
+        if not self.recipe.has_lwc:
+            return None
+        return torch.optim.AdamW(
+            self.parameters(), lr=self.recipe.lwc.learning_rate, weight_decay=0.0
+        )
+
+    def load_variants(self, index: int) -> dict[str, nn.Module]:
+        """Block ``index`` of every measured variant, on the CPU."""
+        blocks = {FULL_PRECISION: self.decoder.load_block(index)}
+        if self.report_round_to_nearest:
+            rounded = copy.deepcopy(blocks[FULL_PRECISION])
+            clips = dict.fromkeys(LINEARS, FixedClip(1.0))
+            quantized = insert_quantizers(rounded, round_to_nearest(self.recipe), clips, {}, {})
+            quantized.freeze()
+            blocks[ROUND_TO_NEAREST] = quantized.layer
+        blocks[QUANTIZED] = self.directory.read_block(index, self.decoder)
+        return blocks
+
+    def on_validation_start(self) -> None:
+        """Refuse to measure half a model, and begin new sums."""
+        finished = [self.directory.block_file(i).is_file() for i in range(self.num_blocks)]
+        if not all(finished):
+            raise ValueError(
+                f"{self.output_dir} holds {sum(finished)} of {self.num_blocks} quantized blocks: "
+                f"run fit with --ckpt_path last to finish it"
+            )
+        self._metrics = {
+            corpus: {variant: Perplexity().to(self.device) for variant in self.variants}
+            for corpus in self.trainer.datamodule.validation  # type: ignore[attr-defined]
+        }
+
+    def validation_step(
+        self, batch: tuple[Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Score a chunk of windows ``(windows, tokens)`` under every variant."""
+        (windows,) = batch
+        losses = stream_losses(
+            self.decoder,
+            self.load_variants,
+            self.variants,
+            windows,
+            self.device,
+            on_block=self.on_block_evaluated,
+        )
+        metrics = list(self._metrics.values())[dataloader_idx]
+        for variant, values in losses.items():
+            metrics[variant].update(values.double().to(self.device))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log and keep the perplexities by corpus and variant."""
+        self.perplexities = {
+            corpus: {variant: float(metric.compute()) for variant, metric in metrics.items()}
+            for corpus, metrics in self._metrics.items()
+        }
+        for corpus, values in self.perplexities.items():
+            for variant, perplexity in values.items():
+                self.log(f"perplexity/{corpus}/{variant}", perplexity, rank_zero_only=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the run is about beside its state."""
+        checkpoint["duquant_run"] = self.run_description
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another run.
+
+        Raises:
+            ValueError: naming every difference.
+        """
+        differences = compare_runs(checkpoint.get("duquant_run", {}), self.run_description)
+        if differences:
+            raise ValueError(f"the checkpoint is of another run: {'; '.join(differences)}")
+
+
+def compare_runs(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """Differences between two nested descriptions, as ``key: stored -> wanted``.
+
+    Keys of ``wanted`` decide what is compared.
+    """
+    differences = []
+    for key, value in wanted.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(stored.get(key), dict):
+            differences += compare_runs(stored[key], value, f"{name}.")
+        elif stored.get(key) != value:
+            differences.append(f"{name} was {stored.get(key)}, now {value}")
+    return differences
