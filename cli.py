@@ -1,41 +1,126 @@
-"""Command line: ``python cli.py fit|validate -c CONFIG …``."""
+"""The command line: ``python cli.py fit|validate -c CONFIG …``.
 
+LightningCLI turns the typed signatures of :class:`LanguageModel`, :class:`CalibrationDataModule` and
+Lightning's ``Trainer`` into options and YAML keys. This file only names the subcommands and links what
+belongs together: one ``--output_dir``, one ``--data.seed``, one ``--model.pretrained``.
+"""
+
+import logging
+import os
 import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
 
-from lightning import Trainer
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from callbacks.block_progression import BlockProgression
+from callbacks.checkpointing import DurableCheckpointIO
+from callbacks.defaults import default_callbacks, default_logger
+from callbacks.run_directory import SaveRunConfig, prepare_fit, prepare_validation
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.modules.language_model import LanguageModel
 
+EXPECTED_WARNINGS = (
+    ".*configure_optimizers. returned .None.*",
+    ".*training_step. returned .None.*",
+    ".*does not have many workers.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*max_epochs. was not set.*",
+    ".*ckpt_path=.last.. is set, but there is no last checkpoint.*",
+)
+"""What Lightning warns of and duquant does on purpose."""
+
+
+class OneLineParser(LightningArgumentParser):
+    """Reports a wrong option in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        """Print the innermost reason and leave with status 2."""
+        fail(str(message))
+
 
 class DuQuantCLI(LightningCLI):
+    """Fit and validate a :class:`LanguageModel`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The two verbs and the arguments that are not options."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
+        }
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--output_dir", default="runs/duquant")
+        """Add the run directory and link what must agree."""
+        parser.add_argument(
+            "--output_dir",
+            type=str,
+            default="runs/duquant",
+            help="The run's directory: configuration, checkpoints, logs, and the quantized model.",
+        )
         parser.link_arguments("output_dir", "model.output_dir")
         parser.link_arguments("output_dir", "trainer.default_root_dir")
         parser.link_arguments("model.pretrained", "data.tokenizer")
         parser.link_arguments("data.seed", "model.seed")
         parser.link_arguments("model.lwc.batch_size", "data.batch_size")
 
+    def before_fit(self) -> None:
+        """Check what can be checked, and continue an unfinished run of this configuration."""
+        arguments = self.config_init["fit"]
+        if prepare_fit(self.model, self.datamodule, arguments["ckpt_path"]):
+            arguments["ckpt_path"] = "last"
+
     def after_fit(self) -> None:
-        self.trainer.validate(self.model, self.datamodule)
+        """Measure the finished model."""
+        if self.model.is_calibrated:
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
+
+    def before_validate(self) -> None:
+        """Check that there is a finished run to measure."""
+        prepare_validation(self.model, self.datamodule)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        output_dir = Path(self._get(self.config_init, "output_dir"))
+        if config["logger"] in (None, True):
+            config["logger"] = default_logger(output_dir)
+        config["plugins"] = [*(config["plugins"] or []), DurableCheckpointIO()]
+        return super()._instantiate_trainer(config, [*callbacks, *default_callbacks(output_dir)])
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong in one line and leave with status 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def main() -> None:
-    DuQuantCLI(
-        LanguageModel,
-        CalibrationDataModule,
-        trainer_class=Trainer,
-        trainer_defaults={
-            "callbacks": [BlockProgression()], "reload_dataloaders_every_n_epochs": 1,
-            "num_sanity_val_steps": 0},
-        seed_everything_default=False,
-        save_config_kwargs={"overwrite": True},
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    """Run the command line; mistakes of the user end in one line and status 2."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    try:
+        DuQuantCLI(
+            LanguageModel,
+            CalibrationDataModule,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults={
+                "reload_dataloaders_every_n_epochs": 1,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 1,
+                "enable_model_summary": False,
+            },
+            seed_everything_default=False,
+            parser_class=OneLineParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except ValueError as error:
+        fail(str(error))
 
 
 if __name__ == "__main__":

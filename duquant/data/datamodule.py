@@ -152,5 +152,3 @@ class CalibrationDataModule(LightningDataModule):
                 for text in load_texts(source, split)
             ]
         return self._tokens[source, split]
-
-

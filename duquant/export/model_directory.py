@@ -1,10 +1,10 @@
 """The model directory: a quantized model as it grows, block by block, and when it is complete.
 
-    config.json                        the model's own, with quantization_config (recipe, version)
-    model-block-00000.safetensors …    one per block, written the moment the block is finished
-    model-outside.safetensors          embeddings, final norm, head: as they were
-    model.safetensors.index.json       which tensor is where; written last, so its presence means complete
-    tokenizer files, generation_config.json
+config.json                        the model's own, with quantization_config (recipe, version)
+model-block-00000.safetensors …    one per block, written the moment the block is finished
+model-outside.safetensors          embeddings, final norm, head: as they were
+model.safetensors.index.json       which tensor is where; written last, so its presence means complete
+tokenizer files, generation_config.json
 """
 
 import copy
@@ -109,5 +109,7 @@ def _read_all(file: Path, prefix: str) -> dict[str, Tensor]:
         foreign = [name for name in names if not name.startswith(prefix)]
         if foreign:
             raise ValueError(f"{file} holds {foreign[0]}, which is not of {prefix[:-1]}")
-        tensors: dict[str, torch.Tensor] = {n.removeprefix(prefix): opened.get_tensor(n) for n in names}
+        tensors: dict[str, torch.Tensor] = {
+            n.removeprefix(prefix): opened.get_tensor(n) for n in names
+        }
     return tensors

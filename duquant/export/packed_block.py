@@ -128,7 +128,9 @@ def _read_linear(
         _take(tensors, f"{name}.zero").float().view(-1, 1),
     )
     if grid.scale.numel() != out_features * in_features // columns:
-        raise ValueError(f"{name}.scale has {grid.scale.numel()} entries, its recipe another number")
+        raise ValueError(
+            f"{name}.scale has {grid.scale.numel()} entries, its recipe another number"
+        )
     return QuantLinear.from_integers(
         q.reshape(-1, columns), grid, bias, bits=recipe.weight_bits, columns=in_features
     )

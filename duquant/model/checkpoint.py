@@ -80,8 +80,11 @@ class Checkpoint:
     def _index(self) -> dict[str, Path]:
         index = self.directory / INDEX
         if index.is_file():
-            names = read_json(index).get("weight_map", {})
-            files = {name: self.directory / file for name, file in names.items()}
+            try:
+                names = read_json(index)["weight_map"]
+                files = {name: self.directory / file for name, file in names.items()}
+            except (AttributeError, KeyError, TypeError) as error:
+                raise ValueError(f"{index} is damaged: it maps no tensors to files") from error
             for file in sorted(set(files.values())):
                 with open_safetensors(file) as opened:
                     missing = {n for n, f in files.items() if f == file} - set(opened.keys())

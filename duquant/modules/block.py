@@ -145,11 +145,7 @@ class QuantBlock(LightningModule):
 
     def clip_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Learned factors on maximum and minimum, by linear; empty without LWC."""
-        return {
-            name: clip()
-            for name, clip in self.clips.items()
-            if isinstance(clip, ClipFactors)
-        }
+        return {name: clip() for name, clip in self.clips.items() if isinstance(clip, ClipFactors)}
 
     def _clip(self, linear: str) -> ClipFactors | FixedClip:
         clip = self.clips[short_name(linear)]
@@ -173,5 +169,3 @@ def _new_clip(shape: tuple[int, int], recipe: Recipe) -> ClipFactors | FixedClip
         return FixedClip(recipe.weight_ratio)
     out_features, in_features = shape
     return ClipFactors(out_features * in_features // (recipe.group_size or in_features))
-
-

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from duquant.ops.affine import UNQUANTIZED_BITS, fake_quantize
+from duquant.ops.affine import UNQUANTIZED_BITS
+from duquant.ops.fake_quantize import fake_quantize_rows
 
 
 class ActivationQuantizer(nn.Module):
@@ -26,7 +27,7 @@ class ActivationQuantizer(nn.Module):
         if self.bits >= UNQUANTIZED_BITS:
             return x
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return fake_quantize(
+        return fake_quantize_rows(
             wide,
             self.bits,
             symmetric=self.symmetric,

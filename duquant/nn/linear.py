@@ -17,10 +17,10 @@ from duquant.ops.affine import (
     AffineGrid,
     affine_grid,
     dequantize,
-    fake_quantize,
     quantize,
     split_groups,
 )
+from duquant.ops.fake_quantize import fake_quantize_rows
 
 
 class QuantLinear(nn.Module):
@@ -73,7 +73,7 @@ class QuantLinear(nn.Module):
             return self.weight
         high, low = self.clip()
         rows = split_groups(self.weight, self.group_size)
-        quantized = fake_quantize(
+        quantized = fake_quantize_rows(
             rows, self.bits, symmetric=self.symmetric, clip_high=high, clip_low=low
         )
         return quantized.reshape(self.weight.shape)

@@ -12,8 +12,9 @@ and
 error on a few extremes for a smaller step everywhere. The zero point is an integer but may lie
 outside ``0 … 2**b - 1`` (a row without a sign change needs that).
 
-*Fake quantization* applies both lines at once and stays in floating point. Rounding passes its
-gradient straight through, so clip factors can be learned (DuQuant, Lin et al. 2024, section 3.1).
+*Fake quantization* applies both lines at once and stays in floating point. Rounding ``x / scale``
+passes its gradient straight through, so clip factors can be learned (DuQuant, Lin et al. 2024,
+section 3.1); they learn through the scale alone, the zero point is a constant to them.
 """
 
 from typing import NamedTuple
@@ -72,7 +73,7 @@ def affine_grid(
         scale = (largest / middle).clamp(SMALLEST_SCALE, LARGEST_SCALE)
         return AffineGrid(scale, torch.full_like(scale, middle))
     scale = ((high - low) / (2**bits - 1)).clamp(SMALLEST_SCALE, LARGEST_SCALE)
-    zero = round_straight_through((-low / scale).clamp(-LARGEST_SCALE, LARGEST_SCALE))
+    zero = (-low / scale).clamp(-LARGEST_SCALE, LARGEST_SCALE).round()
     return AffineGrid(scale, zero)
 
 

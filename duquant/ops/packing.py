@@ -35,7 +35,7 @@ def pack(q: Tensor, bits: int) -> Tensor:
     Raises:
         ValueError: if a value does not fit into ``bits`` bits.
     """
-    if q.numel() and not (0 <= int(q.min()) and int(q.max()) < 2**bits):
+    if q.numel() and not (int(q.min()) >= 0 and int(q.max()) < 2**bits):
         raise ValueError(f"values {int(q.min())}…{int(q.max())} do not fit into {bits} bits")
     chunks = [_pack_rows(rows, bits) for rows in q.to(integer_dtype(bits)).split(ROWS_AT_ONCE)]
     return torch.cat(chunks)

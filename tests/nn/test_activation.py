@@ -27,7 +27,7 @@ def test_ratio_clips_both_ends(symmetric: bool) -> None:
     x = outlier_activation(5, 32, seed=0)
     expected = fake_quantize(x, 4, symmetric=symmetric, clip_high=0.7, clip_low=0.7)
     assert torch.equal(ActivationQuantizer(4, 0.7, symmetric=symmetric)(x), expected)
-    assert expected.abs().max() < 0.8 * x.abs().max()
+    assert expected.abs().max() < 0.9 * x.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

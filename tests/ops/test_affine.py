@@ -151,12 +151,12 @@ def test_rounding_passes_its_gradient_straight_through() -> None:
 def closed_form_gradients(x: Tensor, bits: int, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     """``d sum(fake_quantize(x)) / d clip_high, d clip_low`` by hand.
 
-    With u = x / s, straight-through rounding and q = clamp(round(u) + z, 0, L):
+    The zero point z is a constant. With u = x / s and q = clamp(round(u) + z, 0, L):
 
-        inside:  x̂ = round(u) s    dx̂/ds = round(u) - u        dx̂/dz = 0
-        clamped: x̂ = (q - z) s     dx̂/ds = q - z               dx̂/dz = -s
+        inside:  x̂ = round(u) s, rounded straight through    dx̂/ds = round(u) - u
+        clamped: x̂ = (q - z) s                               dx̂/ds = q - z
 
-    where s = (high max - low min) / L and z = -low min / s.
+    where s = (high max - low min) / L.
     """
     levels = 2**bits - 1
     top, bottom = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True)
@@ -164,16 +164,9 @@ def closed_form_gradients(x: Tensor, bits: int, high: Tensor, low: Tensor) -> tu
     zero = (-low * bottom / scale).round()
     unclamped = (x / scale).round() + zero
     q = unclamped.clamp(0, levels)
-    inside = unclamped == q
-    by_scale = torch.where(inside, (x / scale).round() - x / scale, q - zero).sum(-1, keepdim=True)
-    by_zero = torch.where(inside, torch.zeros_like(x), -scale).sum(-1, keepdim=True)
-    scale_by_high, scale_by_low = top / levels, -bottom / levels
-    zero_by_scale, zero_by_low = low * bottom / scale**2, -bottom / scale
-    total_by_scale = by_scale + by_zero * zero_by_scale
-    return (
-        total_by_scale * scale_by_high,
-        total_by_scale * scale_by_low + by_zero * zero_by_low,
-    )
+    by_scale = torch.where(unclamped == q, (x / scale).round() - x / scale, q - zero)
+    total = by_scale.sum(-1, keepdim=True)
+    return total * top / levels, total * -bottom / levels
 
 
 @given(seeds, st.integers(2, 6), st.floats(0.3, 0.999), st.floats(0.3, 0.999))

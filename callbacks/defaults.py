@@ -1,0 +1,30 @@
+"""What every run gets: its callbacks, its logger and its checkpoint format."""
+
+from pathlib import Path
+
+from lightning import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.block_progression import BlockProgression
+from callbacks.checkpointing import LastCheckpoint
+from callbacks.progress import CalibrationProgress
+from callbacks.run_summary import RunSummary
+from callbacks.tensorboard_views import TensorBoardViews
+
+
+def default_callbacks(output_dir: Path) -> list[Callback]:
+    """Callbacks of a run directory, in the order they act at an epoch's end."""
+    return [
+        BlockProgression(),
+        CalibrationProgress(),
+        TensorBoardViews(),
+        RunSummary(),
+        LastCheckpoint(output_dir),
+    ]
+
+
+def default_logger(output_dir: Path) -> TensorBoardLogger:
+    """TensorBoard in the run directory."""
+    return TensorBoardLogger(
+        save_dir=output_dir, name="", version="tensorboard", default_hp_metric=False
+    )

@@ -1,0 +1,165 @@
+"""Progress of the whole job: block, epoch, LWC loss and the time that is left.
+
+On a terminal one bar spans all blocks, so its ETA is that of the job. Elsewhere (a log file, a batch
+queue) every finished block prints one line.
+"""
+
+import time
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from callbacks.block_events import BlockObserver, BlockRecord
+from duquant.model.site_report import SiteReport
+from duquant.modules.language_model import LanguageModel
+
+
+class CalibrationProgress(BlockObserver, ProgressBar):
+    """A bar on terminals, plain lines elsewhere.
+
+    Args:
+        console: where to print (default: standard error).
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__()
+        self.console = console or Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._started = 0.0
+        self._first_block = 0
+        self._is_enabled = True
+
+    def disable(self) -> None:
+        """Print nothing from now on."""
+        self._is_enabled = False
+
+    def enable(self) -> None:
+        """Print again."""
+        self._is_enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the bar."""
+        self.console.print(*args, **kwargs)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the bar of the fit."""
+        assert isinstance(pl_module, LanguageModel)
+        self._started = time.monotonic()
+        self._first_block = int(pl_module.block_index)
+        steps = pl_module.num_blocks * pl_module.epochs_per_block
+        self._open("calibrating", steps, self._first_block * pl_module.epochs_per_block)
+
+    def on_block_entered(
+        self, trainer: Trainer, model: LanguageModel, index: int, reports: dict[str, SiteReport]
+    ) -> None:
+        """Name the new block."""
+        self._describe(f"block {index + 1}/{model.num_blocks} rotated")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance by one step."""
+        assert isinstance(pl_module, LanguageModel)
+        if self._bar is None or self._task is None:
+            return
+        epoch = trainer.current_epoch % pl_module.epochs_per_block + 1
+        done = trainer.current_epoch + (batch_idx + 1) / max(1, int(self.total_train_batches))
+        loss = f", LWC loss {float(outputs['loss']):.3g}" if outputs and "loss" in outputs else ""
+        block = int(pl_module.block_index) + 1
+        self._describe(
+            f"block {block}/{pl_module.num_blocks}, epoch {epoch}/{pl_module.epochs_per_block}{loss}"
+        )
+        self._bar.update(self._task, completed=done)
+
+    def on_block_finished(
+        self, trainer: Trainer, model: LanguageModel, record: BlockRecord
+    ) -> None:
+        """Without a terminal: one line per block."""
+        if self._bar is not None or not self._is_enabled or not trainer.is_global_zero:
+            return
+        done = record.index + 1 - self._first_block
+        elapsed = time.monotonic() - self._started
+        left = elapsed / done * (model.num_blocks - record.index - 1)
+        losses = record.lwc_losses
+        loss = f", LWC loss {losses[0]:.4g} -> {losses[-1]:.4g}" if losses else ""
+        skipped = f", {record.skipped_steps} steps skipped" if record.skipped_steps else ""
+        self.console.print(
+            f"block {record.index + 1}/{model.num_blocks} finished in {record.seconds:.1f} s"
+            f"{loss}{skipped}; {_clock(elapsed)} elapsed, about {_clock(left)} left",
+            soft_wrap=True,
+        )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the bar of the validation."""
+        assert isinstance(pl_module, LanguageModel)
+        batches = sum(int(count) for count in trainer.num_val_batches)
+        self._started = time.monotonic()
+        self._open("perplexity", batches * pl_module.num_blocks, 0)
+        pl_module.on_block_evaluated = self._on_block_evaluated
+        if self._bar is None and self._is_enabled and trainer.is_global_zero:
+            names = ", ".join(variant.replace("_", " ") for variant in pl_module.variants)
+            self.console.print(f"measuring perplexity: {names}", soft_wrap=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar and say how to continue."""
+        self._close()
+        if isinstance(exception, KeyboardInterrupt) and self._is_enabled:
+            self.console.print(
+                "interrupted; the same command with --ckpt_path last continues", soft_wrap=True
+            )
+
+    def _open(self, what: str, total: float, completed: float) -> None:
+        self._close()
+        if not (self.console.is_terminal and self._is_enabled and self.trainer.is_global_zero):
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(what, total=total, completed=completed)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _describe(self, text: str) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=text)
+
+    def _on_block_evaluated(self, index: int) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=1, description=f"perplexity, block {index + 1}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

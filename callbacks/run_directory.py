@@ -1,0 +1,176 @@
+"""The run directory: what is checked before any long work begins, and whose directory it is.
+
+config.yaml      the command's complete configuration; `validate -c` reads it
+run.json         what the run is about: model, recipe, data (fingerprints, no paths)
+model/           the quantized model, block by block
+checkpoints/     last.ckpt, replaced every epoch
+streams/         activations between blocks, until the run is finished
+blocks/          one record and one picture per block
+tensorboard/     curves, histograms, pictures
+summary.json     perplexities and costs
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from callbacks.checkpointing import last_checkpoint
+from duquant.data.datamodule import CalibrationDataModule
+from duquant.durable import write_durably, write_json
+from duquant.model.checkpoint import read_json
+from duquant.model.decoder import Decoder
+from duquant.modules.language_model import LanguageModel, compare_runs
+from duquant.ops.affine import UNQUANTIZED_BITS
+
+RUN_FILE = "run.json"
+SAMPLED_BYTES = 1 << 20
+SPARE_BYTES = 50 << 20
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the complete configuration of a fit into its run directory."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml``; validation keeps the one it was started from."""
+        if stage == "fit" and isinstance(pl_module, LanguageModel):
+            text = self.parser.dump(self.config, skip_none=False)
+            path = pl_module.output_dir / "config.yaml"
+            write_durably(path, lambda temporary: _write(temporary, text))
+
+
+def describe_run(model: LanguageModel, data: CalibrationDataModule | None) -> dict[str, Any]:
+    """What decides a run's numbers; ``data=None`` leaves the calibration out."""
+    description: dict[str, Any] = {
+        "model": _describe_model(model.decoder),
+        "recipe": model.recipe.to_dict(),
+    }
+    if data is not None:
+        description["data"] = data.description()
+    return description
+
+
+def prepare_fit(model: LanguageModel, data: CalibrationDataModule, ckpt_path: str | None) -> bool:
+    """Check everything that can be checked early, then claim the run directory.
+
+    An unfinished run of exactly this configuration is continued, also without ``--ckpt_path``.
+
+    Args:
+        model: the model, already inspected by its own ``__init__``.
+        data: the texts, which are tokenized here.
+        ckpt_path: what the user gave.
+
+    Returns:
+        Whether to continue from the directory's checkpoint.
+
+    Raises:
+        ValueError: naming what does not fit and what would.
+    """
+    _require_fitting_texts(model.decoder, data)
+    model.run_description = describe_run(model, data)
+    run_file = model.output_dir / RUN_FILE
+    if run_file.is_file():
+        differences = compare_runs(read_json(run_file), model.run_description)
+        if differences:
+            raise ValueError(
+                f"{model.output_dir} belongs to another run ({'; '.join(differences)}); choose "
+                f"another --output_dir"
+            )
+    elif model.output_dir.is_dir() and any(model.output_dir.iterdir()):
+        raise ValueError(
+            f"{model.output_dir} is not empty and not a run; choose another --output_dir"
+        )
+    elif model.output_dir.exists() and not model.output_dir.is_dir():
+        raise ValueError(f"{model.output_dir} is a file; choose another --output_dir")
+    _require_disk_space(model, data)
+    write_json(run_file, model.run_description)
+    return ckpt_path is None and last_checkpoint(model.output_dir).is_file()
+
+
+def prepare_validation(model: LanguageModel, data: CalibrationDataModule) -> None:
+    """Check early what validation needs.
+
+    Raises:
+        ValueError: naming what is missing or of another run.
+    """
+    run_file = model.output_dir / RUN_FILE
+    if not run_file.is_file():
+        raise ValueError(
+            f"{model.output_dir} holds no run: run fit first, or give its --output_dir"
+        )
+    model.run_description = describe_run(model, None)
+    differences = compare_runs(read_json(run_file), model.run_description)
+    if differences:
+        raise ValueError(f"{model.output_dir} belongs to another run ({'; '.join(differences)})")
+    _require_fitting_texts(model.decoder, data, calibration=False)
+
+
+def _require_fitting_texts(
+    decoder: Decoder, data: CalibrationDataModule, *, calibration: bool = True
+) -> None:
+    if data.sequence_length > decoder.max_positions:
+        raise ValueError(
+            f"data.sequence_length is {data.sequence_length}, but the model has "
+            f"{decoder.max_positions} positions"
+        )
+    if calibration:
+        _require_vocabulary(decoder, int(data.calibration_windows().max()))
+    for name in data.validation:
+        _require_vocabulary(decoder, int(data.corpus_windows(name).max()))
+
+
+def _require_vocabulary(decoder: Decoder, largest: int) -> None:
+    size = decoder.config.vocab_size
+    if largest >= size:
+        raise ValueError(f"the tokenizer gave token {largest}, but the model knows {size} tokens")
+
+
+def _describe_model(decoder: Decoder) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for file in sorted(set(decoder.checkpoint.files.values())):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as opened:
+            digest.update(opened.read(SAMPLED_BYTES))
+            opened.seek(max(0, size - SAMPLED_BYTES))
+            digest.update(opened.read(SAMPLED_BYTES))
+    return {
+        "type": decoder.config.model_type,
+        "weights": digest.hexdigest()[:16],
+        "dtype": str(decoder.dtype).removeprefix("torch."),
+        "num_blocks": decoder.num_blocks,
+    }
+
+
+def estimate_disk_bytes(model: LanguageModel, data: CalibrationDataModule) -> int:
+    """Bytes a run writes at most: two boundaries of streams, the packed model, logs."""
+    decoder, item = model.decoder, model.decoder.dtype.itemsize
+    positions = data.num_samples * data.sequence_length * decoder.config.hidden_size
+    streams = 2 * positions * item * (2 if model.recipe.has_lwc else 1)
+    parameters = sum(p.numel() for p in decoder.skeleton.parameters())
+    inside = sum(
+        p.numel() for b in range(decoder.num_blocks) for p in decoder.meta_block(b).parameters()
+    )
+    bits = model.recipe.weight_bits
+    packed = inside * (item * 8 if bits >= UNQUANTIZED_BITS else bits + 1) // 8
+    return streams + packed + (parameters - inside) * item + SPARE_BYTES
+
+
+def _require_disk_space(model: LanguageModel, data: CalibrationDataModule) -> None:
+    needed = estimate_disk_bytes(model, data)
+    existing = next(
+        p for p in (model.output_dir.absolute(), *model.output_dir.absolute().parents) if p.exists()
+    )
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise ValueError(
+            f"the run needs about {needed / 1e9:.1f} GB in {model.output_dir}, but "
+            f"{free / 1e9:.1f} GB are free there: choose another --output_dir or fewer num_samples"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

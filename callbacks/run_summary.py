@@ -1,0 +1,114 @@
+"""What a run comes to: a table on the terminal and ``summary.json`` in the run directory."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.block_events import BlockRecord
+from duquant import __version__
+from duquant.data.datamodule import CalibrationDataModule
+from duquant.durable import write_json
+from duquant.evaluation.perplexity import PROTOCOL
+from duquant.modules.language_model import (
+    FULL_PRECISION,
+    QUANTIZED,
+    ROUND_TO_NEAREST,
+    LanguageModel,
+)
+
+PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "safetensors")
+
+
+class RunSummary(Callback):
+    """Writes and prints the results after every validation."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``summary.json`` and print the table."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(pl_module, LanguageModel) or not trainer.is_global_zero:
+            return
+        assert isinstance(data, CalibrationDataModule)
+        summary = summarize(pl_module, data)
+        write_json(pl_module.output_dir / "summary.json", summary)
+        print_summary(summary, self.console)
+
+
+def summarize(model: LanguageModel, data: CalibrationDataModule) -> dict[str, Any]:
+    """Everything a reader needs to quote or repeat a run."""
+    records = BlockRecord.load_all(model.output_dir, model.num_blocks)
+    protocol = PROTOCOL.format(length=data.sequence_length)
+    if data.validation_windows is not None:
+        protocol += f", at most the first {data.validation_windows}"
+    return {
+        "pretrained": model.decoder.pretrained,
+        "perplexity": model.perplexities,
+        "protocol": protocol,
+        "corpora": data.validation,
+        "calibration": {**data.description(), "corpus": data.calibration},
+        "recipe": model.recipe.to_dict(),
+        "recipe_in_words": describe_recipe(model),
+        "seed": data.seed,
+        "dtype": str(model.decoder.dtype).removeprefix("torch."),
+        "versions": {
+            "duquant": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
+        "device": _device_name(),
+        "seconds": {
+            "total": sum(record.seconds for record in records),
+            "per_block": [record.seconds for record in records],
+        },
+        "peak_memory_bytes": max((record.peak_memory_bytes for record in records), default=0),
+        "blocks": [record.to_dict() for record in records],
+        "artifact": str(model.directory.path),
+    }
+
+
+def describe_recipe(model: LanguageModel) -> str:
+    """``W4A4 DuQuant+LWC`` and the like."""
+    recipe = model.recipe
+    name = "DuQuant" if recipe.rotation.selector != "none" else "no rotation"
+    return (
+        f"W{recipe.weight_bits}A{recipe.activation_bits} {name}{'+LWC' if recipe.has_lwc else ''}"
+    )
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Show perplexities and cost."""
+    rows = {
+        FULL_PRECISION: f"full precision ({summary['dtype']})",
+        ROUND_TO_NEAREST: f"round to nearest ({summary['recipe_in_words'].split()[0]})",
+        QUANTIZED: summary["recipe_in_words"],
+    }
+    table = Table(title=f"Perplexity of {summary['pretrained']}", title_justify="left")
+    table.add_column("")
+    for corpus in summary["perplexity"]:
+        table.add_column(corpus, justify="right")
+    for variant, label in rows.items():
+        values = [values.get(variant) for values in summary["perplexity"].values()]
+        if any(value is not None for value in values):
+            table.add_row(label, *(f"{value:.3f}" for value in values))
+    console.print(table)
+    skipped = sum(block["skipped_steps"] for block in summary["blocks"])
+    console.print(
+        f"{summary['protocol']}; calibrated in {summary['seconds']['total']:.0f} s, peak memory "
+        f"{summary['peak_memory_bytes'] / 1e9:.1f} GB"
+        + (f", {skipped} LWC steps skipped (not finite)" if skipped else ""),
+        soft_wrap=True,
+    )
+    console.print(f"quantized model: {summary['artifact']}", soft_wrap=True)
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"

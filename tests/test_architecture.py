@@ -1,0 +1,183 @@
+"""The floors of the house, read from the import statements: imports only go down.
+
+5  cli
+4  callbacks
+3  duquant.modules, data, evaluation, export, quickstart
+2  duquant.model
+1  duquant.nn
+0  duquant.ops, duquant.config
+"""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+
+import pytest
+
+from tests.assets import REPOSITORY
+
+FLOORS = {
+    "cli": 5,
+    "callbacks": 4,
+    "duquant": 3,
+    "duquant.modules": 3,
+    "duquant.data": 3,
+    "duquant.evaluation": 3,
+    "duquant.export": 3,
+    "duquant.quickstart": 3,
+    "duquant.model": 2,
+    "duquant.nn": 1,
+    "duquant.config": 0,
+    "duquant.durable": 0,
+    "duquant.ops": 0,
+}
+STRANGERS = [{"duquant.modules", "duquant.data"}]
+"""Rooms on one floor without a door between them; they meet in callbacks."""
+DOORS = [("duquant.config", "duquant.ops")]
+"""Doors between rooms below the third floor, importer first."""
+
+Sources = dict[str, str]
+"""Source text by module name."""
+
+
+def project_sources() -> Sources:
+    files = [REPOSITORY / "cli.py", *(REPOSITORY / "callbacks").rglob("*.py")]
+    files += (REPOSITORY / "duquant").rglob("*.py")
+    sources = {}
+    for file in files:
+        if file.is_file():
+            parts = file.relative_to(REPOSITORY).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            sources[name] = file.read_text(encoding="utf-8")
+    return sources
+
+
+def room(module: str) -> str | None:
+    """The longest entry of ``FLOORS`` that holds a module; ``duquant`` holds only itself."""
+    parts = module.split(".")
+    prefixes = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    rooms = [prefix for prefix in prefixes if prefix in FLOORS]
+    return None if not rooms or (rooms[0] == "duquant" != module) else rooms[0]
+
+
+def imports(module: str, sources: Sources, *, while_loading: bool = False) -> Iterator[str]:
+    """Modules of the project that a module imports anywhere, or only ``while_loading``."""
+    pending: list[ast.AST] = [ast.parse(sources[module])]
+    while pending:
+        node = pending.pop()
+        if while_loading and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if while_loading and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending.extend(node.orelse)
+            continue
+        pending.extend(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in sources)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import hides the floor it leads to"
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            reached = {name if name in sources else str(node.module) for name in submodules}
+            yield from reached & sources.keys()
+
+
+def violations(sources: Sources) -> list[str]:
+    found = [f"{module} has no floor" for module in sources if room(module) is None]
+    for module in sources:
+        importer = room(module)
+        for imported in sorted(set(imports(module, sources))):
+            target = room(imported)
+            if importer is None or target is None or importer == target:
+                continue
+            crossing = f"{module} imports {imported}"
+            if FLOORS[importer] < FLOORS[target]:
+                found.append(f"{crossing}, which lies above it")
+            elif {importer, target} in STRANGERS:
+                found.append(f"{crossing}: these two rooms do not know each other")
+            elif FLOORS[importer] == FLOORS[target] < 3 and (importer, target) not in DOORS:
+                found.append(f"{crossing}: there is no door between these two rooms")
+    return found
+
+
+def cycle(sources: Sources) -> list[str]:
+    graph = {module: set(imports(module, sources, while_loading=True)) for module in sources}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_imports_only_go_down() -> None:
+    assert violations(project_sources()) == []
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    assert cycle(project_sources()) == []
+
+
+def test_the_whole_project_is_read() -> None:
+    sources = project_sources()
+    assert {"duquant", "duquant.config", "duquant.ops.affine", "duquant.nn.linear"} <= set(sources)
+    assert any(room(module) == "duquant.model" for module in sources)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("duquant.ops.affine", "import duquant.nn.linear", "above"),
+        ("duquant.nn.linear", "from duquant.model import surgery", "above"),
+        ("duquant.modules.block", "def f():\n    import callbacks.resume", "above"),
+        ("duquant.export.packed", "from cli import main", "above"),
+        ("callbacks.resume", "import cli", "above"),
+        ("duquant.modules.block", "from duquant.data.streams import Stream", "do not know"),
+        ("duquant.data.streams", "import duquant.modules.block", "do not know"),
+        ("duquant.ops.affine", "from duquant.config import Recipe", "no door"),
+        ("duquant.helpers", "", "no floor"),
+        ("duquant.model.surgery", "import duquant.export.packed", "above"),
+    ],
+)
+def test_the_checker_finds_what_it_looks_for(module: str, source: str, complaint: str) -> None:
+    house = dict.fromkeys(
+        [
+            "cli",
+            "callbacks.resume",
+            "duquant.config",
+            "duquant.data.streams",
+            "duquant.export.packed",
+            "duquant.model.surgery",
+            "duquant.modules.block",
+            "duquant.nn.linear",
+            "duquant.ops.affine",
+        ],
+        "",
+    )
+    assert violations(house) == []
+    found = violations({**house, module: source})
+    assert len(found) == 1
+    assert complaint in found[0]
+
+
+def test_the_checker_allows_what_the_floors_allow() -> None:
+    house = {
+        "cli": "import callbacks.resume\nfrom duquant.config import Recipe",
+        "callbacks.resume": "import duquant.modules.block, duquant.data.streams",
+        "duquant.config": "from duquant.ops.affine import BITS",
+        "duquant.data.streams": "from duquant.model.surgery import smooth",
+        "duquant.export.packed": "from duquant.evaluation.perplexity import perplexity",
+        "duquant.evaluation.perplexity": "import torch",
+        "duquant.model.surgery": "from duquant.nn import linear",
+        "duquant.modules.block": "",
+        "duquant.nn.linear": "",
+        "duquant.ops.affine": "",
+    }
+    assert violations(house) == []
+    assert cycle(house) == []
+
+
+def test_the_checker_finds_cycles_that_loading_would_run_into() -> None:
+    first, second = "duquant.ops.first", "duquant.ops.second"
+    circle = {first: f"import {second}", second: f"from {first} import x"}
+    assert cycle(circle)
+    assert not cycle({**circle, second: f"def f():\n    import {first}"})
+    lazy = f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import {first}"
+    assert not cycle({**circle, second: lazy})
