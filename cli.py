@@ -1,8 +1,8 @@
 """The command line: ``python cli.py fit|validate -c CONFIG …``.
 
-LightningCLI turns the typed signatures of :class:`LanguageModel`, :class:`CalibrationDataModule` and
-Lightning's ``Trainer`` into options and YAML keys. This file only names the subcommands and links what
-belongs together: one ``--output_dir``, one ``--data.seed``, one ``--model.pretrained``.
+LightningCLI turns the typed signatures of :class:`LanguageModel`, :class:`CalibrationDataModule`
+and Lightning's ``Trainer`` into options and YAML keys. This file only names the subcommands and
+links what belongs together: one ``--output_dir``, one ``--data.seed``, one ``--model.pretrained``.
 """
 
 import logging
@@ -19,7 +19,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from callbacks.checkpointing import DurableCheckpointIO
 from callbacks.defaults import default_callbacks, default_logger
-from callbacks.run_directory import SaveRunConfig, prepare_fit, prepare_validation
+from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
+from callbacks.run_summary import print_stored_summary
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.modules.language_model import LanguageModel
 
@@ -38,7 +39,7 @@ EXPECTED_WARNINGS = (
 class OneLineParser(LightningArgumentParser):
     """Reports a wrong option in one line."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the innermost reason and leave with status 2."""
         fail(str(message))
 
@@ -74,10 +75,19 @@ class DuQuantCLI(LightningCLI):
         if prepare_fit(self.model, self.datamodule, arguments["ckpt_path"]):
             arguments["ckpt_path"] = "last"
 
-    def after_fit(self) -> None:
-        """Measure the finished model."""
+    def fit(self, **kwargs: Any) -> None:
+        """Calibrate, then measure; a run that is already finished is only reported."""
+        if is_finished(self.model):
+            print(f"{self.model.output_dir} is already finished; there is nothing left to do")
+            print_stored_summary(self.model.output_dir)
+            return
+        self.trainer.fit(**kwargs)
         if self.model.is_calibrated:
             self.trainer.validate(self.model, self.datamodule, verbose=False)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Measure, and leave the table to the run summary."""
+        self.trainer.validate(**kwargs, verbose=False)
 
     def before_validate(self) -> None:
         """Check that there is a finished run to measure."""

@@ -1,7 +1,7 @@
 """What can be watched: a block is entered, a block is finished.
 
-:class:`~callbacks.block_progression.BlockProgression` announces both to every callback of the trainer
-that is a :class:`BlockObserver`.
+:class:`~callbacks.block_progression.BlockProgression` announces both to every callback of the
+trainer that is a :class:`BlockObserver`.
 """
 
 import json

@@ -1,19 +1,20 @@
 """Block by block: the algorithm of DuQuant as a Trainer lives through it.
 
     fit starts        open the streams (or restore them), enter the current block
-    enter(block)      load its weights -> full-precision targets -> smooth -> rotate -> permute -> rotate
+    enter(block)      load its weights -> full-precision targets -> smooth -> R1 P R2
     block's epochs    LWC trains against the full-precision outputs
     finish(block)     pack to disk -> its outputs are the next block's inputs -> free its weights
 
-Blocks change at the *end* of an epoch: the trainer asks for the next epoch's data loader before that
-epoch starts, and checkpoints are written after this callback, so a checkpoint at a boundary already
-points at the next block, whose streams are already on disk.
+Blocks change at the *end* of an epoch: the trainer asks for the next epoch's data loader before
+that epoch starts, and checkpoints are written after this callback, so a checkpoint at a boundary
+already points at the next block, whose streams are already on disk.
 """
 
+import resource
+import sys
 import time
 from typing import Any
 
-import psutil
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -45,11 +46,11 @@ class BlockProgression(Callback):
             return
         if not isinstance(pl_module, LanguageModel):
             raise ValueError("BlockProgression needs a LanguageModel")
-        if trainer.reload_dataloaders_every_n_epochs != 1:
+        every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        if every != 1:
             raise ValueError(
-                f"trainer.reload_dataloaders_every_n_epochs is "
-                f"{trainer.reload_dataloaders_every_n_epochs}; blocks change their data, so it "
-                f"must be 1"
+                f"trainer.reload_dataloaders_every_n_epochs is {every}; blocks change their data, "
+                f"so it must be 1"
             )
         epochs = pl_module.num_blocks * pl_module.epochs_per_block
         trainer.fit_loop.max_epochs = epochs
@@ -173,15 +174,11 @@ class BlockProgression(Callback):
 
 
 def peak_memory_bytes() -> int:
-    """Largest memory so far: of the accelerator where there is one, else resident in the process."""
+    """Largest memory so far: on the accelerator where there is one, else resident."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    import resource
-
-    return max(
-        int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024,
-        int(psutil.Process().memory_info().rss),
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _parts(

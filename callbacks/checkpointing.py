@@ -1,7 +1,8 @@
 """Checkpoints that survive any interruption.
 
-One file, ``checkpoints/last.ckpt``, is replaced at the end of every epoch: written under a temporary
-name, flushed, renamed. It is read as data only (``weights_only=True``), so a checkpoint cannot run code.
+One file, ``checkpoints/last.ckpt``, is replaced at the end of every epoch: written under a
+temporary name, flushed, renamed. It is read as data only (``weights_only=True``), so a checkpoint
+cannot run code.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """The outlier picture: how a site's channel magnitudes change from stage to stage.
 
-A row per site, a column per stage (DuQuant, figure 2): the height of a line is the largest magnitude of
-that channel. A row shares its scale, so the eye compares what quantization has to cover: the range
-of a token is set by its tallest line.
+A row per site, a column per stage (DuQuant, figure 2): the height of a line is the largest
+magnitude of that channel. A row shares its scale, so the eye compares what quantization has to
+cover: the range of a token is set by its tallest line.
 """
 
 import io
@@ -34,9 +34,10 @@ def draw_outliers(reports: dict[str, SiteReport], title: str) -> bytes:
         A PNG file's bytes.
     """
     stages = [s for s in STAGES if any(s in report.magnitudes for report in reports.values())]
-    figure = Figure(figsize=(3.0 * len(stages), 1.9 * len(reports) + 0.5), layout="constrained")
+    figure = Figure(figsize=(3.0 * len(stages), 1.9 * len(reports) + 0.5))
     FigureCanvasAgg(figure)
     figure.suptitle(f"Largest activation per channel, {title}")
+    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.05, top=0.9, wspace=0.08, hspace=0.45)
     axes = figure.subplots(len(reports), len(stages), squeeze=False, sharey="row")
     for row, (site, report) in zip(axes, reports.items(), strict=True):
         for axis, stage in zip(row, stages, strict=True):
@@ -47,7 +48,7 @@ def draw_outliers(reports: dict[str, SiteReport], title: str) -> bytes:
             step = -(-magnitudes.numel() // MOST_CHANNELS)
             tallest = [float(piece.max()) for piece in magnitudes.split(step)]
             channels = [step * index for index in range(len(tallest))]
-            axis.fill_between(channels, tallest, step="mid", color=COLORS[stage], linewidth=0)
+            axis.vlines(channels, 0, tallest, color=COLORS[stage], linewidth=1)
             axis.set_title(f"{TITLES[stage]}: {float(magnitudes.max()):.3g}", fontsize=9)
             axis.tick_params(labelsize=7)
             axis.set_xlim(0, magnitudes.numel())

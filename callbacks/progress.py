@@ -1,7 +1,7 @@
 """Progress of the whole job: block, epoch, LWC loss and the time that is left.
 
-On a terminal one bar spans all blocks, so its ETA is that of the job. Elsewhere (a log file, a batch
-queue) every finished block prints one line.
+On a terminal one bar spans all blocks, so its ETA is that of the job. Elsewhere (a log file, a
+batch queue) every finished block prints one line.
 """
 
 import time
@@ -58,6 +58,8 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         self._started = time.monotonic()
         self._first_block = int(pl_module.block_index)
         steps = pl_module.num_blocks * pl_module.epochs_per_block
+        if not pl_module.is_calibrated:
+            self._say(_beginning(trainer, pl_module))
         self._open("calibrating", steps, self._first_block * pl_module.epochs_per_block)
 
     def on_block_entered(
@@ -76,17 +78,15 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         epoch = trainer.current_epoch % pl_module.epochs_per_block + 1
         done = trainer.current_epoch + (batch_idx + 1) / max(1, int(self.total_train_batches))
         loss = f", LWC loss {float(outputs['loss']):.3g}" if outputs and "loss" in outputs else ""
-        block = int(pl_module.block_index) + 1
-        self._describe(
-            f"block {block}/{pl_module.num_blocks}, epoch {epoch}/{pl_module.epochs_per_block}{loss}"
-        )
+        block = f"block {int(pl_module.block_index) + 1}/{pl_module.num_blocks}"
+        self._describe(f"{block}, epoch {epoch}/{pl_module.epochs_per_block}{loss}")
         self._bar.update(self._task, completed=done)
 
     def on_block_finished(
         self, trainer: Trainer, model: LanguageModel, record: BlockRecord
     ) -> None:
         """Without a terminal: one line per block."""
-        if self._bar is not None or not self._is_enabled or not trainer.is_global_zero:
+        if self._bar is not None:
             return
         done = record.index + 1 - self._first_block
         elapsed = time.monotonic() - self._started
@@ -94,10 +94,9 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         losses = record.lwc_losses
         loss = f", LWC loss {losses[0]:.4g} -> {losses[-1]:.4g}" if losses else ""
         skipped = f", {record.skipped_steps} steps skipped" if record.skipped_steps else ""
-        self.console.print(
+        self._say(
             f"block {record.index + 1}/{model.num_blocks} finished in {record.seconds:.1f} s"
-            f"{loss}{skipped}; {_clock(elapsed)} elapsed, about {_clock(left)} left",
-            soft_wrap=True,
+            f"{loss}{skipped}; {_clock(elapsed)} elapsed, about {_clock(left)} left"
         )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,9 +110,8 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         self._started = time.monotonic()
         self._open("perplexity", batches * pl_module.num_blocks, 0)
         pl_module.on_block_evaluated = self._on_block_evaluated
-        if self._bar is None and self._is_enabled and trainer.is_global_zero:
-            names = ", ".join(variant.replace("_", " ") for variant in pl_module.variants)
-            self.console.print(f"measuring perplexity: {names}", soft_wrap=True)
+        names = ", ".join(variant.replace("_", " ") for variant in pl_module.variants)
+        self._say(f"measuring perplexity: {names}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -124,10 +122,8 @@ class CalibrationProgress(BlockObserver, ProgressBar):
     ) -> None:
         """Close the bar and say how to continue."""
         self._close()
-        if isinstance(exception, KeyboardInterrupt) and self._is_enabled:
-            self.console.print(
-                "interrupted; the same command with --ckpt_path last continues", soft_wrap=True
-            )
+        if isinstance(exception, KeyboardInterrupt):
+            self._say("interrupted; the same command with --ckpt_path last continues")
 
     def _open(self, what: str, total: float, completed: float) -> None:
         self._close()
@@ -143,7 +139,11 @@ class CalibrationProgress(BlockObserver, ProgressBar):
             console=self.console,
         )
         self._bar.start()
-        self._task = self._bar.add_task(what, total=total, completed=completed)
+        self._task = self._bar.add_task(what, total=total, completed=int(completed))
+
+    def _say(self, line: str) -> None:
+        if self._is_enabled and self.trainer.is_global_zero:
+            self.console.print(line, soft_wrap=True, highlight=False)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -157,6 +157,13 @@ class CalibrationProgress(BlockObserver, ProgressBar):
     def _on_block_evaluated(self, index: int) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=1, description=f"perplexity, block {index + 1}")
+
+
+def _beginning(trainer: Trainer, model: LanguageModel) -> str:
+    if trainer.current_epoch == 0:
+        return f"calibrating {model.num_blocks} blocks in {model.output_dir}"
+    epoch = trainer.current_epoch % model.epochs_per_block
+    return f"continuing at block {int(model.block_index) + 1}/{model.num_blocks}, epoch {epoch + 1}"
 
 
 def _clock(seconds: float) -> str:

@@ -37,7 +37,9 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml``; validation keeps the one it was started from."""
         if stage == "fit" and isinstance(pl_module, LanguageModel):
-            text = self.parser.dump(self.config, skip_none=False)
+            config = self.config.clone()
+            config["ckpt_path"] = None  # where a run was continued from is no part of it
+            text = self.parser.dump(config, skip_none=False)
             path = pl_module.output_dir / "config.yaml"
             write_durably(path, lambda temporary: _write(temporary, text))
 
@@ -90,6 +92,11 @@ def prepare_fit(model: LanguageModel, data: CalibrationDataModule, ckpt_path: st
     return ckpt_path is None and last_checkpoint(model.output_dir).is_file()
 
 
+def is_finished(model: LanguageModel) -> bool:
+    """Whether the run directory holds all of this run: every block, and its measurement."""
+    return model.directory.is_complete and (model.output_dir / "summary.json").is_file()
+
+
 def prepare_validation(model: LanguageModel, data: CalibrationDataModule) -> None:
     """Check early what validation needs.
 
@@ -123,7 +130,7 @@ def _require_fitting_texts(
 
 
 def _require_vocabulary(decoder: Decoder, largest: int) -> None:
-    size = decoder.config.vocab_size
+    size = int(decoder.config.vocab_size)
     if largest >= size:
         raise ValueError(f"the tokenizer gave token {largest}, but the model knows {size} tokens")
 
@@ -156,7 +163,7 @@ def estimate_disk_bytes(model: LanguageModel, data: CalibrationDataModule) -> in
     )
     bits = model.recipe.weight_bits
     packed = inside * (item * 8 if bits >= UNQUANTIZED_BITS else bits + 1) // 8
-    return streams + packed + (parameters - inside) * item + SPARE_BYTES
+    return int(streams + packed + (parameters - inside) * item + SPARE_BYTES)
 
 
 def _require_disk_space(model: LanguageModel, data: CalibrationDataModule) -> None:

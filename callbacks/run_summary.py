@@ -2,6 +2,7 @@
 
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_json
 from duquant.evaluation.perplexity import PROTOCOL
+from duquant.model.checkpoint import read_json
 from duquant.modules.language_model import (
     FULL_PRECISION,
     QUANTIZED,
@@ -71,6 +73,13 @@ def summarize(model: LanguageModel, data: CalibrationDataModule) -> dict[str, An
         "blocks": [record.to_dict() for record in records],
         "artifact": str(model.directory.path),
     }
+
+
+def print_stored_summary(output_dir: Path, console: Console | None = None) -> None:
+    """Show the results of a finished run again; nothing if it was never measured."""
+    path = output_dir / "summary.json"
+    if path.is_file():
+        print_summary(read_json(path), console or Console())
 
 
 def describe_recipe(model: LanguageModel) -> str:

@@ -48,7 +48,7 @@ class RotationConfig:
     """The dual transformation of every site: greedy block rotation and zigzag permutation.
 
     Args:
-        block_size: channels of a rotation block, at least 2; must divide every linear's input width.
+        block_size: channels of a rotation block, at least 2; divides every linear's input width.
         max_steps: greedy steps of each rotation search, at least 1.
         permutation_times: how often rotation and permutation are repeated before the last
             rotation; 0 means one rotation and no permutation.

@@ -1,8 +1,8 @@
 """Corpora: named ones from the Hugging Face hub, local files, and the text that Python carries.
 
-A corpus is a list of documents and a joint between them. The field tokenizes the *joined* text as one
-long sequence and cuts windows out of it, so that is what :func:`load_text` returns. WikiText-2 is
-joined by blank lines, as in every paper of the field; C4 and the Pile by one space.
+A corpus is a list of documents and a joint between them. The field tokenizes the *joined* text as
+one long sequence and cuts windows out of it, so that is what :func:`load_text` returns. WikiText-2
+is joined by blank lines, as in every paper of the field; C4 and the Pile by one space.
 """
 
 from dataclasses import dataclass

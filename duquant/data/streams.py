@@ -7,8 +7,8 @@ Three tensors meet every block boundary:
 * the **statistic stream**, one sequence, the mean over samples, on which rotations are searched. It
   leaves a block with the weights' initial clip factors, so it does not depend on training.
 
-They are written at every boundary, under the index of the block they enter. A resumed run reads them
-instead of recomputing the blocks before: that is faster, and it makes the continuation exact.
+They are written at every boundary, under the index of the block they enter. A resumed run reads
+them instead of recomputing the blocks before: that is faster, and it makes the continuation exact.
 """
 
 from collections.abc import Iterator

@@ -29,8 +29,8 @@ def draw_windows(tokens: Tensor, count: int, length: int, generator: random.Rand
         )
     if last_start + 1 < count:
         raise ValueError(
-            f"the calibration text has {tokens.numel()} tokens, room for {last_start + 1} different "
-            f"windows of {length}, but num_samples is {count}: give a longer text or ask for fewer"
+            f"the calibration text has {tokens.numel()} tokens, room for {last_start + 1} windows "
+            f"of {length}, but num_samples is {count}: give a longer text or ask for fewer"
         )
     starts = [generator.randint(0, last_start) for _ in range(count)]
     return torch.stack([tokens[start : start + length] for start in starts])

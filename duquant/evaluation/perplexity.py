@@ -5,8 +5,8 @@ the mean negative log-likelihood of its tokens after the first. Perplexity is th
 mean over windows. Windows are equally long, so that is the mean over predicted tokens as well.
 
 Hidden states of many windows go through one block before the next block is loaded, so measuring a
-model takes the memory of one block, and the same weights serve several variants of it (full precision and
-plain rounding share each load).
+model takes the memory of one block, and the same weights serve several variants of it (full
+precision and plain rounding share each load).
 """
 
 from collections.abc import Callable, Iterable, Mapping

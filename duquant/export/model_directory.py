@@ -3,8 +3,8 @@
 config.json                        the model's own, with quantization_config (recipe, version)
 model-block-00000.safetensors …    one per block, written the moment the block is finished
 model-outside.safetensors          embeddings, final norm, head: as they were
-model.safetensors.index.json       which tensor is where; written last, so its presence means complete
-tokenizer files, generation_config.json
+model.safetensors.index.json       which tensor is where; written last, so its presence means
+complete tokenizer files, generation_config.json
 """
 
 import copy

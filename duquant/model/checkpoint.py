@@ -102,7 +102,7 @@ class Checkpoint:
             return dict.fromkeys(opened.keys(), file)
 
     def read(self, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """All tensors whose names start with ``prefix``, which is cut off, converted to ``dtype``."""
+        """Tensors whose names start with ``prefix``, which is cut off, in ``dtype``."""
         by_file: dict[Path, list[str]] = {}
         for name, file in self.files.items():
             if name.startswith(prefix):

@@ -2,9 +2,9 @@
 
 The skeleton is the model as transformers builds it, without memory behind its parameters. Real
 weights are read where they are needed: embeddings, final norm and head once, a block when it is its
-turn. What a block needs beside hidden states (position embeddings, causal or sliding mask, …) is not
-rebuilt here: the model's own ``forward`` runs once with recorders in place of its blocks, and each
-recorder keeps what it was given. So every family prepares its blocks' inputs itself.
+turn. What a block needs beside hidden states (position embeddings, causal or sliding mask, …) is
+not rebuilt here: the model's own ``forward`` runs once with recorders in place of its blocks, and
+each recorder keeps what it was given. So every family prepares its blocks' inputs itself.
 """
 
 import copy
@@ -94,7 +94,7 @@ class Decoder:
         return self._blocks[index]
 
     def load_block(self, index: int) -> nn.Module:
-        """Block ``index`` with its real weights, on the CPU, for the caller to keep and to change."""
+        """Block ``index`` with its real weights, on the CPU, for the caller to change."""
         block = copy.deepcopy(self._blocks[index])
         tensors = {
             name: tensor

@@ -1,15 +1,15 @@
 """The shape of a decoder block, as data: which modules it has and where DuQuant touches it.
 
-A model is accepted by what its blocks are made of, never by its name. Any pre-norm decoder block with
-separate q/k/v/o projections and a gated MLP fits, whatever it is called (LLaMA, Vicuna, Mistral,
-Qwen2 with biases, Qwen3 with q/k norms …).
+A model is accepted by what its blocks are made of, never by its name. Any pre-norm decoder block
+with separate q/k/v/o projections and a gated MLP fits, whatever it is called (LLaMA, Vicuna,
+Mistral, Qwen2 with biases, Qwen3 with q/k norms …).
 
 Where each transform lives:
 
 | site | read by | smoothing scale folds into | rotation, permutation, quantization |
 |---|---|---|---|
 | ``attention_input`` | q, k, v | rows of ``input_layernorm`` | online, once, behind the norm |
-| ``attention_output`` | o | rows of ``v_proj`` (per KV channel), else divided online | online, before ``o_proj`` |
+| ``attention_output`` | o | rows of ``v_proj``, or divided online | online, before ``o_proj`` |
 | ``mlp_input`` | gate, up | rows of ``post_attention_layernorm`` | online, once, behind the norm |
 | ``mlp_output`` | down | rows of ``up_proj`` | online, before ``down_proj`` |
 

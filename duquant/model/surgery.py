@@ -289,7 +289,7 @@ def _fold_into_producer(block: nn.Module, site: Site, scale: Tensor) -> bool:
 
 
 def _scales_with_weight(norm: nn.Module, width: int) -> bool:
-    """Whether doubling the norm's weight doubles its output (not so where ``1 + weight`` is used)."""
+    """Whether doubling the norm's weight doubles its output (not so with ``1 + weight``)."""
     weight = norm.get_parameter("weight")
     probe = torch.linspace(-1, 1, width, device=weight.device, dtype=weight.dtype)
     before = norm(probe)

@@ -1,14 +1,15 @@
 """A decoder block that learns its clip factors.
 
-``QuantBlock`` owns the only parameters DuQuant trains, two per output channel, and borrows the block it
-trains them for: the transformers layer with its frozen weights stays outside of the module tree, in
-a :class:`~duquant.model.surgery.QuantizedBlock`, so Lightning neither checkpoints nor replicates it.
+``QuantBlock`` owns the only parameters DuQuant trains, two per output channel, and borrows the
+block it trains them for: the transformers layer with its frozen weights stays outside of the module
+tree, in a :class:`~duquant.model.surgery.QuantizedBlock`, so Lightning neither checkpoints nor
+replicates it.
 
 The life of a block:
 
     enter     smooth, insert quantizers, search rotations on the statistic stream
-    train     LWC: mean squared error between the quantized block's output on the quantized stream and
-              the full-precision block's output on its own stream (DuQuant section 3.1, after OmniQuant)
+    train     LWC: mean squared error between the quantized block's output on the quantized stream
+              and the full-precision block's output on its own stream (DuQuant section 3.1)
     finish    pack, freeze, hand its output to the next block, drop the weights
 """
 
@@ -79,8 +80,8 @@ class QuantBlock(LightningModule):
             draw_base: replaces the random base matrices, in tests.
 
         Returns:
-            The block's output on ``statistic`` and what each site's transform did. Both are computed
-            with the clip factors' initial values, also when training was resumed.
+            The block's output on ``statistic`` and what each site's transform did. Both are
+            computed with the clip factors' initial values, also when training was resumed.
         """
         scales, online = smooth_block(block, peaks, self.recipe)
         clips = {name: self._clip(name) for name in self.linear_names}
@@ -109,7 +110,7 @@ class QuantBlock(LightningModule):
         return output
 
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor | None:
-        """Loss of one step, or ``None`` for a step that is skipped because its loss is not finite."""
+        """Loss of one step; ``None`` skips the step because its loss is not finite."""
         output = self(batch.quantized_input)
         loss = F.mse_loss(output.float(), batch.target.float())
         if self.recipe.lwc.augmented_loss:

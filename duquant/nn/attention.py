@@ -1,10 +1,10 @@
 """Quantized attention: Q, K and V in few bits, without copying any model's attention code.
 
-transformers lets a process register attention functions by name. ``duquant_attention`` quantizes
-Q, K and V and hands them to PyTorch's scaled dot product attention; a module without an
-``attention_quantizer`` is passed through untouched, so full-precision and quantized blocks can share one
-model configuration. The name is registered for masks too: without that transformers would build no
-mask for it, and the model would silently see the future.
+transformers lets a process register attention functions by name. ``duquant_attention`` quantizes Q,
+K and V and hands them to PyTorch's scaled dot product attention; a module without an
+``attention_quantizer`` is passed through untouched, so full-precision and quantized blocks can
+share one model configuration. The name is registered for masks too: without that transformers would
+build no mask for it, and the model would silently see the future.
 
 Q and K are multiplied by a Hadamard matrix along the head dimension after RoPE, which leaves
 ``Q Kᵀ`` unchanged and spreads their outlier channels. The matrix has the largest power of two that

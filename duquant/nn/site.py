@@ -54,7 +54,8 @@ class SiteTransform(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transformed and quantized input, shape ``(..., width)`` and dtype of ``x``."""
-        return self.quantizer(apply_transform(self.smooth(x), self.transform))
+        quantized: Tensor = self.quantizer(apply_transform(self.smooth(x), self.transform))
+        return quantized
 
     def extra_repr(self) -> str:
         """Show the sizes."""

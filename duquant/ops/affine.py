@@ -110,8 +110,8 @@ def fake_quantize(
 
 
 def split_groups(weight: Tensor, group_size: int | None) -> Tensor:
-    """View a weight ``(out, in)`` as rows that share a scale: ``(out * in / group_size, group_size)``.
+    """View a weight ``(out, in)`` as rows that share a scale, ``(rows, group_size)``.
 
-    ``None`` leaves one row per output channel.
+    Without a group size there is one row per output channel.
     """
     return weight if group_size is None else weight.reshape(-1, group_size)

@@ -2,9 +2,9 @@
 
     y = x · R₁ · P · R₂        W -> W · R₁ · P · R₂        so  y W'ᵀ = x Wᵀ
 
-``R₁`` flattens outliers inside blocks, the zigzag ``P`` evens out the blocks, ``R₂`` flattens what the
-permutation brought together (DuQuant section 3.3). ``permutation_times`` repeats the pair
-``(R, P)``; one last rotation always follows, so 0 times is a rotation alone.
+``R₁`` flattens outliers inside blocks, the zigzag ``P`` evens out the blocks, ``R₂`` flattens what
+the permutation brought together (DuQuant section 3.3). ``permutation_times`` repeats the pair ``(R,
+P)``; one last rotation always follows, so 0 times is a rotation alone.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,10 @@
 """Fake quantization with its gradient written out: the inner loop of LWC.
 
-Autograd can differentiate :func:`duquant.ops.affine.fake_quantize`, through some fifteen elementwise
-operations on every weight and activation at every step. The same gradient has a short closed form.
-With ``n = 2**bits - 1``, ``t = x / s``, rounding of ``t`` differentiated as the identity, the zero point
-``z`` a constant, and an entry called *inside* when clamping to ``0 … n`` did not touch it:
+Autograd can differentiate :func:`duquant.ops.affine.fake_quantize`, through some fifteen
+elementwise operations on every weight and activation at every step. The same gradient has a short
+closed form. With ``n = 2**bits - 1``, ``t = x / s``, rounding of ``t`` differentiated as the
+identity, the zero point ``z`` a constant, and an entry called *inside* when clamping to ``0 … n``
+did not touch it:
 
     ∂x̂/∂x = [inside]        ∂x̂/∂s = (q − z) − [inside] · t
 
@@ -64,7 +65,7 @@ class _FakeQuantizeRows(torch.autograd.Function):
         return dequantize(q, grid)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, q, inside, scale, zero = ctx.saved_tensors
         clip_high, clip_low = ctx.clips
         highest, lowest = x.max(dim=-1, keepdim=True), x.min(dim=-1, keepdim=True)

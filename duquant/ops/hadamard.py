@@ -20,7 +20,8 @@ def hadamard_matrix(size: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while matrix.shape[0] < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return (matrix / size**0.5).to(dtype)
+    normalized: Tensor = (matrix / size**0.5).to(dtype)
+    return normalized
 
 
 def largest_power_of_two_divisor(size: int, limit: int) -> int:

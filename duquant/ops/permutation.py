@@ -2,9 +2,9 @@
 
 A block-diagonal rotation evens out magnitudes inside a block but cannot move anything between
 blocks. So channels are sorted by magnitude and dealt out like cards, left to right and then right
-to left: block ``1, 2, … K, K, … 2, 1, 1, 2, …`` (DuQuant section 3.3, theorem 2: the spread of block
-means is bounded by the largest gap between neighbours in the sorted order). A second rotation then
-evens out the new blocks.
+to left: block ``1, 2, … K, K, … 2, 1, 1, 2, …`` (DuQuant section 3.3, theorem 2: the spread of
+block means is bounded by the largest gap between neighbours in the sorted order). A second rotation
+then evens out the new blocks.
 """
 
 import torch

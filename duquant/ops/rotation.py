@@ -10,9 +10,9 @@ One step of the search finds the largest entry, in channel ``c`` of its block, a
 
     S = B with rows and columns 0 and c exchanged,      B = B₀ · diag(1, Q)
 
-``B₀`` has the constant first *row* ``1/√b``, so channel ``c`` is spread evenly over the block; ``Q``
-is a random orthogonal matrix that stirs the other channels. The step creates new maxima, so the
-search repeats and keeps the product whose peak was the smallest of all steps.
+``B₀`` has the constant first *row* ``1/√b``, so channel ``c`` is spread evenly over the block;
+``Q`` is a random orthogonal matrix that stirs the other channels. The step creates new maxima, so
+the search repeats and keeps the product whose peak was the smallest of all steps.
 
 Two readings of the algorithm exist, and both are here:
 
@@ -78,10 +78,11 @@ def spreading_matrix(size: int) -> Tensor:
 
 
 def random_orthogonal(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """``count`` matrices uniform over the orthogonal group, float32 of shape ``(count, size, size)``."""
+    """Matrices uniform over the orthogonal group, float32 of shape ``(count, size, size)``."""
     normal = torch.randn(count, size, size, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(normal)
-    return (q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)).float()
+    signs = r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return torch.mul(q, signs).float()
 
 
 def random_base(generator: torch.Generator) -> BaseSource:
@@ -136,7 +137,7 @@ def find_rotation(
 
 
 def _greedy_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: bool) -> Tensor:
-    """Independent searches side by side: ``rows (s, n, b)``, ``base (s, b, b)`` -> ``(s, b, b)``."""
+    """Independent searches at once: ``rows (s, n, b)``, ``base (s, b, b)`` -> ``(s, b, b)``."""
     block_size = rows.shape[-1]
     product = torch.eye(block_size, device=rows.device).expand_as(base)
     best, best_peak = product.clone(), _peak(rows, follow_row)

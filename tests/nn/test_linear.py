@@ -34,9 +34,9 @@ def build(
     rows = weight.numel() // (group_size or in_features)
     clip = ClipFactors(rows) if learned else FixedClip(0.8)
     if isinstance(clip, ClipFactors):
-        with torch.no_grad():
-            for logit in clip.parameters():
-                logit.normal_(1.0, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        for logit in clip.parameters():
+            logit.data.normal_(1.0, generator=generator)
     return QuantLinear(
         weight,
         torch.linspace(-1, 1, out_features) if with_bias else None,

@@ -1,0 +1,89 @@
+"""The written-out gradient beside autograd's, through the formulas of ``ops.affine``."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from duquant.ops.affine import fake_quantize
+from duquant.ops.fake_quantize import fake_quantize_rows
+from tests.outliers import outlier_activation, seeds
+
+ratios = st.floats(0.2, 0.999)
+
+
+def inputs(
+    seed: int, high_ratio: float, low_ratio: float, *, exponent: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = outlier_activation(5, 24, seed, dtype=torch.float64) * 10.0**exponent
+    x[3] = x[3].abs() + 1  # a row of one sign
+    high = torch.full((5, 1), high_ratio, dtype=torch.float64)
+    low = torch.full((5, 1), low_ratio, dtype=torch.float64)
+    return tuple(tensor.requires_grad_() for tensor in (x, high, low))  # type: ignore[return-value]
+
+
+@given(seeds, st.integers(2, 8), st.booleans(), ratios, ratios, st.sampled_from([-7, 0, 5]))
+def test_gradients_are_autograds(
+    seed: int, bits: int, symmetric: bool, high_ratio: float, low_ratio: float, exponent: int
+) -> None:
+    """Also where the scale meets its limits, at 1e-5 and at 1e4, and passes nothing on."""
+    x, high, low = inputs(seed, high_ratio, low_ratio, exponent=exponent)
+    upstream = torch.randn(
+        x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    gradients = []
+    for function in (fake_quantize, fake_quantize_rows):
+        y = function(x, bits, symmetric=symmetric, clip_high=high, clip_low=low)
+        gradients.append((y.detach(), *torch.autograd.grad(y, (x, high, low), upstream)))
+    (expected_y, *expected), (y, *written) = gradients
+    # float64; the reference adds the rounding error of t back, so its last digit may move.
+    torch.testing.assert_close(y, expected_y, rtol=1e-12, atol=1e-12)
+    for one, other in zip(written, expected, strict=True):
+        # Sums of 24 terms in float64, in another order; terms are as large as the largest entry.
+        scale = float(x.detach().abs().max())
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10 * (1 + scale))
+
+
+@given(seeds, st.integers(2, 8), st.booleans(), ratios)
+def test_values_are_the_references(seed: int, bits: int, symmetric: bool, ratio: float) -> None:
+    x = outlier_activation(5, 24, seed)
+    options = {"symmetric": symmetric, "clip_high": ratio, "clip_low": ratio}
+    assert torch.equal(fake_quantize_rows(x, bits, **options), fake_quantize(x, bits, **options))
+
+
+@pytest.mark.parametrize(
+    "needed", [(True, False, False), (False, True, False), (False, False, True)]
+)
+def test_only_what_is_asked_for_gets_a_gradient(needed: tuple[bool, bool, bool]) -> None:
+    given_inputs = [
+        tensor.detach().requires_grad_(need)
+        for tensor, need in zip(inputs(0, 0.9, 0.8), needed, strict=True)
+    ]
+    x, high, low = given_inputs
+    fake_quantize_rows(x, 4, clip_high=high, clip_low=low).sum().backward()
+    assert tuple(tensor.grad is not None for tensor in given_inputs) == needed
+
+
+def test_plain_numbers_as_ratios() -> None:
+    x, _, _ = inputs(0, 1, 1)
+    (written,) = torch.autograd.grad(fake_quantize_rows(x, 4, clip_high=0.9, clip_low=0.9).sum(), x)
+    (expected,) = torch.autograd.grad(fake_quantize(x, 4, clip_high=0.9, clip_low=0.9).sum(), x)
+    torch.testing.assert_close(written, expected)
+
+
+def test_symmetric_ties_share_their_gradient() -> None:
+    """Both ends equally large: autograd's maximum gives each one half."""
+    x = torch.tensor([[-2.0, 0.3, 2.0]], dtype=torch.float64)
+    ratios = [torch.full((1, 1), 0.7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    gradients = []
+    for function in (fake_quantize, fake_quantize_rows):
+        y = function(x, 3, symmetric=True, clip_high=ratios[0], clip_low=ratios[1])
+        gradients.append(torch.autograd.grad(y.square().sum(), ratios))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_sixteen_bits_leave_the_tensor_alone() -> None:
+    x = torch.ones(1, 2)
+    assert fake_quantize_rows(x, 16) is x
