@@ -1,0 +1,74 @@
+"""A small run through the command line, in a process of its own.
+
+The model is random, two blocks of 64 channels, with the embedded model's tokenizer and the text that
+Python carries: what is tested is how a run behaves, not how good its numbers are.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from duquant.quickstart import MODEL_DIRECTORY
+from tests.assets import REPOSITORY
+from tests.tiny_models import write_tiny_model
+
+VOCABULARY = 1024
+
+
+def write_small_model(directory: Path, *, blocks: int = 3) -> Path:
+    """A random LLaMA with a real tokenizer."""
+    options = {"model_type": "llama", "vocab_size": VOCABULARY, "num_hidden_layers": blocks}
+    write_tiny_model(directory, options)
+    for file in MODEL_DIRECTORY.glob("tokenizer*"):
+        shutil.copy(file, directory)
+    return directory
+
+
+def arguments(model: Path | str, output: Path, *extra: str) -> list[str]:
+    """Options of a run of a few seconds."""
+    return [
+        "--model.pretrained", str(model),
+        "--model.rotation.block_size", "16",
+        "--model.rotation.max_steps", "8",
+        "--model.lwc.epochs", "4",
+        "--model.lwc.batch_size", "2",
+        "--data.calibration", "python_topics",
+        "--data.validation", "{topics: python_topics}",
+        "--data.num_samples", "8",
+        "--data.sequence_length", "48",
+        "--data.validation_windows", "4",
+        "--output_dir", str(output),
+        *extra,
+    ]  # fmt: skip
+
+
+def start(verb: str, *options: str) -> "subprocess.Popen[str]":
+    """Start the command line; standard error is a pipe."""
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "cli.py"), verb, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def run(verb: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command line to its end."""
+    process = start(verb, *options)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def stored_tensors(output: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a run's quantized model."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted((output / "model").glob("*.safetensors")):
+        tensors.update(load_file(file))
+    return tensors

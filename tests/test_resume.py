@@ -1,0 +1,130 @@
+"""A run that is killed at any moment continues and ends bit-identical."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small_run import arguments, run, start, stored_tensors, write_small_model
+
+KILLS = 10
+LONGEST_LIFE = 2.5
+"""Seconds after a process begins to calibrate within which it is killed; an uninterrupted run takes
+about as long, so kills fall into every phase: entering, training, finishing, writing."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("model"), blocks=4)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted") / "run"
+    finished = run("fit", *arguments(model, output))
+    assert finished.returncode == 0, finished.stderr
+    return output
+
+
+def kill_while_calibrating(options: list[str], after: float) -> str:
+    """Start a fit and SIGKILL it ``after`` seconds into the calibration; returns its first line."""
+    process = start("fit", *options)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    time.sleep(after)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return line
+
+
+def assert_same_tensors(output: Path, expected: Path) -> None:
+    ours, theirs = stored_tensors(output), stored_tensors(expected)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_killed_at_random_moments_ends_bit_identical(
+    model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    options = arguments(model, output, "--ckpt_path", "last")
+    moments = random.Random(0)
+    beginnings = []
+    for _ in range(KILLS):
+        if (output / "summary.json").exists():
+            break
+        beginnings.append(kill_while_calibrating(options, moments.uniform(0, LONGEST_LIFE)))
+    finished = run("fit", *options)
+    assert finished.returncode == 0, finished.stderr
+    assert_same_tensors(output, uninterrupted)
+    assert len(beginnings) >= 2, "the run ended before it could be killed"
+
+
+def test_each_moment_alone(model: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """Killed once early in block 0 and once while writing: leftovers do not disturb."""
+    output = tmp_path / "run"
+    options = arguments(model, output)
+    kill_while_calibrating(options, 0.3)
+    leftover = output / "streams" / ".block_00001.safetensors.partial"
+    leftover.parent.mkdir(parents=True, exist_ok=True)
+    leftover.write_bytes(b"half a file")
+    finished = run("fit", *options)
+    assert finished.returncode == 0, finished.stderr
+    assert_same_tensors(output, uninterrupted)
+
+
+def test_finished_run_is_only_reported(model: Path, uninterrupted: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in uninterrupted.rglob("*.safetensors")}
+    again = run("fit", *arguments(model, uninterrupted, "--ckpt_path", "last"))
+    assert again.returncode == 0, again.stderr
+    assert "already finished" in again.stdout
+    assert "full precision" in again.stdout
+    after = {file: file.stat().st_mtime_ns for file in uninterrupted.rglob("*.safetensors")}
+    assert before == after
+
+
+def test_other_recipe_is_refused_naming_the_difference(model: Path, uninterrupted: Path) -> None:
+    options = arguments(model, uninterrupted, "--ckpt_path", "last", "--model.weight_bits", "3")
+    refused = run("fit", *options)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "recipe.weight_bits was 4, now 3" in refused.stderr
+
+
+def test_checkpoint_of_another_run_is_refused(
+    model: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    foreign = uninterrupted / "checkpoints" / "last.ckpt"
+    options = ["--ckpt_path", str(foreign), "--data.seed", "7"]
+    refused = run("fit", *arguments(model, tmp_path / "run", *options))
+    assert refused.returncode == 2
+    assert "data.seed was 2, now 7" in refused.stderr
+
+
+@pytest.mark.parametrize("victim", ["checkpoints/last.ckpt", "streams/block_00001.safetensors"])
+def test_damaged_file_is_refused_by_name(model: Path, tmp_path: Path, victim: str) -> None:
+    output = tmp_path / "run"
+    options = arguments(model, output, "--model.lwc.epochs", "30")
+    process = start("fit", *options)
+    file = output / victim
+    while not file.is_file() or not (output / "blocks" / "block_00000.json").is_file():
+        assert process.poll() is None, "the run ended before the file was there"
+        time.sleep(0.01)
+    while victim.startswith("checkpoints") and _age(file) < 0.05:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    refused = run("fit", *options, "--ckpt_path", "last")
+    assert refused.returncode == 2
+    assert file.name in refused.stderr
+    assert "damaged" in refused.stderr
+
+
+def _age(file: Path) -> float:
+    return time.time() - file.stat().st_mtime
