@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 
 from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -107,28 +108,33 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def build() -> DuQuantCLI:
+    """Parse the command line, build what it names, and run its subcommand."""
+    return DuQuantCLI(
+        LanguageModel,
+        CalibrationDataModule,
+        save_config_callback=SaveRunConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        trainer_defaults={
+            "reload_dataloaders_every_n_epochs": 1,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "enable_model_summary": False,
+        },
+        seed_everything_default=False,
+        parser_class=OneLineParser,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
 def main() -> None:
     """Run the command line; mistakes of the user end in one line and status 2."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     try:
-        DuQuantCLI(
-            LanguageModel,
-            CalibrationDataModule,
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults={
-                "reload_dataloaders_every_n_epochs": 1,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 1,
-                "enable_model_summary": False,
-            },
-            seed_everything_default=False,
-            parser_class=OneLineParser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        build()
     except ValueError as error:
         fail(str(error))
 

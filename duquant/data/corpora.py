@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from duquant.data.python_topics import python_topics
+from duquant.model.checkpoint import first_line
 
 Split = Literal["train", "validation"]
 READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -132,8 +133,9 @@ def _load_local(path: Path) -> str:
     try:
         rows = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
     except Exception as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ValueError(f"{path} cannot be read: {cause}") from error
+        raise ValueError(
+            f"{path} cannot be read: {first_line(error.__cause__ or error)}"
+        ) from error
     column = next((name for name in TEXT_COLUMNS if name in rows.column_names), None)
     if column is None:
         raise ValueError(
@@ -153,10 +155,9 @@ def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> str:
             corpus.path, corpus.name, data_files=files, split=part, revision=corpus.revision
         )
     except Exception as error:
-        summary = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"corpus {name} ({corpus.path}) did not come from the hub: {summary}; check the "
-            f"network or give a local file instead"
+            f"corpus {name} ({corpus.path}) did not come from the hub: {first_line(error)}; check "
+            f"the network or give a local file instead"
         ) from error
     documents = rows[: corpus.limit][corpus.column] if corpus.limit else rows[corpus.column]
     return corpus.joint.join(documents)

@@ -13,7 +13,7 @@ from duquant.data.corpora import CORPUS_NAMES, load_texts, require_source
 from duquant.data.streams import BlockSamples
 from duquant.data.windows import consecutive_windows, draw_windows
 from duquant.model.batch import BlockBatch
-from duquant.model.checkpoint import find_model_directory
+from duquant.model.checkpoint import find_model_directory, first_line
 
 
 class CalibrationDataModule(LightningDataModule):
@@ -144,8 +144,9 @@ class CalibrationDataModule(LightningDataModule):
             try:
                 tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
             except Exception as error:
-                summary = str(error).strip().splitlines()[0]
-                raise ValueError(f"{directory} has no usable tokenizer: {summary}") from error
+                raise ValueError(
+                    f"{directory} has no usable tokenizer: {first_line(error)}"
+                ) from error
             tokenizer.model_max_length = 2**62
             self._tokens[source, split] = [
                 torch.tensor(tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids)

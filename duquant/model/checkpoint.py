@@ -63,6 +63,11 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says in one line; its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class Checkpoint:
     """Tensors of a model directory by name.
 

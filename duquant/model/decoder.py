@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from duquant.model.checkpoint import Checkpoint, find_model_directory
+from duquant.model.checkpoint import Checkpoint, find_model_directory, first_line
 from duquant.model.structure import require_decoder_block
 from duquant.nn.attention import ATTENTION_NAME, register_attention
 
@@ -195,8 +195,8 @@ def _read_config(directory: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True)
     except Exception as error:
-        summary = str(error).strip().splitlines()[0]
-        raise ValueError(f"{directory / 'config.json'} cannot be used: {summary}") from error
+        config = directory / "config.json"
+        raise ValueError(f"{config} cannot be used: {first_line(error)}") from error
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:

@@ -122,13 +122,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=SUBJECTS, default="ref-llama")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--only", default="", help="rows whose name contains one of these; separated by semicolons")
     parser.add_argument("--results", type=Path, default=Path("runs/accuracy.jsonl"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     options.results.parent.mkdir(parents=True, exist_ok=True)
     for row, recipe in recipes(SUBJECTS[options.model].block_size).items():
-        if options.only not in row:
+        if not any(part in row for part in options.only.split(";")):
             continue
         random = recipe.rotation.selector not in ("none", "hadamard")
         values = []

@@ -1,0 +1,219 @@
+"""The command line: every bad input ends in one line, every configuration parses."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cli
+from duquant.config import Recipe
+from duquant.quickstart import MODEL_DIRECTORY
+from tests.assets import REPOSITORY
+from tests.small_run import arguments, run, write_small_model
+from tests.tiny_models import REFUSED, write_tiny_model
+
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+Outcome = tuple[int, str]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("model"), blocks=1)
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Run the command line in this process; returns exit status and standard error."""
+
+    def call(*options: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["cli.py", *options])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+def assert_refused(outcome: Outcome, words: list[str], output: Path) -> None:
+    status, message = outcome
+    assert status == 2
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1, message
+    for word in words:
+        assert word in message
+    assert not output.exists(), "nothing may be written"
+
+
+BAD_OPTIONS = {
+    "block size": (
+        ["--model.rotation.block_size", "40"],
+        ["block_size 40", "input width 64", "self_attn.q_proj", "16, 32"],
+    ),
+    "group size": (["--model.group_size", "48"], ["group_size 48", "width 64", "16, 32"]),
+    "few bits": (["--model.weight_bits", "1"], ["weight_bits is 1", "2 to 16"]),
+    "many bits": (["--model.activation_bits", "17"], ["activation_bits is 17", "2 to 16"]),
+    "key bits": (["--model.key_bits", "0"], ["key_bits is 0"]),
+    "ratio with LWC": (
+        ["--model.clipping.weight_ratio", "0.8"],
+        ["weight_ratio is 0.8", "lwc.epochs to 0"],
+    ),
+    "selector": (["--model.rotation.selector", "best"], ["selector", "best", "outlier"]),
+    "hadamard": (
+        ["--model.rotation.selector", "hadamard", "--model.rotation.block_size", "48"],
+        ["48", "power of two"],
+    ),
+    "unknown key": (["--model.colour", "blue"], ["--model.colour"]),
+    "not a number": (["--model.weight_bits", "four"], ["weight_bits", "four"]),
+    "long sequence": (["--data.sequence_length", "65"], ["sequence_length is 65", "64 positions"]),
+    "too many samples": (
+        ["--data.num_samples", "10000000"],
+        ["num_samples is 10000000", "room for"],
+    ),
+    "no samples": (["--data.num_samples", "0"], ["num_samples is 0"]),
+    "missing text": (["--data.calibration", "nowhere.txt"], ["nowhere.txt", "wikitext2"]),
+    "text suffix": (["--data.calibration", "cli.py"], ["cli.py", ".parquet", "'.py'"]),
+    "missing model": (["--model.pretrained", "./nowhere"], ["no model directory ./nowhere"]),
+    "model is a file": (["--model.pretrained", "cli.py"], ["cli.py is a file"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_option_is_one_line(
+    case: str, model: Path, tmp_path: Path, command: Callable[..., Outcome]
+) -> None:
+    options, words = BAD_OPTIONS[case]
+    output = tmp_path / "run"
+    assert_refused(command("fit", *arguments(model, output, *options)), words, output)
+
+
+def test_unknown_key_in_a_file(
+    model: Path, tmp_path: Path, command: Callable[..., Outcome]
+) -> None:
+    config = tmp_path / "typo.yaml"
+    config.write_text("model:\n  weight_bit: 4\n")
+    output = tmp_path / "run"
+    outcome = command("fit", "-c", str(config), *arguments(model, output))
+    assert_refused(outcome, ["weight_bit"], output)
+
+
+def test_text_shorter_than_a_window(
+    model: Path, tmp_path: Path, command: Callable[..., Outcome]
+) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("A short text.")
+    output = tmp_path / "run"
+    for option in ("--data.calibration", "--data.validation"):
+        value = str(text) if option.endswith("calibration") else f"{{short: {text}}}"
+        outcome = command("fit", *arguments(model, output, option, value))
+        assert_refused(outcome, ["tokens", "sequence_length"], output)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "mixtral", "phi3"])
+def test_unknown_family_names_the_modules(
+    family: str, tmp_path: Path, command: Callable[..., Outcome]
+) -> None:
+    directory = write_tiny_model(tmp_path / "model", REFUSED[family])
+    output = tmp_path / "run"
+    outcome = command("fit", *arguments(directory, output))
+    assert_refused(outcome, ["not a block duquant can transform"], output)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle"])
+def test_unusable_weights(damage: str, tmp_path: Path, command: Callable[..., Outcome]) -> None:
+    directory = write_small_model(tmp_path / "model", blocks=1)
+    weights = directory / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:1000])
+    if damage == "pickle":
+        weights.rename(directory / "pytorch_model.bin")
+    output = tmp_path / "run"
+    outcome = command("fit", *arguments(directory, output))
+    named = "model.safetensors" if damage == "truncated" else "pytorch_model.bin"
+    assert_refused(outcome, [named], output)
+
+
+def test_no_disk_space(
+    model: Path,
+    tmp_path: Path,
+    command: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Usage:
+        free = 1_000_000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    output = tmp_path / "run"
+    outcome = command("fit", *arguments(model, output))
+    assert_refused(outcome, ["GB", "are free"], output)
+
+
+def test_output_of_another_kind(
+    model: Path, tmp_path: Path, command: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "letter.txt").write_text("dear reader")
+    status, message = command("fit", *arguments(model, tmp_path))
+    assert status == 2
+    assert "not empty and not a run" in message
+    assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_validate_without_a_run(
+    model: Path, tmp_path: Path, command: Callable[..., Outcome]
+) -> None:
+    output = tmp_path / "run"
+    outcome = command("validate", *arguments(model, output))
+    assert_refused(outcome, ["holds no run"], output)
+
+
+def test_mistakes_end_a_real_process_with_status_2(model: Path, tmp_path: Path) -> None:
+    refused = run("fit", *arguments(model, tmp_path / "run", "--model.weight_bits", "99"))
+    outcome = (refused.returncode, refused.stderr)
+    assert_refused(outcome, ["weight_bits is 99"], tmp_path / "run")
+    assert refused.stdout == ""
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_help_names_and_explains_the_options(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cli.py", verb, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code in (0, None)
+    text = " ".join(capsys.readouterr().out.split())
+    for option in ("--output_dir", "--model.rotation.selector", "--data.num_samples"):
+        assert option in text
+    assert "channels of a rotation block" in text
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_parses(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file of configs/ is accepted, together with a recipe where it names a model only."""
+    recipe = REPOSITORY / "configs" / "w4a4_lwc.yaml"
+    options = ["-c", str(config), *(["-c", str(recipe)] if config.parent.name == "models" else [])]
+    if "pretrained" not in yaml.safe_load(config.read_text())["model"]:
+        options += ["--model.pretrained", str(MODEL_DIRECTORY)]
+    parsed = parse("fit", *options, monkeypatch=monkeypatch)
+    values = {key: parsed["model"][key] for key in Recipe.__dataclass_fields__}
+    assert Recipe.from_dict(values).weight_bits <= 16
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_line_of_a_configuration_says_what_it_does(config: Path) -> None:
+    for line in config.read_text().splitlines():
+        is_value = ":" in line and not line.rstrip().endswith(":")
+        assert line.startswith("#") or not is_value or "# " in line, line
+
+
+def parse(*options: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
+    """What the command line makes of its arguments, without instantiating anything."""
+    monkeypatch.setattr(cli.DuQuantCLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(cli.DuQuantCLI, "_run_subcommand", lambda self, verb: None)
+    monkeypatch.setattr(sys, "argv", ["cli.py", *options])
+    parsed = cli.build()
+    return parsed.config["fit"].as_dict()  # type: ignore[no-any-return]
