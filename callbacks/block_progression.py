@@ -24,7 +24,7 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.streams import BlockSamples, StreamFiles, Streams
 from duquant.evaluation.perplexity import run_block
 from duquant.model.decoder import BlockContext
-from duquant.model.surgery import observe_peaks
+from duquant.model.smoothing import observe_peaks
 from duquant.modules.language_model import LanguageModel
 
 TOKENS_AT_ONCE = 4096

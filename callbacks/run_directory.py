@@ -23,7 +23,8 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_durably, write_json
 from duquant.model.checkpoint import read_json
 from duquant.model.decoder import Decoder
-from duquant.modules.language_model import LanguageModel, compare_runs
+from duquant.modules.language_model import LanguageModel
+from duquant.modules.run_description import compare_runs
 from duquant.ops.affine import UNQUANTIZED_BITS
 
 RUN_FILE = "run.json"

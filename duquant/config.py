@@ -187,7 +187,7 @@ class Recipe:
         """Smoothing strength in force."""
         if self.smoothing.alpha is not None:
             return self.smoothing.alpha
-        return ALPHA_WITH_LWC if self.lwc.epochs else ALPHA_WITHOUT_LWC
+        return ALPHA_WITH_LWC if self.has_lwc else ALPHA_WITHOUT_LWC
 
     @property
     def weight_ratio(self) -> float:

@@ -16,14 +16,9 @@ from duquant.config import (
     SmoothingConfig,
 )
 from duquant.model.decoder import Decoder
+from duquant.model.smoothing import observe_peaks, smooth_block
 from duquant.model.structure import LINEARS
-from duquant.model.surgery import (
-    QuantizedBlock,
-    calibrate_sites,
-    insert_quantizers,
-    observe_peaks,
-    smooth_block,
-)
+from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
 from duquant.nn.clipping import FixedClip
 
 CPU = torch.device("cpu")

@@ -55,9 +55,7 @@ def small_language_model(model: Path, output: Path, **options: Any) -> LanguageM
     return LanguageModel(str(model), str(output), **{**settings, **options})
 
 
-def small_trainer(
-    *callbacks: Callback, logger: Logger | bool = False, **options: Any
-) -> Trainer:
+def small_trainer(*callbacks: Callback, logger: Logger | bool = False, **options: Any) -> Trainer:
     """A trainer with the command line's defaults, on the CPU."""
     settings: dict[str, Any] = {
         "accelerator": "cpu",

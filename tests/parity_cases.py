@@ -17,14 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from duquant.config import ClippingConfig, LWCConfig, Recipe, RotationConfig, SmoothingConfig
+from duquant.model.smoothing import smooth_block
 from duquant.model.structure import LINEARS, SITES
-from duquant.model.surgery import (
-    Clip,
-    QuantizedBlock,
-    calibrate_sites,
-    insert_quantizers,
-    smooth_block,
-)
+from duquant.model.surgery import Clip, QuantizedBlock, calibrate_sites, insert_quantizers
 from duquant.nn.attention import ATTENTION_NAME, register_attention
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.ops.rotation import BaseSource

@@ -1,7 +1,7 @@
 """A small run through the command line, in a process of its own.
 
-The model is random, two blocks of 64 channels, with the embedded model's tokenizer and the text that
-Python carries: what is tested is how a run behaves, not how good its numbers are.
+The model is random, a few blocks of 64 channels, with the embedded model's tokenizer and the text
+that Python carries: what is tested is how a run behaves, not how good its numbers are.
 """
 
 import os

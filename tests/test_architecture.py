@@ -162,7 +162,7 @@ def test_the_checker_allows_what_the_floors_allow() -> None:
         "cli": "import callbacks.resume\nfrom duquant.config import Recipe",
         "callbacks.resume": "import duquant.modules.block, duquant.data.streams",
         "duquant.config": "from duquant.ops.affine import BITS",
-        "duquant.data.streams": "from duquant.model.surgery import smooth",
+        "duquant.data.streams": "from duquant.model.surgery import assemble",
         "duquant.export.packed": "from duquant.evaluation.perplexity import perplexity",
         "duquant.evaluation.perplexity": "import torch",
         "duquant.model.surgery": "from duquant.nn import linear",

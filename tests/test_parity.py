@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from duquant.model.smoothing import observe_peaks
 from duquant.model.structure import LINEARS, SITES
-from duquant.model.surgery import observe_peaks
 from duquant.nn.clipping import ClipFactors
 from duquant.ops.affine import affine_grid, dequantize, fake_quantize, quantize, split_groups
 from duquant.ops.dual_transform import DualTransform, apply_transform, find_transform

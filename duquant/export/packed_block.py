@@ -25,9 +25,7 @@ from duquant.nn.linear import QuantLinear
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid
 from duquant.ops.dual_transform import DualTransform
-from duquant.ops.packing import pack, unpack
-
-SITE_TENSORS = ("rotations", "permutations", "online_scale")
+from duquant.ops.packing import pack, packed_width, unpack
 
 
 @torch.no_grad()
@@ -76,7 +74,9 @@ def unpack_block(block: nn.Module, tensors: dict[str, Tensor], recipe: Recipe) -
         width = shapes[site.linears[0]][1]
         sites[site.name] = _read_site(rest, site.name, width, recipe)
     for name in LINEARS:
-        linears[name] = _read_linear(rest, name, shapes[name], recipe)
+        has_bias = getattr(block.get_submodule(name), "bias", None) is not None
+        bias = _take(rest, f"{name}.bias") if has_bias else None
+        linears[name] = _read_linear(rest, name, shapes[name], bias, recipe)
     for name, _ in list(block.named_parameters()):
         if not any(name.startswith(f"{linear}.") for linear in LINEARS):
             parent, _, leaf = name.rpartition(".")
@@ -103,26 +103,37 @@ def _read_site(tensors: dict[str, Tensor], name: str, width: int, recipe: Recipe
     )
     site = SiteTransform(width, quantizer)
     prefix = _site_path(name)
-    stored = {key: tensors.pop(f"{prefix}.{key}", None) for key in SITE_TENSORS}
-    if stored["rotations"] is not None:
-        order = stored["permutations"]
-        permutations = site.permutations if order is None else order.long()
-        site.install(DualTransform(stored["rotations"], permutations))
-    if stored["online_scale"] is not None:
-        site.divide_online(stored["online_scale"])
+    if recipe.rotation.selector != "none":
+        rotations, permutations = _take(tensors, f"{prefix}.rotations"), site.permutations
+        if recipe.rotation.permutation_times:
+            permutations = _take(tensors, f"{prefix}.permutations").long()
+        site.install(DualTransform(rotations, permutations))
+    online_scale = tensors.pop(f"{prefix}.online_scale", None)
+    if online_scale is not None:
+        site.divide_online(online_scale)
     return site
 
 
 def _read_linear(
-    tensors: dict[str, Tensor], name: str, shape: tuple[int, int], recipe: Recipe
+    tensors: dict[str, Tensor],
+    name: str,
+    shape: tuple[int, int],
+    bias: Tensor | None,
+    recipe: Recipe,
 ) -> QuantLinear:
-    bias = tensors.pop(f"{name}.bias", None)
     out_features, in_features = shape
     if recipe.weight_bits >= UNQUANTIZED_BITS:
         weight = _take(tensors, f"{name}.weight")
         return QuantLinear(weight, bias, FixedClip(1.0), bits=recipe.weight_bits)
     columns = recipe.group_size or in_features
-    q = unpack(_take(tensors, f"{name}.packed"), recipe.weight_bits, in_features)
+    packed = _take(tensors, f"{name}.packed")
+    expected = (out_features, packed_width(in_features, recipe.weight_bits))
+    if packed.shape != expected:
+        raise ValueError(
+            f"{name}.packed has shape {tuple(packed.shape)}; {recipe.weight_bits} bits make it "
+            f"{expected}"
+        )
+    q = unpack(packed, recipe.weight_bits, in_features)
     grid = AffineGrid(
         _take(tensors, f"{name}.scale").view(-1, 1),
         _take(tensors, f"{name}.zero").float().view(-1, 1),

@@ -30,13 +30,11 @@ class _Recorder(nn.Module):
     """Stands where a block stood: keeps what it is called with and passes hidden states on.
 
     Args:
-        block: the block it stands for.
         replacement: hidden states to pass on instead of those it is called with.
     """
 
-    def __init__(self, block: nn.Module, replacement: Tensor | None = None) -> None:
+    def __init__(self, replacement: Tensor | None = None) -> None:
         super().__init__()
-        self.attention_type = getattr(block, "attention_type", None)
         self.replacement = replacement
         self.hidden: Tensor | None = None
         self.context: BlockContext = {}
@@ -143,7 +141,7 @@ class Decoder:
     ) -> tuple[Any, list[_Recorder]]:
         self._load_outside(device)
         base, blocks = self.skeleton.model, self._blocks
-        recorders = [_Recorder(block, replacement) for block in blocks]
+        recorders = [_Recorder(replacement) for block in blocks]
         base.layers = nn.ModuleList(recorders)
         try:
             return model(input_ids=ids.to(device), use_cache=False), recorders

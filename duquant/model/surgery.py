@@ -2,16 +2,16 @@
 
 The steps, in order (DuQuant section 3; sites as in :data:`duquant.model.structure.SITES`):
 
-1. :func:`observe_peaks` while the full-precision block runs: ``max|x|`` per channel of every site.
-2. :func:`smooth_block` folds the channel scales into norms and weights.
+1. The full-precision block runs and :mod:`duquant.model.smoothing` observes ``max|x|`` per channel
+   of every site.
+2. The channel scales are folded into norms and weights, there too.
 3. :func:`insert_quantizers` replaces linears and norms; nothing is rotated yet.
 4. :func:`calibrate_sites` sends one calibration tensor through the block. Each site searches its
    transform on what reaches it, rotates its linears and quantizes, so the next site already sees
    quantized inputs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +26,6 @@ from duquant.nn.linear import QuantLinear
 from duquant.nn.site import SiteNorm, SiteTransform
 from duquant.ops.dual_transform import DualTransform, apply_transform, find_transform
 from duquant.ops.rotation import BaseSource, find_rotation, random_base
-from duquant.ops.smoothing import (
-    repeat_for_heads,
-    share_within_groups,
-    smoothing_scale,
-    weight_peak,
-)
 
 Clip = ClipFactors | FixedClip
 SiteObserver = Callable[[Site, SiteTransform, Tensor], None]
@@ -58,60 +52,6 @@ class QuantizedBlock:
         """Fix the quantized weights."""
         for linear in self.linears.values():
             linear.freeze()
-
-
-@contextmanager
-def observe_peaks(block: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect ``max|x|`` per channel of every site while the full-precision ``block`` runs.
-
-    Yields:
-        A mapping from site names to float32 tensors of shape ``(width,)``, filled as data passes.
-    """
-    peaks: dict[str, Tensor] = {}
-
-    def observer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            peak = inputs[0].detach().abs().flatten(0, -2).amax(dim=0).float()
-            peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
-
-        return observe
-
-    handles = [
-        block.get_submodule(site.linears[0]).register_forward_pre_hook(observer(site.name))
-        for site in SITES
-    ]
-    try:
-        yield peaks
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def smooth_block(
-    block: nn.Module, peaks: Mapping[str, Tensor], recipe: Recipe
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Fold smoothing scales into the weights of a full-precision block, in place.
-
-    Args:
-        block: a decoder block with real weights.
-        peaks: ``max|x|`` per channel of every site, from :func:`observe_peaks`.
-        recipe: says whether and how strongly to smooth.
-
-    Returns:
-        The scale of every site and, of those, the ones that have to be divided online.
-    """
-    if not recipe.smoothing.enabled:
-        return {}, {}
-    scales = {site.name: _site_scale(block, site, peaks[site.name], recipe) for site in SITES}
-    online = {}
-    for site in SITES:
-        scale = scales[site.name]
-        for name in site.linears:
-            weight = _weight(block, name)
-            weight.copy_((weight.float() * scale).to(weight.dtype))
-        if not _fold_into_producer(block, site, scale):
-            online[site.name] = scale
-    return scales, online
 
 
 def insert_quantizers(
@@ -254,54 +194,3 @@ def _transform_weights(quantized: QuantizedBlock, site: Site, transform: DualTra
     for name in site.linears:
         linear = quantized.linears[name]
         linear.weight = apply_transform(linear.weight, transform)
-
-
-def _site_scale(block: nn.Module, site: Site, peak: Tensor, recipe: Recipe) -> Tensor:
-    names = site.linears if recipe.smoothing.weights == "all" else site.linears[:1]
-    weights = weight_peak([_weight(block, name) for name in names]).float()
-    producer_width = _weight(block, site.producer).shape[0]
-    if producer_width == peak.numel() or recipe.smoothing.attention_output == "query_channel":
-        return smoothing_scale(peak, weights, recipe.alpha)
-    heads = {"num_groups": producer_width // _head_dim(block), "head_dim": _head_dim(block)}
-    shared = smoothing_scale(
-        share_within_groups(peak, **heads), share_within_groups(weights, **heads), recipe.alpha
-    )
-    num_heads = peak.numel() // _head_dim(block)
-    return repeat_for_heads(shared, num_heads=num_heads, head_dim=_head_dim(block))
-
-
-def _fold_into_producer(block: nn.Module, site: Site, scale: Tensor) -> bool:
-    """Divide the producer's output channels by ``scale``; ``False`` if that cannot be done."""
-    producer = block.get_submodule(site.producer)
-    weight = _weight(block, site.producer)
-    if weight.shape[0] != scale.numel():
-        head_dim = _head_dim(block)
-        grouped = scale.view(weight.shape[0] // head_dim, -1, head_dim)
-        if not torch.equal(grouped, grouped[:, :1].expand_as(grouped)):
-            return False
-        scale = grouped[:, 0].flatten()
-    elif site.follows_norm and not _scales_with_weight(producer, scale.numel()):
-        return False
-    for parameter in producer.parameters(recurse=False):
-        column = scale.view(-1, *[1] * (parameter.dim() - 1))
-        parameter.copy_((parameter.float() / column).to(parameter.dtype))
-    return True
-
-
-def _scales_with_weight(norm: nn.Module, width: int) -> bool:
-    """Whether doubling the norm's weight doubles its output (not so with ``1 + weight``)."""
-    weight = norm.get_parameter("weight")
-    probe = torch.linspace(-1, 1, width, device=weight.device, dtype=weight.dtype)
-    before = norm(probe)
-    weight.mul_(2)
-    after = norm(probe)
-    weight.div_(2)
-    return torch.allclose(after, 2 * before)
-
-
-def _weight(block: nn.Module, name: str) -> nn.Parameter:
-    return block.get_submodule(name).get_parameter("weight")
-
-
-def _head_dim(block: nn.Module) -> int:
-    return int(block.get_submodule(ATTENTION).head_dim)  # type: ignore[arg-type]

@@ -25,13 +25,9 @@ from duquant.config import Recipe
 from duquant.model.batch import BlockBatch
 from duquant.model.decoder import BlockContext
 from duquant.model.site_report import SiteReport, report_site
+from duquant.model.smoothing import smooth_block
 from duquant.model.structure import Site, short_name
-from duquant.model.surgery import (
-    QuantizedBlock,
-    calibrate_sites,
-    insert_quantizers,
-    smooth_block,
-)
+from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
 from duquant.nn.clipping import INITIAL_LOGIT, ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
 from duquant.ops.rotation import BaseSource

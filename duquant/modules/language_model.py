@@ -34,6 +34,7 @@ from duquant.model.decoder import Decoder
 from duquant.model.structure import LINEARS, linear_shapes, require_fitting_widths
 from duquant.model.surgery import insert_quantizers
 from duquant.modules.block import QuantBlock
+from duquant.modules.run_description import compare_runs
 from duquant.nn.clipping import FixedClip
 
 FULL_PRECISION = "full_precision"
@@ -235,18 +236,3 @@ class LanguageModel(LightningModule):
         differences = compare_runs(checkpoint.get("duquant_run", {}), self.run_description)
         if differences:
             raise ValueError(f"the checkpoint is of another run: {'; '.join(differences)}")
-
-
-def compare_runs(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """Differences between two nested descriptions, as ``key: stored -> wanted``.
-
-    Keys of ``wanted`` decide what is compared.
-    """
-    differences = []
-    for key, value in wanted.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and isinstance(stored.get(key), dict):
-            differences += compare_runs(stored[key], value, f"{name}.")
-        elif stored.get(key) != value:
-            differences.append(f"{name} was {stored.get(key)}, now {value}")
-    return differences

@@ -81,6 +81,7 @@ class QuantLinear(nn.Module):
     @torch.no_grad()
     def integers(self) -> tuple[Tensor, AffineGrid]:
         """Integers ``(rows, columns)`` as floats and their grid ``(rows, 1)``, rows by group."""
+        assert not self.is_frozen, "the weight of a frozen layer is quantized already"
         rows = split_groups(self.weight, self.group_size)
         high, low = self.clip()
         grid = affine_grid(rows, self.bits, symmetric=self.symmetric, clip_high=high, clip_low=low)

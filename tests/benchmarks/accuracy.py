@@ -122,7 +122,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=SUBJECTS, default="ref-llama")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", default="", help="rows whose name contains one of these; separated by semicolons")
+    parser.add_argument(
+        "--only", default="", help="rows whose name contains one of these; separated by semicolons"
+    )
     parser.add_argument("--results", type=Path, default=Path("runs/accuracy.jsonl"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")

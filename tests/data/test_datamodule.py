@@ -39,9 +39,7 @@ def reference_tokens(text: str) -> Tensor:
 
 
 def test_the_seed_decides_the_windows(text: Path) -> None:
-    first, again, other = (
-        data_module(text, seed=seed).calibration_windows() for seed in (2, 2, 3)
-    )
+    first, again, other = (data_module(text, seed=seed).calibration_windows() for seed in (2, 2, 3))
     assert first.shape == (8, 32)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -200,9 +198,7 @@ def test_only_calibration_samples_are_moved_to_the_device(text: Path) -> None:
         ("validation_windows", 0, 1),
     ],
 )
-def test_numbers_without_sense_are_refused(
-    text: Path, option: str, value: int, least: int
-) -> None:
+def test_numbers_without_sense_are_refused(text: Path, option: str, value: int, least: int) -> None:
     with pytest.raises(ValueError, match=f"data.{option} is {value}; it must be at least {least}"):
         data_module(text, **{option: value})
     data_module(text, **{option: least})

@@ -7,14 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from duquant.config import LWCConfig, Recipe, RotationConfig, SmoothingConfig
+from duquant.model.smoothing import observe_peaks, smooth_block
 from duquant.model.structure import LINEARS, SITES, Site
-from duquant.model.surgery import (
-    QuantizedBlock,
-    calibrate_sites,
-    insert_quantizers,
-    observe_peaks,
-    smooth_block,
-)
+from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
 from duquant.nn.attention import ATTENTION_NAME, register_attention
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform

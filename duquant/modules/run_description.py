@@ -1,0 +1,22 @@
+"""What a run is about, as nested plain values, and how two of them differ.
+
+A checkpoint and a run directory carry the description of the run they belong to. Continuing with
+another model, recipe or text would give a model that is neither, so it is refused by name.
+"""
+
+from typing import Any
+
+
+def compare_runs(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """Differences between two nested descriptions, as ``key: stored -> wanted``.
+
+    Keys of ``wanted`` decide what is compared.
+    """
+    differences = []
+    for key, value in wanted.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(stored.get(key), dict):
+            differences += compare_runs(stored[key], value, f"{name}.")
+        elif stored.get(key) != value:
+            differences.append(f"{name} was {stored.get(key)}, now {value}")
+    return differences

@@ -1,0 +1,177 @@
+"""Perplexity block by block is perplexity: compared with transformers' own loss, window by window."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from duquant.evaluation import perplexity
+from duquant.evaluation.perplexity import Perplexity, run_block, stream_losses, window_losses
+from duquant.model.decoder import Decoder
+from tests.tiny_models import FAMILIES, VOCABULARY, token_ids, write_tiny_model
+
+CPU = torch.device("cpu")
+LENGTH = 24
+MEASURED = ("llama-grouped", "llama-tied", "mistral-sliding", "qwen2-mixed-layers", "granite")
+
+
+def windows(count: int = 5, *, seed: int = 0) -> Tensor:
+    return token_ids(count, LENGTH, seed=seed)
+
+
+@torch.no_grad()
+def transformers_losses(model: Any, ids: Tensor) -> Tensor:
+    """One window at a time through the whole model, scored by its own ``labels``."""
+    losses = [model(input_ids=window[None], labels=window[None]).loss for window in ids]
+    return torch.stack(losses).double()
+
+
+def load(directory: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("family", MEASURED)
+def test_equals_transformers(family: str, tmp_path: Path) -> None:
+    directory = write_tiny_model(tmp_path, FAMILIES[family])
+    decoder, ids = Decoder(str(directory), torch.float32), windows()
+    losses = stream_losses(
+        decoder, lambda index: {"plain": decoder.load_block(index)}, ["plain"], ids, CPU
+    )
+    metric = Perplexity()
+    metric.update(losses["plain"].double())
+    expected = math.exp(float(transformers_losses(load(directory), ids).mean()))
+    # float32 sums in another order; the mean and its exponential are in float64.
+    assert float(metric.compute()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"), FAMILIES["llama-grouped"])
+
+
+def halve(block: nn.Module) -> nn.Module:
+    """A variant that can be told from the original: its MLP does half as much."""
+    block.get_submodule("mlp.down_proj").get_parameter("weight").mul_(0.5)
+    return block
+
+
+def test_variants_go_their_own_ways(directory: Path) -> None:
+    decoder, ids = Decoder(str(directory), torch.float32), windows()
+    losses = stream_losses(
+        decoder,
+        lambda index: {
+            "plain": decoder.load_block(index),
+            "halved": halve(decoder.load_block(index)),
+            "not asked for": nn.Identity(),
+        },
+        ["halved", "plain"],
+        ids,
+        CPU,
+    )
+    model = load(directory).requires_grad_(False)
+    plain = transformers_losses(model, ids)
+    for layer in model.model.layers:
+        halve(layer)
+    halved = transformers_losses(model, ids)
+    assert list(losses) == ["halved", "plain"]
+    assert (plain - halved).abs().min() > 1e-2, "the variants would not be told apart"
+    torch.testing.assert_close(losses["plain"].double(), plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses["halved"].double(), halved, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 2 * LENGTH, 3 * LENGTH + 1])
+def test_pieces_change_nothing(
+    directory: Path, tokens_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, ids = Decoder(str(directory), torch.float32), windows()
+
+    def measure() -> Tensor:
+        return stream_losses(
+            decoder, lambda index: {"plain": decoder.load_block(index)}, ["plain"], ids, CPU
+        )["plain"]
+
+    whole = measure()
+    monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", tokens_at_once)
+    # Matrix products of another height may add in another order.
+    torch.testing.assert_close(measure(), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_every_block_is_loaded_once_and_reported(directory: Path) -> None:
+    decoder = Decoder(str(directory), torch.float32)
+    loaded: list[int] = []
+    finished: list[int] = []
+
+    def load_block(index: int) -> dict[str, nn.Module]:
+        assert finished == list(range(index)), "one block after the other"
+        loaded.append(index)
+        return {"plain": decoder.load_block(index)}
+
+    stream_losses(decoder, load_block, ["plain"], windows(), CPU, on_block=finished.append)
+    assert loaded == finished == list(range(decoder.num_blocks))
+
+
+def test_a_blocks_output_is_kept_on_the_cpu(directory: Path) -> None:
+    decoder = Decoder(str(directory), torch.float32)
+    context = decoder.contexts(LENGTH, CPU)[0]
+    hidden = decoder.embed(windows(), CPU)
+    block = decoder.load_block(0)
+    output = run_block(block, hidden, context, CPU)
+    assert output.device == CPU
+    assert torch.equal(output, block(hidden, **context))
+
+
+# The loss of a window
+
+
+def test_window_losses_by_hand() -> None:
+    logits = torch.randn(3, 7, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    ids = token_ids(3, 7)
+    for number, loss in enumerate(window_losses(logits, ids)):
+        probabilities = logits[number].double().exp()
+        probabilities /= probabilities.sum(dim=-1, keepdim=True)
+        by_hand = [-math.log(float(probabilities[t, ids[number, t + 1]])) for t in range(6)]
+        assert float(loss) == pytest.approx(sum(by_hand) / 6, rel=1e-6)
+
+
+def test_an_indifferent_model_has_a_perplexity_of_its_vocabulary() -> None:
+    metric = Perplexity()
+    metric.update(window_losses(torch.zeros(4, 9, VOCABULARY), token_ids(4, 9)).double())
+    assert float(metric.compute()) == pytest.approx(VOCABULARY, rel=1e-6)
+
+
+def test_logits_of_half_precision_are_scored_in_float32() -> None:
+    logits = torch.randn(2, 9, VOCABULARY).to(torch.bfloat16)
+    losses = window_losses(logits, token_ids(2, 9))
+    assert losses.dtype == torch.float32
+    assert torch.equal(losses, window_losses(logits.float(), token_ids(2, 9)))
+
+
+# The metric
+
+
+def test_the_metric_is_the_exponential_of_the_mean_over_all_updates() -> None:
+    metric = Perplexity()
+    metric.update(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    metric.update(torch.tensor([6.0], dtype=torch.float64))
+    assert float(metric.compute()) == pytest.approx(math.exp(3.0), rel=1e-12)
+    assert metric.compute().dtype == torch.float64
+
+
+def test_the_metric_adds_many_windows_without_losing_digits() -> None:
+    """In float32, 20,000 updates of 2.3 are off by more than 1e-5."""
+    metric = Perplexity()
+    loss = torch.tensor([2.3], dtype=torch.float64)
+    for _ in range(20_000):
+        metric.update(loss)
+    assert float(metric.compute()) == pytest.approx(math.exp(2.3), rel=1e-9)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_model_shows_in_its_perplexity(bad: float) -> None:
+    metric = Perplexity()
+    metric.update(torch.tensor([1.0, bad], dtype=torch.float64))
+    assert not math.isfinite(float(metric.compute()))
