@@ -1,10 +1,10 @@
 """Smoothing a decoder block: observe its activations, scale its channels, fold the scales away.
 
 The formula is in :mod:`duquant.ops.smoothing`; this is where each scale goes. The site's linears
-are multiplied by it, and the module that produces the site's input is divided by it: the norm before
-the attention or the MLP, ``v_proj`` before ``o_proj``, ``up_proj`` before ``down_proj`` (table in
-:mod:`duquant.model.structure`). Where folding is impossible the site divides online: with a scale
-per query channel, and behind norms that do not simply multiply by their weight.
+are multiplied by it, and the module that produces the site's input is divided by it: the norm
+before the attention or the MLP, ``v_proj`` before ``o_proj``, ``up_proj`` before ``down_proj``
+(table in :mod:`duquant.model.structure`). Where folding is impossible the site divides online: with
+a scale per query channel, and behind norms that do not simply multiply by their weight.
 """
 
 from collections.abc import Callable, Iterator, Mapping
