@@ -37,6 +37,12 @@ EXPECTED_WARNINGS = (
 """What Lightning warns of and duquant does on purpose."""
 
 
+DESCRIPTIONS = {
+    "fit": "Calibrate a model block by block, write it quantized, and measure its perplexity.",
+    "validate": "Measure the perplexity of a finished run's model beside the original's.",
+}
+
+
 class OneLineParser(LightningArgumentParser):
     """Reports a wrong option in one line."""
 
@@ -55,6 +61,13 @@ class DuQuantCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
         }
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options, ours before the Trainer's hundred."""
+        parser.add_lightning_class_args(LanguageModel, "model")
+        parser.add_lightning_class_args(CalibrationDataModule, "data")
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{key}": v for key, v in self.trainer_defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory and link what must agree."""
@@ -123,6 +136,7 @@ def build() -> DuQuantCLI:
         },
         seed_everything_default=False,
         parser_class=OneLineParser,
+        parser_kwargs={verb: {"description": text} for verb, text in DESCRIPTIONS.items()},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
     )

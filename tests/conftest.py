@@ -1,7 +1,13 @@
-"""Settings of every test: one thread, reproducible examples."""
+"""Settings of every test: one thread, reproducible examples; and one finished run to look at."""
 
+from typing import TYPE_CHECKING
+
+import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.in_process import FinishedRun
 
 # One thread adds floats in one order on every machine, and two cores are shared with other work.
 torch.set_num_threads(1)
@@ -11,3 +17,11 @@ settings.register_profile(
     "duquant", deadline=None, derandomize=True, database=None, max_examples=25
 )
 settings.load_profile("duquant")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> "FinishedRun":
+    """One run for all tests that only read; imported late, because most tests need no trainer."""
+    from tests.in_process import finish_run
+
+    return finish_run(tmp_path_factory.mktemp("finished"))

@@ -4,21 +4,30 @@ Modules that use it set ``pytestmark = LIGHTNING_WARNINGS``: what the command li
 purpose is no error in their tests either.
 """
 
+import io
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from rich.console import Console
 
+from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import DurableCheckpointIO
-from callbacks.run_directory import describe_run
+from callbacks.defaults import default_callbacks, default_logger
+from callbacks.progress import CalibrationProgress
+from callbacks.run_directory import describe_run, prepare_fit
+from callbacks.run_summary import RunSummary
 from cli import EXPECTED_WARNINGS
 from duquant.config import LWCConfig, RotationConfig
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.python_topics import python_topics
 from duquant.modules.language_model import LanguageModel
+from tests.small_run import write_small_model
 
 LIGHTNING_WARNINGS = [
     pytest.mark.filterwarnings(f"ignore:{message}") for message in EXPECTED_WARNINGS
@@ -59,8 +68,8 @@ def small_trainer(*callbacks: Callback, logger: Logger | bool = False, **options
     """A trainer with the command line's defaults, on the CPU."""
     settings: dict[str, Any] = {
         "accelerator": "cpu",
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
+        "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
+        "enable_progress_bar": any(isinstance(c, CalibrationProgress) for c in callbacks),
         "enable_model_summary": False,
         "reload_dataloaders_every_n_epochs": 1,
         "num_sanity_val_steps": 0,
@@ -73,8 +82,60 @@ def small_trainer(*callbacks: Callback, logger: Logger | bool = False, **options
 def calibrate(
     model: LanguageModel, data: CalibrationDataModule, *callbacks: Callback, **options: Any
 ) -> Trainer:
-    """Fit as the command line does; returns the trainer."""
+    """Fit, with the block progression and what else is given; returns the trainer."""
     model.run_description = describe_run(model, data)
-    trainer = small_trainer(*callbacks, **options)
+    trainer = small_trainer(BlockProgression(), *callbacks, **options)
     trainer.fit(model, datamodule=data)
     return trainer
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that went through everything: fit and validation, with every default callback.
+
+    Attributes:
+        source: directory of the original model.
+        text: the only corpus.
+        output: the run directory.
+        model: the language model that was fitted.
+        data: its data.
+        printed: everything that was printed, without a terminal.
+        largest_bytes: most that the run directory held at any time.
+    """
+
+    source: Path
+    text: Path
+    output: Path
+    model: LanguageModel
+    data: CalibrationDataModule
+    printed: str
+    largest_bytes: int
+
+
+class _DiskMeter(Callback):
+    """Watches how much a run directory holds after every epoch."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.largest = 0
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        held = sum(file.stat().st_size for file in self.output.rglob("*") if file.is_file())
+        self.largest = max(self.largest, held)
+
+
+def finish_run(directory: Path, **options: Any) -> FinishedRun:
+    """Run all of it in a fresh directory."""
+    source, text = write_small_model(directory / "source", blocks=2), directory / "text.txt"
+    output, printed = directory / "run", io.StringIO()
+    data = small_data(source, write_text(text))
+    model = small_language_model(source, output, report_round_to_nearest=True, **options)
+    prepare_fit(model, data, None)
+    callbacks, meter = default_callbacks(output), _DiskMeter(output)
+    for callback in callbacks:
+        if isinstance(callback, CalibrationProgress | RunSummary):
+            callback.console = Console(file=printed, width=100)
+    trainer = small_trainer(*callbacks, meter, logger=default_logger(output))
+    trainer.fit(model, datamodule=data)
+    trainer.validate(model, data, verbose=False)
+    return FinishedRun(source, text, output, model, data, printed.getvalue(), meter.largest)

@@ -26,11 +26,16 @@ TOKENS_AT_ONCE = 4096
 
 
 class Perplexity(MeanMetric):
-    """``exp`` of the mean negative log-likelihood, accumulated in float64."""
+    """``exp`` of the mean negative log-likelihood, accumulated in float64.
 
-    def __init__(self) -> None:
+    Args:
+        device: where it is accumulated; moving it later would make torchmetrics round every update
+            to float32.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
         super().__init__(nan_strategy="disable")
-        self.set_dtype(torch.float64)
+        self.to(device).set_dtype(torch.float64)
 
     def compute(self) -> Tensor:
         """Perplexity of all windows so far."""

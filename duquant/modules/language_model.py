@@ -192,7 +192,7 @@ class LanguageModel(LightningModule):
                 f"run fit with --ckpt_path last to finish it"
             )
         self._metrics = {
-            corpus: {variant: Perplexity().to(self.device) for variant in self.variants}
+            corpus: {variant: Perplexity(self.device) for variant in self.variants}
             for corpus in self.trainer.datamodule.validation  # type: ignore[attr-defined]
         }
 
