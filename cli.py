@@ -112,7 +112,12 @@ class DuQuantCLI(LightningCLI):
         if config["logger"] in (None, True):
             config["logger"] = default_logger(output_dir)
         config["plugins"] = [*(config["plugins"] or []), DurableCheckpointIO()]
-        return super()._instantiate_trainer(config, [*callbacks, *default_callbacks(output_dir)])
+        ours = default_callbacks(
+            output_dir,
+            with_progress=config["enable_progress_bar"] is not False,
+            with_checkpoints=config["enable_checkpointing"] is not False,
+        )
+        return super()._instantiate_trainer(config, [*callbacks, *ours])
 
 
 def fail(message: str) -> NoReturn:
@@ -129,6 +134,7 @@ def build() -> DuQuantCLI:
         save_config_callback=SaveRunConfig,
         save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={
+            "devices": 1,
             "reload_dataloaders_every_n_epochs": 1,
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,

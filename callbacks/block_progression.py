@@ -52,6 +52,13 @@ class BlockProgression(Callback):
                 f"trainer.reload_dataloaders_every_n_epochs is {every}; blocks change their data, "
                 f"so it must be 1"
             )
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"calibration runs in one process, but the trainer has {trainer.world_size}: set "
+                f"trainer.devices to 1"
+            )
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError("trainer.fast_dev_run skips what a calibration consists of; leave it")
         epochs = pl_module.num_blocks * pl_module.epochs_per_block
         trainer.fit_loop.max_epochs = epochs
         trainer.check_val_every_n_epoch = epochs + 1  # half a model is not worth measuring

@@ -12,15 +12,13 @@ from callbacks.run_summary import RunSummary
 from callbacks.tensorboard_views import TensorBoardViews
 
 
-def default_callbacks(output_dir: Path) -> list[Callback]:
+def default_callbacks(
+    output_dir: Path, *, with_progress: bool = True, with_checkpoints: bool = True
+) -> list[Callback]:
     """Callbacks of a run directory, in the order they act at an epoch's end."""
-    return [
-        BlockProgression(),
-        CalibrationProgress(),
-        TensorBoardViews(),
-        RunSummary(),
-        LastCheckpoint(output_dir),
-    ]
+    progress = [CalibrationProgress()] if with_progress else []
+    checkpoints = [LastCheckpoint(output_dir)] if with_checkpoints else []
+    return [BlockProgression(), *progress, TensorBoardViews(), RunSummary(), *checkpoints]
 
 
 def default_logger(output_dir: Path) -> TensorBoardLogger:

@@ -21,11 +21,11 @@ from lightning.pytorch.cli import SaveConfigCallback
 from callbacks.checkpointing import last_checkpoint
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_durably, write_json
+from duquant.export.packed_block import packed_bytes
 from duquant.model.checkpoint import read_json
 from duquant.model.decoder import Decoder
 from duquant.modules.language_model import LanguageModel
 from duquant.modules.run_description import compare_runs
-from duquant.ops.affine import UNQUANTIZED_BITS
 
 RUN_FILE = "run.json"
 SAMPLED_BYTES = 1 << 20
@@ -154,17 +154,17 @@ def _describe_model(decoder: Decoder) -> dict[str, Any]:
 
 
 def estimate_disk_bytes(model: LanguageModel, data: CalibrationDataModule) -> int:
-    """Bytes a run writes at most: two boundaries of streams, the packed model, logs."""
+    """Bytes a run writes at most: two boundaries of streams, the model, two checkpoints, logs."""
     decoder, item = model.decoder, model.decoder.dtype.itemsize
-    positions = data.num_samples * data.sequence_length * decoder.config.hidden_size
-    streams = 2 * positions * item * (2 if model.recipe.has_lwc else 1)
-    parameters = sum(p.numel() for p in decoder.skeleton.parameters())
-    inside = sum(
-        p.numel() for b in range(decoder.num_blocks) for p in decoder.meta_block(b).parameters()
-    )
-    bits = model.recipe.weight_bits
-    packed = inside * (item * 8 if bits >= UNQUANTIZED_BITS else bits + 1) // 8
-    return int(streams + packed + (parameters - inside) * item + SPARE_BYTES)
+    sample = data.sequence_length * int(decoder.config.hidden_size) * item
+    streams = 2 * sample * (data.num_samples * (2 if model.recipe.has_lwc else 1) + 1)
+    blocks = [decoder.meta_block(index) for index in range(decoder.num_blocks)]
+    inside = sum(parameter.numel() for block in blocks for parameter in block.parameters())
+    outside = sum(parameter.numel() for parameter in decoder.skeleton.parameters()) - inside
+    packed = sum(packed_bytes(block, model.recipe) for block in blocks)
+    factors = sum(parameter.nbytes for parameter in model.parameters())
+    checkpoints = 2 * 3 * factors  # the old and the new one, factors and AdamW's two moments
+    return int(streams + packed + outside * item + checkpoints + SPARE_BYTES)
 
 
 def _require_disk_space(model: LanguageModel, data: CalibrationDataModule) -> None:

@@ -63,7 +63,7 @@ class RotationConfig:
     max_steps: int = 256
     permutation_times: int = 1
     selector: Selector = "outlier"
-    scope: Scope = "per_block"
+    scope: Scope = "shared"
 
     def __post_init__(self) -> None:
         """Check the numbers and the choices."""

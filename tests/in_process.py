@@ -34,7 +34,7 @@ LIGHTNING_WARNINGS = [
 ]
 ROTATION = RotationConfig(block_size=16, max_steps=8)
 LWC = LWCConfig(epochs=3, learning_rate=0.1, batch_size=2)
-"""Larger steps than usual: few of them must be enough for a loss to fall visibly."""
+"""Larger steps than usual: few of them must be enough to move every factor."""
 NO_LWC = LWCConfig(epochs=0)
 
 
@@ -112,7 +112,7 @@ class FinishedRun:
     largest_bytes: int
 
 
-class _DiskMeter(Callback):
+class DiskMeter(Callback):
     """Watches how much a run directory holds after every epoch."""
 
     def __init__(self, output: Path) -> None:
@@ -131,7 +131,7 @@ def finish_run(directory: Path, **options: Any) -> FinishedRun:
     data = small_data(source, write_text(text))
     model = small_language_model(source, output, report_round_to_nearest=True, **options)
     prepare_fit(model, data, None)
-    callbacks, meter = default_callbacks(output), _DiskMeter(output)
+    callbacks, meter = default_callbacks(output), DiskMeter(output)
     for callback in callbacks:
         if isinstance(callback, CalibrationProgress | RunSummary):
             callback.console = Console(file=printed, width=100)

@@ -27,14 +27,18 @@ from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid
 from duquant.ops.dual_transform import DualTransform
 from duquant.ops.packing import pack, packed_width, unpack
 
+GRID_BYTES = torch.float32.itemsize + torch.int16.itemsize
+"""A scale and a zero."""
+
 
 @torch.no_grad()
 def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
     """Everything a finished block needs to run again; call before :meth:`QuantizedBlock.freeze`."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = _outside_linears(quantized.layer)
+    dtype = next(iter(tensors.values())).dtype
     for name, linear in quantized.linears.items():
         if linear.bits >= UNQUANTIZED_BITS:
-            tensors[f"{name}.weight"] = linear.weight
+            tensors[f"{name}.weight"] = linear.weight.to(dtype)
         else:
             q, grid = linear.integers()
             out_features = linear.weight.shape[0]
@@ -49,9 +53,6 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
         tensors[f"{prefix}.rotations"] = transform.rotations.float()
         tensors[f"{prefix}.permutations"] = transform.permutations.to(torch.int32)
         tensors[f"{prefix}.online_scale"] = transform.online_scale
-    for name, parameter in quantized.layer.named_parameters():
-        if not any(name.startswith(f"{linear}.") for linear in LINEARS):
-            tensors[name] = parameter
     return {name: tensor.detach().cpu() for name, tensor in tensors.items() if tensor.numel()}
 
 
@@ -77,15 +78,46 @@ def unpack_block(block: nn.Module, tensors: dict[str, Tensor], recipe: Recipe) -
         has_bias = getattr(block.get_submodule(name), "bias", None) is not None
         bias = _take(rest, f"{name}.bias") if has_bias else None
         linears[name] = _read_linear(rest, name, shapes[name], bias, recipe)
-    for name, _ in list(block.named_parameters()):
-        if not any(name.startswith(f"{linear}.") for linear in LINEARS):
-            parent, _, leaf = name.rpartition(".")
-            stored = f"{parent}.norm.{leaf}" if _is_site_norm(parent) else name
-            parameter = nn.Parameter(_take(rest, stored), requires_grad=False)
-            setattr(block.get_submodule(parent), leaf, parameter)
+    for name in _outside_linears(block):
+        parent, _, leaf = name.rpartition(".")
+        stored = f"{parent}.norm.{leaf}" if _is_site_norm(parent) else name
+        parameter = nn.Parameter(_take(rest, stored), requires_grad=False)
+        setattr(block.get_submodule(parent), leaf, parameter)
     if rest:
         raise ValueError(f"the stored block has a tensor that does not belong to it: {min(rest)}")
     return assemble(block, recipe, sites, linears, scales={})
+
+
+def packed_bytes(block: nn.Module, recipe: Recipe) -> int:
+    """Bytes that :func:`pack_block` takes at most, from the shapes of a block without weights."""
+    norms = list(_outside_linears(block).values())
+    item = norms[0].dtype.itemsize
+    size = sum(tensor.numel() for tensor in norms) * item
+    for name, (rows, columns) in linear_shapes(block).items():
+        if recipe.weight_bits >= UNQUANTIZED_BITS:
+            size += rows * columns * item
+        else:
+            grids = rows * columns // (recipe.group_size or columns)
+            size += rows * packed_width(columns, recipe.weight_bits) + grids * GRID_BYTES
+        size += rows * item if getattr(block.get_submodule(name), "bias", None) is not None else 0
+    rotation = recipe.rotation
+    for site in SITES:
+        width = linear_shapes(block)[site.linears[0]][1]
+        size += width * torch.float32.itemsize  # a scale that is divided online
+        if rotation.selector != "none":
+            matrices = 1 if rotation.scope == "shared" else width // rotation.block_size
+            rotations = (rotation.permutation_times + 1) * matrices * rotation.block_size**2
+            size += rotations * torch.float32.itemsize
+            size += rotation.permutation_times * width * torch.int32.itemsize
+    return size
+
+
+def _outside_linears(block: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: parameter
+        for name, parameter in block.named_parameters()
+        if not any(name.startswith(f"{linear}.") for linear in LINEARS)
+    }
 
 
 def _site_path(name: str) -> str:

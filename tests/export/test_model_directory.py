@@ -57,11 +57,7 @@ def test_the_configuration_says_how_it_is_quantized(finished_run: FinishedRun) -
 def test_every_tensor_of_the_index_is_where_it_says(finished_run: FinishedRun) -> None:
     path = finished_run.output / "model"
     index = read(path / INDEX)
-    stored = {
-        name: file.name
-        for file in path.glob("*.safetensors")
-        for name in load_file(file)
-    }
+    stored = {name: file.name for file in path.glob("*.safetensors") for name in load_file(file)}
     assert index["weight_map"] == stored
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     assert index["metadata"]["total_size"] == size
@@ -146,9 +142,7 @@ def test_half_precision_is_stored_as_such(decoder: Decoder, tmp_path: Path) -> N
 
 
 def test_shards_of_the_original_do_not_matter(decoder: Decoder, tmp_path: Path) -> None:
-    source = write_tiny_model(
-        tmp_path / "source", FAMILIES["llama-grouped"], max_shard_size="50KB"
-    )
+    source = write_tiny_model(tmp_path / "source", FAMILIES["llama-grouped"], max_shard_size="50KB")
     sharded = Decoder(str(source), torch.float32)
     assert len(set(sharded.checkpoint.files.values())) > 1
     for name, original in (("whole", decoder), ("sharded", sharded)):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from duquant.config import LWCConfig, Recipe, RotationConfig, SmoothingConfig
-from duquant.export.packed_block import pack_block, unpack_block
+from duquant.export.packed_block import pack_block, packed_bytes, unpack_block
 from duquant.model.decoder import Decoder
 from duquant.model.structure import LINEARS, linear_shapes
 from duquant.model.surgery import QuantizedBlock
@@ -86,9 +86,27 @@ def test_every_family_survives_exactly(family: str, tmp_path: Path) -> None:
     assert_survives_packing(Decoder(str(directory), torch.float32), recipe)
 
 
+@pytest.mark.parametrize("recipe", ["W4A4", "W16A4", "W16A16"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_survives_exactly(decoder: Decoder, dtype: torch.dtype) -> None:
-    assert_survives_packing(Decoder(str(decoder.directory), dtype), PLAIN)
+def test_half_precision_survives_exactly(decoder: Decoder, dtype: torch.dtype, recipe: str) -> None:
+    assert_survives_packing(Decoder(str(decoder.directory), dtype), RECIPES[recipe])
+
+
+def test_weights_of_16_bits_keep_the_models_dtype(decoder: Decoder) -> None:
+    half = Decoder(str(decoder.directory), torch.bfloat16)
+    tensors = pack_block(quantized_block(half, RECIPES["W16A4"]))
+    for name in LINEARS:
+        assert tensors[f"{name}.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_size_is_known_beforehand(decoder: Decoder, recipe: str) -> None:
+    stored = sum(
+        tensor.nbytes for tensor in pack_block(quantized_block(decoder, RECIPES[recipe])).values()
+    )
+    estimated = packed_bytes(decoder.meta_block(), RECIPES[recipe])
+    online_scales = 4 * (3 * 64 + 96)  # float32 for every site: whether one is needed shows later
+    assert stored <= estimated <= stored + online_scales
 
 
 def quantized_block(decoder: Decoder, recipe: Recipe = PLAIN) -> QuantizedBlock:

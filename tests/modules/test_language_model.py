@@ -25,7 +25,6 @@ from duquant.modules.language_model import (
 from tests.block_by_block import CPU
 from tests.in_process import (
     LIGHTNING_WARNINGS,
-    LWC,
     NO_LWC,
     FinishedRun,
     calibrate,
@@ -38,6 +37,14 @@ from tests.small_run import stored_tensors, write_small_model
 
 pytestmark = LIGHTNING_WARNINGS
 BLOCKS = 2
+EPOCHS = 4
+CLIPPING_MATTERS: dict[str, Any] = {
+    "weight_bits": 3,
+    "activation_bits": 16,
+    "lwc": LWCConfig(epochs=EPOCHS, learning_rate=0.2),
+}
+"""Weights in few bits under exact activations: what is left of the error is what clipping changes.
+Over four seeds the last epoch's loss is 0.80 to 0.95 of the first one's, in both blocks."""
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +65,13 @@ def measure(run: FinishedRun, model: LanguageModel) -> dict[str, dict[str, float
 # Learning
 
 
-def test_the_loss_falls_in_every_block(finished_run: FinishedRun) -> None:
-    records = BlockRecord.load_all(finished_run.output, BLOCKS)
+def test_the_loss_falls_in_every_block(source: Path, text: Path, tmp_path: Path) -> None:
+    model = small_language_model(source, tmp_path, **CLIPPING_MATTERS)
+    calibrate(model, small_data(source, text))
+    records = BlockRecord.load_all(tmp_path, BLOCKS)
     assert [record.index for record in records] == [0, 1]
     for record in records:
-        assert len(record.lwc_losses) == LWC.epochs
+        assert len(record.lwc_losses) == EPOCHS
         assert record.lwc_losses[-1] < record.lwc_losses[0]
         assert record.skipped_steps == 0
 
@@ -123,13 +132,11 @@ class PlantNaN(BlockObserver):
 
 
 def test_a_planted_nan_is_skipped_and_counted(source: Path, text: Path, tmp_path: Path) -> None:
-    calibrate(
-        small_language_model(source, tmp_path), small_data(source, text), LastCheckpoint(tmp_path),
-        PlantNaN(),
-    )  # fmt: skip
+    model = small_language_model(source, tmp_path, **CLIPPING_MATTERS)
+    calibrate(model, small_data(source, text), LastCheckpoint(tmp_path), PlantNaN())
     first, second = BlockRecord.load_all(tmp_path, BLOCKS)
     assert first.skipped_steps == 0
-    assert second.skipped_steps == LWC.epochs, "one batch in every epoch"
+    assert second.skipped_steps == EPOCHS, "one batch in every epoch"
     assert all(math.isfinite(loss) for loss in second.lwc_losses)
     assert second.lwc_losses[-1] < second.lwc_losses[0]
     for name, tensor in stored_tensors(tmp_path).items():

@@ -1,0 +1,158 @@
+"""Block progression: how long a fit is, what it refuses, what it announces."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+
+from callbacks.block_events import BlockObserver, BlockRecord
+from callbacks.block_progression import BlockProgression
+from callbacks.checkpointing import LastCheckpoint
+from duquant.config import LWCConfig
+from duquant.model.site_report import SiteReport
+from duquant.model.structure import SITES
+from duquant.modules.language_model import LanguageModel
+from tests.in_process import (
+    LIGHTNING_WARNINGS,
+    LWC,
+    NO_LWC,
+    FinishedRun,
+    calibrate,
+    small_data,
+    small_language_model,
+    small_trainer,
+    write_text,
+)
+from tests.small_run import write_small_model
+
+pytestmark = LIGHTNING_WARNINGS
+BLOCKS = 2
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("source"), blocks=BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.mark.parametrize("every", [0, 2, LWC.epochs])
+def test_other_reloading_is_refused(source: Path, text: Path, tmp_path: Path, every: int) -> None:
+    model = small_language_model(source, tmp_path)
+    with pytest.raises(ValueError, match=f"reload_dataloaders_every_n_epochs is {every}; .* be 1"):
+        calibrate(model, small_data(source, text), reload_dataloaders_every_n_epochs=every)
+
+
+def test_another_module_is_refused() -> None:
+    trainer = small_trainer(BlockProgression())
+    with pytest.raises(ValueError, match="needs a LanguageModel"):
+        BlockProgression().setup(trainer, LightningModule(), "fit")
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2])
+def test_the_fit_is_as_long_as_all_blocks(
+    source: Path, text: Path, tmp_path: Path, epochs: int
+) -> None:
+    lwc = LWCConfig(epochs=epochs, batch_size=4)
+    model = small_language_model(source, tmp_path, lwc=lwc)
+    trainer = calibrate(model, small_data(source, text, batch_size=4))
+    assert trainer.current_epoch == BLOCKS * max(1, epochs)
+    steps = trainer.fit_loop.epoch_loop._batches_that_stepped
+    assert steps == (BLOCKS * epochs * 2 if epochs else BLOCKS)
+    assert model.is_calibrated
+
+
+class Diary(BlockObserver):
+    """Writes down what is announced, and what is on disk at that moment."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, int]] = []
+        self.memory: list[int] = []
+        self.loaders: list[torch.Tensor] = []
+
+    def on_block_entered(
+        self, trainer: Trainer, model: LanguageModel, index: int, reports: dict[str, SiteReport]
+    ) -> None:
+        assert list(reports) == [site.name for site in SITES]
+        assert int(model.block_index) == index
+        self.entries.append(("entered", index))
+        self.memory.append(sum(block.quantized is not None for block in model.blocks))
+        self.loaders.append(trainer.datamodule.samples.quantized_input)  # type: ignore[attr-defined]
+
+    def on_block_finished(
+        self, trainer: Trainer, model: LanguageModel, record: BlockRecord
+    ) -> None:
+        assert model.directory.block_file(record.index).is_file()
+        assert BlockRecord.path(model.output_dir, record.index).is_file()
+        assert len(record.lwc_losses) == LWC.epochs
+        self.entries.append(("finished", record.index))
+
+
+def test_blocks_come_one_after_the_other(source: Path, text: Path, tmp_path: Path) -> None:
+    diary = Diary()
+    calibrate(small_language_model(source, tmp_path), small_data(source, text), diary)
+    assert diary.entries == [("entered", 0), ("finished", 0), ("entered", 1), ("finished", 1)]
+    assert diary.memory == [1, 1], "one block of weights at a time"
+    first, second = diary.loaders
+    assert first.shape == second.shape == (8, 32, 64)
+    assert not torch.equal(first, second)
+
+
+def test_a_finished_fit_has_nothing_left_to_do(finished_run: FinishedRun) -> None:
+    files = [*finished_run.output.rglob("*.safetensors"), *finished_run.output.rglob("*.json")]
+    before = {file: file.read_bytes() for file in files}
+    model = small_language_model(finished_run.source, finished_run.output)
+    model.run_description = finished_run.model.run_description
+    trainer = small_trainer(BlockProgression(), LastCheckpoint(finished_run.output))
+    checkpoint = finished_run.output / "checkpoints" / "last.ckpt"
+    trainer.fit(model, datamodule=finished_run.data, ckpt_path=checkpoint)
+    assert model.is_calibrated
+    assert {file: file.read_bytes() for file in files} == before
+
+
+def test_streams_of_another_boundary_are_missed_by_name(
+    source: Path, text: Path, tmp_path: Path
+) -> None:
+    model = small_language_model(source, tmp_path)
+    model.block_index += 1
+    with pytest.raises(ValueError, match=r"block_00001\.safetensors is missing"):
+        calibrate(model, small_data(source, text))
+
+
+# Records
+
+
+def test_a_record_survives_its_file(tmp_path: Path) -> None:
+    record = BlockRecord(3, [2.0, 1.0], 4, 5.5, 6, {"mlp_input": {"peak_before": 7.0}})
+    record.save(tmp_path)
+    assert BlockRecord.load_all(tmp_path, 5) == [record]
+    values = record.to_dict()
+    assert (values["lwc_loss_first"], values["lwc_loss_last"]) == (2.0, 1.0)
+
+
+def test_a_record_without_lwc_has_no_losses(tmp_path: Path) -> None:
+    values = BlockRecord(0).to_dict()
+    assert values["lwc_loss_first"] is None
+    assert values["lwc_loss_last"] is None
+
+
+def test_the_current_record_is_part_of_a_checkpoint() -> None:
+    progression = BlockProgression()
+    progression.record = BlockRecord(1, [3.0, 2.5], 2, 9.0)
+    state: dict[str, Any] = progression.state_dict()
+    other = BlockProgression()
+    other.load_state_dict(state)
+    assert other.record == progression.record
+    progression.record.lwc_losses.append(1.0)
+    assert other.record.lwc_losses == [3.0, 2.5], "a copy"
+
+
+def test_without_lwc_nothing_is_kept_to_train_on(source: Path, text: Path, tmp_path: Path) -> None:
+    data = small_data(source, text)
+    calibrate(small_language_model(source, tmp_path, lwc=NO_LWC), data)
+    assert data.samples is None

@@ -1,0 +1,177 @@
+"""The summary: every number a reader needs, on disk and as a table."""
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import duquant
+from callbacks.block_events import BlockRecord
+from callbacks.run_summary import RunSummary, describe_recipe, print_stored_summary, print_summary
+from duquant.config import Recipe, RotationConfig
+from duquant.model.structure import SITES
+from tests.in_process import (
+    LIGHTNING_WARNINGS,
+    LWC,
+    NO_LWC,
+    FinishedRun,
+    small_data,
+    small_language_model,
+    small_trainer,
+)
+
+pytestmark = LIGHTNING_WARNINGS
+BLOCKS = 2
+
+
+@pytest.fixture(scope="module")
+def summary(finished_run: FinishedRun) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((finished_run.output / "summary.json").read_text())
+    return values
+
+
+def printed(values: dict[str, Any]) -> str:
+    file = io.StringIO()
+    print_summary(values, Console(file=file, width=100))
+    return file.getvalue()
+
+
+def test_it_has_every_key(summary: dict[str, Any]) -> None:
+    expected = {
+        "perplexity", "protocol", "recipe", "versions", "seed", "seconds", "peak_memory_bytes",
+        "blocks", "artifact",
+    }  # fmt: skip
+    assert expected <= summary.keys()
+
+
+def test_perplexities_by_corpus_and_variant(
+    summary: dict[str, Any], finished_run: FinishedRun
+) -> None:
+    assert set(summary["perplexity"]) == {"topics"}
+    values = summary["perplexity"]["topics"]
+    assert set(values) == {"full_precision", "round_to_nearest", "quantized"}
+    assert values == finished_run.model.perplexities["topics"]
+    assert all(math.isfinite(value) for value in values.values())
+
+
+def test_the_protocol_says_how_it_was_measured(summary: dict[str, Any]) -> None:
+    for words in ("non-overlapping windows of 32 tokens", "first 4"):
+        assert words in summary["protocol"]
+
+
+def test_the_recipe_can_be_rebuilt(summary: dict[str, Any], finished_run: FinishedRun) -> None:
+    assert Recipe.from_dict(summary["recipe"]) == finished_run.model.recipe
+    assert summary["seed"] == 2
+
+
+def test_versions_and_costs(summary: dict[str, Any]) -> None:
+    versions = summary["versions"]
+    assert versions["duquant"] == duquant.__version__
+    assert {"python", "torch", "lightning", "transformers"} <= versions.keys()
+    assert all(versions.values())
+    per_block = summary["seconds"]["per_block"]
+    assert len(per_block) == BLOCKS
+    assert all(seconds > 0 for seconds in per_block)
+    assert summary["seconds"]["total"] == pytest.approx(sum(per_block))
+    assert summary["peak_memory_bytes"] > 10_000_000, "a Python process with torch"
+
+
+def test_blocks_tell_their_losses_and_peaks(summary: dict[str, Any]) -> None:
+    assert [block["index"] for block in summary["blocks"]] == [0, 1]
+    for block in summary["blocks"]:
+        assert len(block["lwc_losses"]) == LWC.epochs
+        assert block["lwc_loss_first"] == block["lwc_losses"][0]
+        assert block["lwc_loss_last"] == block["lwc_losses"][-1]
+        assert block["skipped_steps"] == 0
+        assert set(block["sites"]) == {site.name for site in SITES}
+        for peaks in block["sites"].values():
+            assert set(peaks) == {"peak_before", "peak_after"}
+            assert all(peak > 0 for peak in peaks.values())
+        # These norms have outlier channels; that is what the transform is for.
+        entrance = block["sites"]["attention_input"]
+        assert entrance["peak_after"] < entrance["peak_before"]
+
+
+def test_the_artifact_is_where_it_says(summary: dict[str, Any]) -> None:
+    assert (Path(summary["artifact"]) / "model.safetensors.index.json").is_file()
+
+
+def test_the_table_shows_every_variant(summary: dict[str, Any], finished_run: FinishedRun) -> None:
+    labels = {
+        "full_precision": "full precision (float32)",
+        "round_to_nearest": "round to nearest (W4A4)",
+        "quantized": "W4A4 DuQuant+LWC",
+    }
+    lines = printed(summary).splitlines()
+    for variant, label in labels.items():
+        (row,) = (line for line in lines if label in line)
+        assert f"{summary['perplexity']['topics'][variant]:.3f}" in row
+    assert any("quantized model:" in line for line in lines)
+    for line in lines:
+        assert line.rstrip() in finished_run.printed
+
+
+def test_skipped_steps_are_mentioned(summary: dict[str, Any]) -> None:
+    assert "skipped" not in printed(summary)
+    blocks = [{**block, "skipped_steps": 3} for block in summary["blocks"]]
+    assert "6 LWC steps skipped" in printed({**summary, "blocks": blocks})
+
+
+def test_several_corpora_stand_side_by_side(summary: dict[str, Any]) -> None:
+    values = summary["perplexity"]["topics"]
+    other = {variant: 2 * value for variant, value in values.items()}
+    text = printed({**summary, "perplexity": {"topics": values, "tales": other}})
+    (row,) = (line for line in text.splitlines() if "full precision" in line)
+    assert f"{values['full_precision']:.3f}" in row
+    assert f"{other['full_precision']:.3f}" in row
+
+
+def test_a_stored_summary_is_shown_again(finished_run: FinishedRun, tmp_path: Path) -> None:
+    file = io.StringIO()
+    print_stored_summary(finished_run.output, Console(file=file, width=100))
+    assert "W4A4 DuQuant+LWC" in file.getvalue()
+    file = io.StringIO()
+    print_stored_summary(tmp_path, Console(file=file))
+    assert file.getvalue() == ""
+
+
+def test_validation_alone_keeps_what_the_calibration_cost(
+    finished_run: FinishedRun, summary: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh process measures again; records come from the disk."""
+    model = small_language_model(finished_run.source, finished_run.output)
+    written: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "callbacks.run_summary.write_json", lambda path, value: written.update(value)
+    )
+    callback = RunSummary(Console(file=io.StringIO()))
+    data = small_data(finished_run.source, finished_run.text)
+    small_trainer(callback).validate(model, data, verbose=False)
+    assert json.loads(json.dumps(written["blocks"])) == summary["blocks"]
+    assert written["seconds"] == summary["seconds"]
+    quantized = summary["perplexity"]["topics"]["quantized"]
+    assert written["perplexity"]["topics"]["quantized"] == quantized
+    assert "round_to_nearest" not in written["perplexity"]["topics"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "W4A4 DuQuant+LWC"),
+        ({"lwc": NO_LWC}, "W4A4 DuQuant"),
+        ({"weight_bits": 16}, "W16A4 DuQuant"),
+        ({"rotation": RotationConfig(selector="none"), "lwc": NO_LWC}, "W4A4 no rotation"),
+    ],
+)
+def test_a_recipe_in_words(
+    finished_run: FinishedRun, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    assert describe_recipe(small_language_model(finished_run.source, tmp_path, **options)) == words
+
+
+def test_records_that_are_not_there_yet_are_left_out(finished_run: FinishedRun) -> None:
+    assert len(BlockRecord.load_all(finished_run.output, BLOCKS + 3)) == BLOCKS
