@@ -32,6 +32,8 @@ from duquant.nn.clipping import INITIAL_LOGIT, ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
 from duquant.ops.rotation import BaseSource
 
+SMALLEST_GRADIENT = 1e-15
+
 
 class QuantBlock(LightningModule):
     """Clip factors of one decoder block, and the block while it is being calibrated.
@@ -131,9 +133,7 @@ class QuantBlock(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW without weight decay over the clip factors."""
-        return torch.optim.AdamW(
-            self.parameters(), lr=self.recipe.lwc.learning_rate, weight_decay=0.0
-        )
+        return clip_optimizer(self.parameters(), self.recipe)
 
     def release(self) -> None:
         """Drop the borrowed block; the clip factors stay."""
@@ -159,6 +159,17 @@ class QuantBlock(LightningModule):
         finally:
             for name, parameter in self.named_parameters():
                 parameter.copy_(trained[name])
+
+
+def clip_optimizer(parameters: Iterator[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW for clip factors.
+
+    The loss is a mean over activations, which may be small numbers: gradients of 1e-11 are usual
+    on small models. AdamW's own ``eps`` of 1e-8 would swallow them and nothing would be learned.
+    """
+    return torch.optim.AdamW(
+        parameters, lr=recipe.lwc.learning_rate, weight_decay=0.0, eps=SMALLEST_GRADIENT
+    )
 
 
 def _new_clip(shape: tuple[int, int], recipe: Recipe) -> ClipFactors | FixedClip:

@@ -33,7 +33,7 @@ from duquant.model.batch import BlockBatch
 from duquant.model.decoder import Decoder
 from duquant.model.structure import LINEARS, linear_shapes, require_fitting_widths
 from duquant.model.surgery import insert_quantizers
-from duquant.modules.block import QuantBlock
+from duquant.modules.block import QuantBlock, clip_optimizer
 from duquant.modules.run_description import compare_runs
 from duquant.nn.clipping import FixedClip
 
@@ -167,9 +167,7 @@ class LanguageModel(LightningModule):
         """One AdamW over the clip factors of all blocks; none without LWC."""
         if not self.recipe.has_lwc:
             return None
-        return torch.optim.AdamW(
-            self.parameters(), lr=self.recipe.lwc.learning_rate, weight_decay=0.0
-        )
+        return clip_optimizer(self.parameters(), self.recipe)
 
     def load_variants(self, index: int) -> dict[str, nn.Module]:
         """Block ``index`` of every measured variant, on the CPU."""

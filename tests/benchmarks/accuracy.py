@@ -49,7 +49,7 @@ SUBJECTS = {
 
 def recipes(block_size: int) -> dict[str, Recipe]:
     """The table's rows, in order."""
-    rotation = RotationConfig(block_size=block_size)
+    rotation = RotationConfig(block_size=block_size, selector="outlier", scope="per_block")
     plain = Recipe(
         rotation=replace(rotation, selector="none"),
         smoothing=SmoothingConfig(enabled=False),
