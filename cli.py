@@ -16,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 
 from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from callbacks.checkpointing import DurableCheckpointIO
@@ -96,8 +97,10 @@ class DuQuantCLI(LightningCLI):
             print_stored_summary(self.model.output_dir)
             return
         self.trainer.fit(**kwargs)
-        if self.model.is_calibrated:
-            self.trainer.validate(self.model, self.datamodule, verbose=False)
+        if not self.model.is_calibrated:
+            done = f"{int(self.model.block_index)} of {self.model.num_blocks} blocks"
+            raise ValueError(f"stopped after {done}; --ckpt_path last continues")
+        self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def validate(self, **kwargs: Any) -> None:
         """Measure, and leave the table to the run summary."""
@@ -155,7 +158,7 @@ def main() -> None:
         warnings.filterwarnings("ignore", message=message)
     try:
         build()
-    except ValueError as error:
+    except (ValueError, OSError, MisconfigurationException) as error:
         fail(str(error))
 
 

@@ -57,6 +57,12 @@ class BlockProgression(Callback):
                 f"calibration runs in one process, but the trainer has {trainer.world_size}: set "
                 f"trainer.devices to 1"
             )
+        for option in ("limit_train_batches", "limit_val_batches", "overfit_batches"):
+            if getattr(trainer, option) not in (None, 1.0, 0.0 if option[0] == "o" else 1.0):
+                raise ValueError(
+                    f"trainer.{option} is {getattr(trainer, option)}: a calibration needs all of "
+                    f"its data; use data.num_samples or data.validation_windows"
+                )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise ValueError("trainer.fast_dev_run skips what a calibration consists of; leave it")
         epochs = pl_module.num_blocks * pl_module.epochs_per_block
@@ -165,7 +171,7 @@ class BlockProgression(Callback):
             self.files.save(index + 1, streams)
         self._count_seconds()
         self.record.skipped_steps = int(block.skipped_steps)
-        self.record.peak_memory_bytes = peak_memory_bytes()
+        self.record.peak_memory_bytes = peak_memory_bytes(device)
         if trainer.is_global_zero:
             self.record.save(model.output_dir)
         for observer in _observers(trainer):
@@ -180,10 +186,10 @@ class BlockProgression(Callback):
         self._clock = now
 
 
-def peak_memory_bytes() -> int:
+def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory so far: on the accelerator where there is one, else resident."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -18,7 +18,7 @@ def default_callbacks(
     """Callbacks of a run directory, in the order they act at an epoch's end."""
     progress = [CalibrationProgress()] if with_progress else []
     checkpoints = [LastCheckpoint(output_dir)] if with_checkpoints else []
-    return [BlockProgression(), *progress, TensorBoardViews(), RunSummary(), *checkpoints]
+    return [*progress, BlockProgression(), TensorBoardViews(), RunSummary(), *checkpoints]
 
 
 def default_logger(output_dir: Path) -> TensorBoardLogger:

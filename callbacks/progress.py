@@ -160,10 +160,10 @@ class CalibrationProgress(BlockObserver, ProgressBar):
 
 
 def _beginning(trainer: Trainer, model: LanguageModel) -> str:
-    if trainer.current_epoch == 0:
+    if trainer.ckpt_path is None:
         return f"calibrating {model.num_blocks} blocks in {model.output_dir}"
-    epoch = trainer.current_epoch % model.epochs_per_block
-    return f"continuing at block {int(model.block_index) + 1}/{model.num_blocks}, epoch {epoch + 1}"
+    block = f"block {int(model.block_index) + 1}/{model.num_blocks}"
+    return f"continuing at {block} in {model.output_dir}"
 
 
 def _clock(seconds: float) -> str:

@@ -8,6 +8,7 @@ streams/         activations between blocks, until the run is finished
 blocks/          one record and one picture per block
 tensorboard/     curves, histograms, pictures
 summary.json     perplexities and costs
+validation.json  what a later `validate` measured
 """
 
 import hashlib
@@ -18,7 +19,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from callbacks.checkpointing import last_checkpoint
+from callbacks.checkpointing import DurableCheckpointIO, last_checkpoint
+from duquant.data.corpora import CORPUS_NAMES, require_source
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_durably, write_json
 from duquant.export.packed_block import packed_bytes
@@ -28,7 +30,8 @@ from duquant.modules.language_model import LanguageModel
 from duquant.modules.run_description import compare_runs
 
 RUN_FILE = "run.json"
-SAMPLED_BYTES = 1 << 20
+SAMPLES, SAMPLED_BYTES = 256, 1 << 14
+"""What is read of each weight file to recognize it: its start and places all over it."""
 SPARE_BYTES = 50 << 20
 
 
@@ -72,8 +75,11 @@ def prepare_fit(model: LanguageModel, data: CalibrationDataModule, ckpt_path: st
     Raises:
         ValueError: naming what does not fit and what would.
     """
+    if data.calibration not in CORPUS_NAMES:
+        require_source(data.calibration)
     _require_fitting_texts(model.decoder, data)
     model.run_description = describe_run(model, data)
+    _require_own_checkpoint(model, ckpt_path)
     run_file = model.output_dir / RUN_FILE
     if run_file.is_file():
         differences = compare_runs(read_json(run_file), model.run_description)
@@ -91,6 +97,18 @@ def prepare_fit(model: LanguageModel, data: CalibrationDataModule, ckpt_path: st
     _require_disk_space(model, data)
     write_json(run_file, model.run_description)
     return ckpt_path is None and last_checkpoint(model.output_dir).is_file()
+
+
+def _require_own_checkpoint(model: LanguageModel, ckpt_path: str | None) -> None:
+    if ckpt_path in (None, "last"):
+        return
+    own, given = last_checkpoint(model.output_dir), Path(str(ckpt_path))
+    if given.is_file() and given.resolve() == own.resolve():
+        return
+    stored = DurableCheckpointIO().load_checkpoint(given)["duquant_run"]
+    differences = compare_runs(stored, model.run_description)
+    reason = f" ({'; '.join(differences)})" if differences else ""
+    raise ValueError(f"{given} is the checkpoint of another run{reason}; this one's is {own}")
 
 
 def is_finished(model: LanguageModel) -> bool:
@@ -137,14 +155,14 @@ def _require_vocabulary(decoder: Decoder, largest: int) -> None:
 
 
 def _describe_model(decoder: Decoder) -> dict[str, Any]:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256((decoder.directory / "config.json").read_bytes())
     for file in sorted(set(decoder.checkpoint.files.values())):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
         with file.open("rb") as opened:
-            digest.update(opened.read(SAMPLED_BYTES))
-            opened.seek(max(0, size - SAMPLED_BYTES))
-            digest.update(opened.read(SAMPLED_BYTES))
+            for place in range(SAMPLES):
+                opened.seek(size * place // SAMPLES)
+                digest.update(opened.read(SAMPLED_BYTES))
     return {
         "type": decoder.config.model_type,
         "weights": digest.hexdigest()[:16],

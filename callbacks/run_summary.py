@@ -38,13 +38,18 @@ class RunSummary(Callback):
         if not isinstance(pl_module, LanguageModel) or not trainer.is_global_zero:
             return
         assert isinstance(data, CalibrationDataModule)
-        summary = summarize(pl_module, data)
-        write_json(pl_module.output_dir / "summary.json", summary)
+        summary = summarize(pl_module, data, trainer.strategy.root_device)
+        path = pl_module.output_dir / "summary.json"
+        is_later = path.is_file()  # the fit's own measurement stays
+        write_json(path.with_name("validation.json") if is_later else path, summary)
         print_summary(summary, self.console)
 
 
-def summarize(model: LanguageModel, data: CalibrationDataModule) -> dict[str, Any]:
+def summarize(
+    model: LanguageModel, data: CalibrationDataModule, device: torch.device
+) -> dict[str, Any]:
     """Everything a reader needs to quote or repeat a run."""
+    calibration = read_json(model.output_dir / "run.json")["data"]
     records = BlockRecord.load_all(model.output_dir, model.num_blocks)
     protocol = PROTOCOL.format(length=data.sequence_length)
     if data.validation_windows is not None:
@@ -54,17 +59,17 @@ def summarize(model: LanguageModel, data: CalibrationDataModule) -> dict[str, An
         "perplexity": model.perplexities,
         "protocol": protocol,
         "corpora": data.validation,
-        "calibration": {**data.description(), "corpus": data.calibration},
+        "calibration": calibration,
         "recipe": model.recipe.to_dict(),
         "recipe_in_words": describe_recipe(model),
-        "seed": data.seed,
+        "seed": calibration["seed"],
         "dtype": str(model.decoder.dtype).removeprefix("torch."),
         "versions": {
             "duquant": __version__,
             "python": platform.python_version(),
             **{package: version(package) for package in PACKAGES},
         },
-        "device": _device_name(),
+        "device": _device_name(device),
         "seconds": {
             "total": sum(record.seconds for record in records),
             "per_block": [record.seconds for record in records],
@@ -117,7 +122,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     console.print(f"quantized model: {summary['artifact']}", soft_wrap=True)
 
 
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"

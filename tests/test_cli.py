@@ -77,6 +77,11 @@ BAD_OPTIONS = {
     "no samples": (["--data.num_samples", "0"], ["num_samples is 0"]),
     "missing text": (["--data.calibration", "nowhere.txt"], ["nowhere.txt", "wikitext2"]),
     "text suffix": (["--data.calibration", "cli.py"], ["cli.py", ".parquet", "'.py'"]),
+    "no validation": (["--data.validation", "{}"], ["validation is empty"]),
+    "missing checkpoint": (
+        ["--ckpt_path", "nowhere.ckpt"],
+        ["there is no checkpoint nowhere.ckpt"],
+    ),
     "missing model": (["--model.pretrained", "./nowhere"], ["no model directory ./nowhere"]),
     "model is a file": (["--model.pretrained", "cli.py"], ["cli.py is a file"]),
 }

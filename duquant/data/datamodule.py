@@ -74,7 +74,9 @@ class CalibrationDataModule(LightningDataModule):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}")
-        for source in (self.calibration, *self.validation.values()):
+        if not self.validation:
+            raise ValueError("data.validation is empty; name a corpus, {name: file}")
+        for source in self.validation.values():
             if source not in CORPUS_NAMES:
                 require_source(source)
 

@@ -87,6 +87,7 @@ def stream_losses(
         for name, stream in hidden.items():
             block = blocks[name].to(device)
             hidden[name] = [run_block(block, x, contexts[index], device) for x in stream]
+        del blocks, block  # before the next ones are loaded
         if on_block is not None:
             on_block(index)
     return {

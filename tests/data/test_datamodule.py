@@ -204,11 +204,11 @@ def test_numbers_without_sense_are_refused(text: Path, option: str, value: int, 
     data_module(text, **{option: least})
 
 
-@pytest.mark.parametrize("option", ["calibration", "validation"])
-def test_a_missing_text_is_refused_at_once(text: Path, option: str) -> None:
-    value: Any = "nowhere.txt" if option == "calibration" else {"tale": "nowhere.txt"}
+def test_a_missing_text_is_refused_at_once(text: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no text nowhere\.txt"):
-        data_module(text, **{option: value})
+        data_module(text, validation={"tale": "nowhere.txt"})
+    with pytest.raises(ValueError, match="validation is empty"):
+        data_module(text, validation={})
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])

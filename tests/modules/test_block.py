@@ -17,7 +17,7 @@ from duquant.model.decoder import Decoder
 from duquant.model.site_report import SiteReport
 from duquant.model.smoothing import observe_peaks
 from duquant.model.structure import LINEARS, SITES, linear_shapes, short_name
-from duquant.modules.block import QuantBlock
+from duquant.modules.block import QuantBlock, clip_optimizer
 from tests.block_by_block import CPU
 from tests.in_process import LIGHTNING_WARNINGS, ROTATION, small_trainer
 from tests.tiny_models import FAMILIES, token_ids, write_tiny_model
@@ -282,3 +282,13 @@ def test_released_blocks_keep_their_factors_only(bench: Bench) -> None:
     assert len(list(block.parameters())) == 2 * len(LINEARS)
     with pytest.raises(AssertionError, match="enter a block first"):
         block(bench.stream)
+
+
+@pytest.mark.parametrize("gradient", [1e-3, 1e-7, 1e-11])
+def test_small_gradients_move_the_factors_as_far_as_large_ones(gradient: float) -> None:
+    """Gradients of LWC are means over many small numbers; AdamW must not take them for nothing."""
+    factor = torch.nn.Parameter(torch.zeros(1))
+    recipe = Recipe(lwc=LWCConfig(learning_rate=0.01))
+    factor.grad = torch.full((1,), gradient)
+    clip_optimizer(iter([factor]), recipe).step()
+    assert float(factor) == pytest.approx(-0.01, rel=1e-3)  # eps is 1e-4 of the smallest gradient
