@@ -291,4 +291,4 @@ def test_small_gradients_move_the_factors_as_far_as_large_ones(gradient: float) 
     recipe = Recipe(lwc=LWCConfig(learning_rate=0.01))
     factor.grad = torch.full((1,), gradient)
     clip_optimizer(iter([factor]), recipe).step()
-    assert float(factor) == pytest.approx(-0.01, rel=1e-3)  # eps is 1e-4 of the smallest gradient
+    assert factor.item() == pytest.approx(-0.01, rel=1e-3)  # eps is 1e-4 of the smallest gradient
