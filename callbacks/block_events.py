@@ -4,7 +4,6 @@
 trainer that is a :class:`BlockObserver`.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,10 +60,6 @@ class BlockRecord:
         """Records of all finished blocks, in order."""
         paths = [cls.path(output_dir, index) for index in range(num_blocks)]
         return [cls.from_dict(read_json(path)) for path in paths if path.is_file()]
-
-    def copy(self) -> "BlockRecord":
-        """A copy that shares nothing."""
-        return self.from_dict(json.loads(json.dumps(self.to_dict())))
 
 
 class BlockObserver(Callback):

@@ -22,12 +22,10 @@ from torch import Tensor, nn
 from callbacks.block_events import BlockObserver, BlockRecord
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.streams import BlockSamples, StreamFiles, Streams
-from duquant.evaluation.perplexity import run_block
+from duquant.evaluation.perplexity import TOKENS_AT_ONCE, run_block
 from duquant.model.decoder import BlockContext
 from duquant.model.smoothing import observe_peaks
 from duquant.modules.language_model import LanguageModel
-
-TOKENS_AT_ONCE = 4096
 
 
 class BlockProgression(Callback):

@@ -229,7 +229,7 @@ class Recipe:
 def round_to_nearest(recipe: Recipe) -> Recipe:
     """The baseline beside a recipe: the same bits and groups, nothing else.
 
-    No smoothing, no rotation, no clipping and no learning.
+    No smoothing, no block rotation, no clipping, no learning; Q and K keep their Hadamard.
     """
     return Recipe(
         weight_bits=recipe.weight_bits,
