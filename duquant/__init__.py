@@ -4,6 +4,16 @@ A quantized linear computes ``(x R₁ P R₂) · (W R₁ P R₂)ᵀ`` with both 
 and permutations spread the outliers that would otherwise take all of the 16 levels. The maths lives
 in :mod:`duquant.ops`, the modules that run it in :mod:`duquant.nn`, what must be known of a Hugging
 Face decoder in :mod:`duquant.model`.
+
+Importing the package is all that ``AutoModelForCausalLM.from_pretrained`` needs to load a quantized
+model directory.
 """
 
+from duquant.config import Recipe
+from duquant.export.hugging_face import register, set_execution
+from duquant.nn.packed_cache import PackedCache
+
+__all__ = ["PackedCache", "Recipe", "set_execution"]
 __version__ = "0.1.0"
+
+register()

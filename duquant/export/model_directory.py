@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from duquant.config import Recipe
 from duquant.durable import write_durably, write_json, write_tensors
+from duquant.export.digest import block_digest
+from duquant.export.hugging_face import DuquantConfig
 from duquant.export.packed_block import pack_block, unpack_block
 from duquant.model.checkpoint import INDEX, open_safetensors, read_json
 from duquant.model.decoder import Decoder
 from duquant.model.surgery import QuantizedBlock
 
-FORMAT_VERSION = 1
-QUANT_METHOD = "duquant"
 COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja",
               "vocab.json", "merges.txt", "added_tokens.json")  # fmt: skip
+DIGEST = "digest"
+"""Key of a block file's metadata."""
 OUTSIDE = "model-outside.safetensors"
 
 
@@ -52,8 +54,11 @@ class ModelDirectory:
     def write_block(self, index: int, quantized: QuantizedBlock) -> None:
         """Store a finished block (not yet frozen)."""
         prefix = f"model.layers.{index}."
-        tensors = {prefix + name: tensor for name, tensor in pack_block(quantized).items()}
-        write_tensors(self.block_file(index), tensors)
+        tensors = pack_block(quantized)
+        named = {prefix + name: tensor for name, tensor in tensors.items()}
+        digest = block_digest(tensors)
+        assert digest is not None
+        write_tensors(self.block_file(index), named, {DIGEST: digest})
 
     def read_block(self, index: int, decoder: Decoder) -> nn.Module:
         """Load block ``index`` as a runnable module on the CPU.
@@ -63,9 +68,11 @@ class ModelDirectory:
         """
         file = self.block_file(index)
         tensors = _read_all(file, f"model.layers.{index}.")
+        if block_digest(tensors) != self._digest(index):
+            raise ValueError(f"{file} is damaged: its tensors are not those that were stored")
         try:
             block = copy.deepcopy(decoder.meta_block(index))
-            return unpack_block(block, tensors, self.recipe).layer.requires_grad_(False)
+            return unpack_block(block, tensors, self.recipe, decoder.dtype)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
@@ -73,17 +80,20 @@ class ModelDirectory:
         """Add everything that is not a block, the index last."""
         write_tensors(self.path / OUTSIDE, decoder.outside_tensors())
         config = read_json(decoder.directory / "config.json")
-        config["quantization_config"] = {
-            "quant_method": QUANT_METHOD,
-            "format_version": FORMAT_VERSION,
-            "recipe": self.recipe.to_dict(),
-        }
+        digests = [self._digest(index) for index in range(decoder.num_blocks)]
+        quantization = DuquantConfig(self.recipe.to_dict(), blocks=digests)
+        config["quantization_config"] = quantization.to_dict()
         config["dtype"] = str(decoder.dtype).removeprefix("torch.")
         write_json(self.path / "config.json", config)
         for pattern in COMPANIONS:
             for file in sorted(decoder.directory.glob(pattern)):
                 _copy(file, self.path / file.name)
         write_json(self.path / INDEX, self._index(decoder.num_blocks))
+
+    def _digest(self, index: int) -> str:
+        with open_safetensors(self.block_file(index)) as opened:
+            digest: str = opened.metadata()[DIGEST]
+        return digest
 
     def _index(self, num_blocks: int) -> dict[str, object]:
         files = [self.path / OUTSIDE, *(self.block_file(index) for index in range(num_blocks))]

@@ -13,19 +13,22 @@ Weights of 16 bits are stored as ``weight`` in the model's dtype. Reading builds
 the original weights: what is on disk is all that a quantized block is.
 """
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from duquant.config import Recipe
 from duquant.model.structure import LINEARS, SITES, linear_shapes, require_decoder_block
-from duquant.model.surgery import QuantizedBlock, assemble
+from duquant.model.surgery import QuantizedBlock, install_modules
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.clipping import FixedClip
 from duquant.nn.linear import QuantLinear
+from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
-from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid
+from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.ops.dual_transform import DualTransform
-from duquant.ops.packing import pack, packed_width, unpack
+from duquant.ops.packing import pack, packed_width
 
 GRID_BYTES = torch.float32.itemsize + torch.int16.itemsize
 """A scale and a zero."""
@@ -56,36 +59,40 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in tensors.items() if tensor.numel()}
 
 
-def unpack_block(block: nn.Module, tensors: dict[str, Tensor], recipe: Recipe) -> QuantizedBlock:
-    """Turn a decoder block without weights into the quantized block that was stored.
+def unpack_block(
+    block: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, dtype: torch.dtype
+) -> nn.Module:
+    """Turn a decoder block into the quantized block that was stored.
 
     Args:
         block: a fresh block of the model, on the meta device; changed in place.
-        tensors: what :func:`pack_block` returned.
+        tensors: what :func:`pack_block` returned; on the meta device they give a block that waits
+            for its tensors.
         recipe: the recipe the block was quantized with.
+        dtype: of everything that is not quantized, and of the block's outputs.
+
+    Returns:
+        ``block``.
 
     Raises:
-        ValueError: if a tensor is missing or left over, naming it.
+        ValueError: if a tensor is missing, of another shape, or left over, naming it.
     """
     require_decoder_block(block, "the stored model")
     rest = dict(tensors)
-    sites, linears = {}, {}
     shapes = linear_shapes(block)
-    for site in SITES:
-        width = shapes[site.linears[0]][1]
-        sites[site.name] = _read_site(rest, site.name, width, recipe)
-    for name in LINEARS:
-        has_bias = getattr(block.get_submodule(name), "bias", None) is not None
-        bias = _take(rest, f"{name}.bias") if has_bias else None
-        linears[name] = _read_linear(rest, name, shapes[name], bias, recipe)
-    for name in _outside_linears(block):
+    sites = {
+        site.name: _read_site(rest, site.name, shapes[site.linears[0]][1], recipe) for site in SITES
+    }
+    linears = {name: _read_linear(rest, name, block, recipe, dtype) for name in LINEARS}
+    for name, expected in _outside_linears(block).items():
         parent, _, leaf = name.rpartition(".")
         stored = f"{parent}.norm.{leaf}" if _is_site_norm(parent) else name
-        parameter = nn.Parameter(_take(rest, stored), requires_grad=False)
+        parameter = nn.Parameter(_take(rest, stored, expected.shape).to(dtype), requires_grad=False)
         setattr(block.get_submodule(parent), leaf, parameter)
     if rest:
         raise ValueError(f"the stored block has a tensor that does not belong to it: {min(rest)}")
-    return assemble(block, recipe, sites, linears, scales={})
+    install_modules(block, recipe, sites, linears)
+    return block
 
 
 def packed_bytes(block: nn.Module, recipe: Recipe) -> int:
@@ -134,52 +141,50 @@ def _read_site(tensors: dict[str, Tensor], name: str, width: int, recipe: Recipe
         recipe.activation_bits, recipe.clipping.activation_ratio, symmetric=recipe.symmetric
     )
     site = SiteTransform(width, quantizer)
-    prefix = _site_path(name)
-    if recipe.rotation.selector != "none":
-        rotations, permutations = _take(tensors, f"{prefix}.rotations"), site.permutations
-        if recipe.rotation.permutation_times:
-            permutations = _take(tensors, f"{prefix}.permutations").long()
+    prefix, rotation = _site_path(name), recipe.rotation
+    if rotation.selector != "none":
+        times, size = rotation.permutation_times, rotation.block_size
+        matrices = 1 if rotation.scope == "shared" else width // size
+        rotations = _take(tensors, f"{prefix}.rotations", (times + 1, matrices, size, size))
+        permutations = site.permutations
+        if times:
+            permutations = _take(tensors, f"{prefix}.permutations", (times, width))
         site.install(DualTransform(rotations, permutations))
-    online_scale = tensors.pop(f"{prefix}.online_scale", None)
-    if online_scale is not None:
-        site.divide_online(online_scale)
+    if f"{prefix}.online_scale" in tensors:
+        site.divide_online(_take(tensors, f"{prefix}.online_scale", (width,)))
     return site
 
 
 def _read_linear(
-    tensors: dict[str, Tensor],
-    name: str,
-    shape: tuple[int, int],
-    bias: Tensor | None,
-    recipe: Recipe,
-) -> QuantLinear:
-    out_features, in_features = shape
+    tensors: dict[str, Tensor], name: str, block: nn.Module, recipe: Recipe, dtype: torch.dtype
+) -> QuantLinear | PackedLinear:
+    out_features, in_features = linear_shapes(block)[name]
+    has_bias = getattr(block.get_submodule(name), "bias", None) is not None
+    bias = _take(tensors, f"{name}.bias", (out_features,)).to(dtype) if has_bias else None
     if recipe.weight_bits >= UNQUANTIZED_BITS:
-        weight = _take(tensors, f"{name}.weight")
+        weight = _take(tensors, f"{name}.weight", (out_features, in_features)).to(dtype)
         return QuantLinear(weight, bias, FixedClip(1.0), bits=recipe.weight_bits)
-    columns = recipe.group_size or in_features
-    packed = _take(tensors, f"{name}.packed")
-    expected = (out_features, packed_width(in_features, recipe.weight_bits))
-    if packed.shape != expected:
-        raise ValueError(
-            f"{name}.packed has shape {tuple(packed.shape)}; {recipe.weight_bits} bits make it "
-            f"{expected}"
-        )
-    q = unpack(packed, recipe.weight_bits, in_features)
-    grid = AffineGrid(
-        _take(tensors, f"{name}.scale").view(-1, 1),
-        _take(tensors, f"{name}.zero").float().view(-1, 1),
-    )
-    if grid.scale.numel() != out_features * in_features // columns:
-        raise ValueError(
-            f"{name}.scale has {grid.scale.numel()} entries, its recipe another number"
-        )
-    return QuantLinear.from_integers(
-        q.reshape(-1, columns), grid, bias, bits=recipe.weight_bits, columns=in_features
+    groups = in_features // (recipe.group_size or in_features)
+    return PackedLinear(
+        _take(
+            tensors, f"{name}.packed", (out_features, packed_width(in_features, recipe.weight_bits))
+        ),
+        _take(tensors, f"{name}.scale", (out_features, groups)),
+        _take(tensors, f"{name}.zero", (out_features, groups)),
+        bias,
+        bits=recipe.weight_bits,
+        in_features=in_features,
+        activation_bits=recipe.activation_bits,
+        dtype=dtype,
     )
 
 
-def _take(tensors: dict[str, Tensor], name: str) -> Tensor:
+def _take(tensors: dict[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
     if name not in tensors:
         raise ValueError(f"the stored block lacks {name}")
-    return tensors.pop(name)
+    tensor = tensors.pop(name)
+    if tensor.shape != torch.Size(shape):
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}; this model and recipe make it {tuple(shape)}"
+        )
+    return tensor

@@ -23,6 +23,7 @@ from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention import AttentionQuantizer
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
+from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
 from duquant.ops.dual_transform import DualTransform, apply_transform, find_transform
 from duquant.ops.rotation import BaseSource, find_rotation, random_base
@@ -93,19 +94,26 @@ def insert_quantizers(
             symmetric=recipe.symmetric,
             group_size=recipe.group_size,
         )
-    return assemble(block, recipe, sites, linears, scales)
+    install_modules(block, recipe, sites, linears)
+    return QuantizedBlock(block, sites, linears, scales)
 
 
-def assemble(
+def install_modules(
     block: nn.Module,
     recipe: Recipe,
-    sites: dict[str, SiteTransform],
-    linears: dict[str, QuantLinear],
-    scales: dict[str, Tensor],
-) -> QuantizedBlock:
-    """Put sites, linears and the attention quantizer into a decoder block, in place."""
-    for name, quant_linear in linears.items():
-        block.set_submodule(name, quant_linear)
+    sites: Mapping[str, SiteTransform],
+    linears: Mapping[str, QuantLinear | PackedLinear],
+) -> None:
+    """Put sites, linears and the attention quantizer into a decoder block, in place.
+
+    Args:
+        block: decoder block, changed in place.
+        recipe: bits and clip ratio of Q, K and V.
+        sites: the four site transforms by name.
+        linears: the seven linears by name, in training or finished.
+    """
+    for name, linear in linears.items():
+        block.set_submodule(name, linear)
     for site in SITES:
         if site.follows_norm:
             norm = block.get_submodule(site.producer)
@@ -122,8 +130,7 @@ def assemble(
         clip_ratio=recipe.clipping.activation_ratio,
         block_size=recipe.rotation.block_size,
         symmetric=recipe.symmetric,
-    ).to(linears[LINEARS[0]].weight.device)
-    return QuantizedBlock(block, sites, linears, scales)
+    ).to(sites[SITES[0].name].rotations.device)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from duquant.ops.affine import UNQUANTIZED_BITS
+from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid, affine_grid, quantize
 from duquant.ops.fake_quantize import fake_quantize_rows
 
 
@@ -34,6 +34,18 @@ class ActivationQuantizer(nn.Module):
             clip_high=self.clip_ratio,
             clip_low=self.clip_ratio,
         ).to(x.dtype)
+
+    def integers(self, x: Tensor) -> tuple[Tensor, AffineGrid]:
+        """The same quantization before it is undone: integers as floats, and every row's grid."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        grid = affine_grid(
+            wide,
+            self.bits,
+            symmetric=self.symmetric,
+            clip_high=self.clip_ratio,
+            clip_low=self.clip_ratio,
+        )
+        return quantize(wide, grid, self.bits), grid
 
     def extra_repr(self) -> str:
         """Show the settings."""

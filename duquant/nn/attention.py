@@ -20,7 +20,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from duquant.nn.activation import ActivationQuantizer
+from duquant.ops.affine import dequantize
 from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor
+from duquant.ops.precision import widen_on_cpu
+from duquant.ops.quantized_tokens import decode_tokens, encode_tokens
 from duquant.ops.rotation import block_rotate
 
 ATTENTION_NAME = "duquant"
@@ -53,19 +56,46 @@ class AttentionQuantizer(nn.Module):
         symmetric: bool = False,
     ) -> None:
         super().__init__()
-        size = largest_power_of_two_divisor(head_dim, block_size)
-        self.register_buffer("hadamard", hadamard_matrix(size), persistent=False)
+        self.head_dim = head_dim
+        self.hadamard_size = largest_power_of_two_divisor(head_dim, block_size)
+        self.register_buffer("hadamard", hadamard_matrix(self.hadamard_size), persistent=False)
         self.query = ActivationQuantizer(query_bits, clip_ratio, symmetric=symmetric)
         self.key = ActivationQuantizer(key_bits, clip_ratio, symmetric=symmetric)
         self.value = ActivationQuantizer(value_bits, 1.0, symmetric=symmetric)
 
+    def compute_hadamard(self) -> None:
+        """Compute the matrix anew, where a model was built without memory for it."""
+        self.hadamard = hadamard_matrix(self.hadamard_size).to(self.hadamard.device)
+
     def rotate(self, heads: Tensor) -> Tensor:
-        """Multiply ``(..., head_dim)`` by the block-diagonal Hadamard matrix."""
-        return block_rotate(heads, self.hadamard.to(heads.dtype).unsqueeze(0))
+        """Multiply ``(..., head_dim)`` by the block-diagonal Hadamard matrix.
+
+        Half precision becomes float32 on the CPU.
+        """
+        wide = widen_on_cpu(heads)
+        return block_rotate(wide, self.hadamard.to(wide.dtype).unsqueeze(0))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantized Q, K, V; shapes ``(batch, heads, tokens, head_dim)`` are kept."""
-        return self.query(self.rotate(query)), self.key(self.rotate(key)), self.value(value)
+        """Quantized Q, K, V; shapes ``(batch, heads, tokens, head_dim)`` are kept.
+
+        K and V may come encoded, out of a :class:`duquant.nn.packed_cache.PackedCache`.
+        """
+        dtype = query.dtype
+        query = self.query(self.rotate(query)).to(dtype)
+        if key.dtype == torch.uint8:
+            return query, self._decode(key, self.key, dtype), self._decode(value, self.value, dtype)
+        return query, self.key(self.rotate(key)).to(dtype), self.value(value)
+
+    def encode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """K (rotated) and V as bytes, ``(batch, heads, tokens, bytes)``, to be kept in a cache."""
+        return self._encode(self.rotate(key), self.key), self._encode(value, self.value)
+
+    def _encode(self, heads: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+        return encode_tokens(*quantizer.integers(heads), bits=quantizer.bits)
+
+    def _decode(self, tokens: Tensor, quantizer: ActivationQuantizer, dtype: torch.dtype) -> Tensor:
+        q, grid = decode_tokens(tokens, self.head_dim, quantizer.bits)
+        return dequantize(q.float(), grid).to(dtype)
 
 
 def duquant_attention(

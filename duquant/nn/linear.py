@@ -16,7 +16,6 @@ from duquant.ops.affine import (
     UNQUANTIZED_BITS,
     AffineGrid,
     affine_grid,
-    dequantize,
     quantize,
     split_groups,
 )
@@ -92,16 +91,6 @@ class QuantLinear(nn.Module):
         """Replace the weight by its quantized values, for good."""
         self.weight = self.quantized_weight().detach()
         self.is_frozen = True
-
-    @classmethod
-    def from_integers(
-        cls, q: Tensor, grid: AffineGrid, bias: Tensor | None, *, bits: int, columns: int
-    ) -> "QuantLinear":
-        """Rebuild a frozen layer from stored integers; ``columns`` is the input width."""
-        weight = dequantize(q.float(), grid).reshape(-1, columns)
-        layer = cls(weight, bias, FixedClip(1.0), bits=bits, group_size=q.shape[-1])
-        layer.is_frozen = True
-        return layer
 
     def extra_repr(self) -> str:
         """Show the sizes."""

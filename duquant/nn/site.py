@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from duquant.nn.activation import ActivationQuantizer
+from duquant.nn.exact_buffers import ExactBuffers
 from duquant.ops.dual_transform import DualTransform, apply_transform, identity_transform
+from duquant.ops.precision import widen_on_cpu
+from duquant.ops.quantized_tokens import encode_tokens
 
 
-class SiteTransform(nn.Module):
+class SiteTransform(ExactBuffers):
     """Smooth (online part), rotate, permute and quantize the input of one site.
 
     Args:
@@ -23,6 +26,7 @@ class SiteTransform(nn.Module):
         quantizer: quantizes each transformed token.
     """
 
+    EXACT = ("rotations", "online_scale")
     rotations: Tensor
     permutations: Tensor
     online_scale: Tensor
@@ -31,7 +35,8 @@ class SiteTransform(nn.Module):
         super().__init__()
         self.width = width
         self.quantizer = quantizer
-        self.register_buffer("online_scale", torch.ones(0))
+        self.emits_integers = False
+        self._hold("online_scale", torch.ones(0))
         self.install(identity_transform(width))
 
     @property
@@ -41,25 +46,39 @@ class SiteTransform(nn.Module):
 
     def install(self, transform: DualTransform) -> None:
         """Take over a transform, of a search or of a file."""
-        self.register_buffer("rotations", transform.rotations)
-        self.register_buffer("permutations", transform.permutations)
+        self._hold("rotations", transform.rotations)
+        self._hold("permutations", transform.permutations)
 
     def divide_online(self, scale: Tensor) -> None:
         """Divide the input by ``scale`` of shape ``(width,)`` at every forward pass."""
-        self.online_scale = scale
+        self._hold("online_scale", scale)
 
     def smooth(self, x: Tensor) -> Tensor:
         """The part of smoothing that could not be folded into the producer of ``x``."""
         return x / self.online_scale.to(x.dtype) if self.online_scale.numel() else x
 
+    def transformed(self, x: Tensor) -> Tensor:
+        """Smoothed, rotated and permuted input; half precision becomes float32 on the CPU."""
+        return apply_transform(self.smooth(widen_on_cpu(x)), self.transform)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Transformed and quantized input, shape ``(..., width)`` and dtype of ``x``."""
-        quantized: Tensor = self.quantizer(apply_transform(self.smooth(x), self.transform))
+        """Transformed and quantized input, shape ``(..., width)`` and dtype of ``x``.
+
+        With ``emits_integers`` it is not dequantized but encoded for integer linears (see
+        :mod:`duquant.ops.quantized_tokens`).
+        """
+        if self.emits_integers:
+            return encode_tokens(*self.quantizer.integers(self.transformed(x)))
+        quantized: Tensor = self.quantizer(self.transformed(x)).to(x.dtype)
         return quantized
 
     def extra_repr(self) -> str:
         """Show the sizes."""
         return f"width={self.width}, rotations={tuple(self.rotations.shape)}"
+
+    def _hold(self, name: str, tensor: Tensor) -> None:
+        """Register a tensor as state; one without entries means "none" and is not stored."""
+        self.register_buffer(name, tensor, persistent=tensor.numel() > 0)
 
 
 class SiteNorm(nn.Module):

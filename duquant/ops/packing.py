@@ -7,6 +7,7 @@ bits to a whole byte, so rows stay addressable and odd widths lose at most seven
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 ROWS_AT_ONCE = 1024
 """Rows expanded to bits together, which bounds the temporary memory."""
@@ -57,6 +58,12 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
 
 def _pack_rows(q: Tensor, bits: int) -> Tensor:
     rows, columns = q.shape
+    if 8 % bits == 0:  # whole integers in every byte
+        parts = F.pad(q, (0, -columns % (8 // bits))).view(rows, -1, 8 // bits).unbind(-1)
+        whole = parts[0].clone()
+        for place, part in enumerate(parts[1:], start=1):
+            whole |= part << (place * bits)
+        return whole
     stream = torch.zeros(rows, packed_width(columns, bits) * 8, dtype=torch.uint8, device=q.device)
     places = torch.arange(bits, dtype=q.dtype, device=q.device)
     each_bit = q.unsqueeze(-1).bitwise_right_shift(places).bitwise_and(1)
@@ -66,6 +73,9 @@ def _pack_rows(q: Tensor, bits: int) -> Tensor:
 
 
 def _unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
+    if 8 % bits == 0:
+        parts = [(packed >> place) & (2**bits - 1) for place in range(0, 8, bits)]
+        return torch.stack(parts, dim=-1).flatten(1)[:, :columns]
     dtype = integer_dtype(bits)
     eight = torch.arange(8, dtype=torch.uint8, device=packed.device)
     stream = packed.unsqueeze(-1).bitwise_right_shift(eight).bitwise_and(1).flatten(1)

@@ -68,10 +68,10 @@ def assert_survives_packing(decoder: Decoder, recipe: Recipe) -> None:
     for index, quantized in enumerate(quantize_decoder(decoder, recipe, IDS)):
         tensors = pack_block(quantized)
         quantized.freeze()
-        again = unpack_block(fresh_block(decoder, index), tensors, recipe)
+        again = unpack_block(fresh_block(decoder, index), tensors, recipe, decoder.dtype)
         expected = outputs(decoder, quantized.layer, index)
         assert expected.isfinite().all()
-        assert torch.equal(outputs(decoder, again.layer, index), expected)
+        assert torch.equal(outputs(decoder, again, index), expected)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -182,7 +182,7 @@ def test_a_missing_tensor_is_named(decoder: Decoder, missing: str) -> None:
     tensors = pack_block(quantized_block(decoder))
     del tensors[missing]
     with pytest.raises(ValueError, match=f"lacks {missing}"):
-        unpack_block(fresh_block(decoder), tensors, PLAIN)
+        unpack_block(fresh_block(decoder), tensors, PLAIN, decoder.dtype)
 
 
 @pytest.mark.parametrize("site", ["input_layernorm.site", "mlp.down_proj.site"])
@@ -192,7 +192,7 @@ def test_a_missing_transform_is_named(decoder: Decoder, site: str, part: str) ->
     tensors = pack_block(quantized_block(decoder))
     del tensors[f"{site}.{part}"]
     with pytest.raises(ValueError, match=f"lacks {site}.{part}"):
-        unpack_block(fresh_block(decoder), tensors, PLAIN)
+        unpack_block(fresh_block(decoder), tensors, PLAIN, decoder.dtype)
 
 
 def test_a_missing_bias_is_named(tmp_path: Path) -> None:
@@ -201,14 +201,14 @@ def test_a_missing_bias_is_named(tmp_path: Path) -> None:
     tensors = pack_block(quantized_block(decoder))
     del tensors["self_attn.o_proj.bias"]
     with pytest.raises(ValueError, match=r"lacks self_attn\.o_proj\.bias"):
-        unpack_block(fresh_block(decoder), tensors, PLAIN)
+        unpack_block(fresh_block(decoder), tensors, PLAIN, decoder.dtype)
 
 
 def test_a_tensor_that_is_left_over_is_named(decoder: Decoder) -> None:
     tensors = pack_block(quantized_block(decoder))
     tensors["mlp.router.weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"does not belong to it: mlp\.router\.weight"):
-        unpack_block(fresh_block(decoder), tensors, PLAIN)
+        unpack_block(fresh_block(decoder), tensors, PLAIN, decoder.dtype)
 
 
 @pytest.mark.parametrize(
@@ -224,4 +224,4 @@ def test_a_tensor_that_is_left_over_is_named(decoder: Decoder) -> None:
 def test_a_block_of_another_recipe_is_refused(decoder: Decoder, other: Recipe) -> None:
     tensors = pack_block(quantized_block(decoder))
     with pytest.raises(ValueError, match="_proj"):
-        unpack_block(fresh_block(decoder), tensors, other)
+        unpack_block(fresh_block(decoder), tensors, other, decoder.dtype)

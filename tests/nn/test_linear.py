@@ -13,7 +13,6 @@ from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import fake_quantize, split_groups
-from duquant.ops.packing import pack, unpack
 from tests.outliers import outlier_activation, random_weight, seeds
 
 Build = Callable[..., QuantLinear]
@@ -86,18 +85,6 @@ def test_freezing_changes_no_output_and_takes_the_gradient_away(variant: dict[st
     assert not layer(x).requires_grad
     layer.freeze()
     assert torch.equal(layer(x), before)
-
-
-@given(variants.filter(lambda variant: variant["bits"] < 16))
-def test_stored_integers_rebuild_the_layer(variant: dict[str, int]) -> None:
-    layer = build(**variant)
-    bits = layer.bits
-    q, grid = layer.integers()
-    stored = unpack(pack(q, bits), bits, q.shape[-1])
-    rebuilt = QuantLinear.from_integers(stored, grid, layer.bias, bits=bits, columns=16)
-    x = outlier_activation(5, 16, variant["seed"])
-    assert torch.equal(rebuilt.quantized_weight(), layer.quantized_weight())
-    assert torch.equal(rebuilt(x), layer(x))
 
 
 def test_every_group_has_its_own_scale() -> None:

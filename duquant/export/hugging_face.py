@@ -1,0 +1,173 @@
+"""transformers loads the model directory: one quantization method more, registered by name.
+
+``AutoModelForCausalLM.from_pretrained(directory)`` builds the architecture that ``config.json``
+names on the meta device, and then asks the quantization method named there to prepare the skeleton.
+Here every decoder block gets the modules its stored tensors describe; after that transformers loads
+tensors, places them and dispatches devices as for any model. No code comes with the directory.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+)
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from duquant.config import Recipe
+from duquant.export.digest import block_digest
+from duquant.export.packed_block import unpack_block
+from duquant.model.checkpoint import open_safetensors
+from duquant.model.execution import configure_execution
+from duquant.nn.attention import ATTENTION_NAME, AttentionQuantizer, register_attention
+from duquant.nn.execution import Backend, Execution, WeightsInMemory
+
+QUANT_METHOD = "duquant"
+FORMAT_VERSION = 1
+DTYPES = {"U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "F32": torch.float32,
+          "BF16": torch.bfloat16, "F16": torch.float16}  # fmt: skip
+"""safetensors' names of the dtypes a block is stored in."""
+
+
+class DuquantConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of a model directory.
+
+    Args:
+        recipe: :meth:`duquant.config.Recipe.to_dict` of the recipe.
+        format_version: version of the layout of tensors.
+        blocks: digest of every block's quantized tensors.
+        quant_method: always "duquant".
+
+    Raises:
+        ValueError: if the directory was written by a newer format, or its recipe makes no sense.
+    """
+
+    def __init__(
+        self,
+        recipe: dict[str, Any],
+        format_version: int = FORMAT_VERSION,
+        blocks: list[str] | None = None,
+        quant_method: str = QUANT_METHOD,
+        **unknown: Any,
+    ) -> None:
+        if format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"the model directory has format version {format_version}; this duquant reads "
+                f"versions up to {FORMAT_VERSION}: install a newer one"
+            )
+        if unknown:
+            raise ValueError(f"quantization_config has an unknown key: {min(unknown)}")
+        Recipe.from_dict(recipe)
+        self.quant_method = quant_method
+        self.format_version = format_version
+        self.recipe = recipe
+        self.blocks = blocks or []
+
+
+class DuquantQuantizer(HfQuantizer):
+    """Prepares skeletons for packed tensors and checks what was loaded."""
+
+    quantization_config: DuquantConfig
+
+    def is_serializable(self) -> bool:
+        """``save_pretrained`` writes the packed tensors again."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Packed integers have no gradient."""
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        """``torch.compile`` works."""
+        return True
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Everything runs wherever PyTorch does; but a model cannot be quantized while loading.
+
+        Raises:
+            ValueError: if the directory holds a model that is not quantized.
+        """
+        if not self.pre_quantized:
+            raise ValueError(
+                "duquant models are calibrated, not quantized while loading: see duquant.quantize"
+            )
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        recipe = Recipe.from_dict(self.quantization_config.recipe)
+        stored = _stored_tensors(kwargs["checkpoint_files"])
+        for index, block in enumerate(_blocks(model)):
+            prefix = f"model.layers.{index}."
+            tensors = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in stored.items()
+                if name.startswith(prefix)
+            }
+            try:
+                unpack_block(block, tensors, recipe, model.dtype)
+            except ValueError as error:
+                raise ValueError(f"block {index} of the quantized model: {error}") from error
+        model.set_attn_implementation(ATTENTION_NAME)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        for module in model.modules():
+            if isinstance(module, AttentionQuantizer):
+                module.compute_hadamard()
+        for index, digest in enumerate(self.quantization_config.blocks):
+            found = block_digest(_blocks(model)[index].state_dict())
+            if found not in (None, digest):
+                raise ValueError(
+                    f"block {index} of the quantized model is damaged or was altered: its tensors "
+                    f"are not those that were stored"
+                )
+        set_execution(model)
+        return model
+
+
+def set_execution(
+    model: nn.Module,
+    backend: Backend = "auto",
+    weights_in_memory: WeightsInMemory = "fast",
+) -> None:
+    """Choose how a loaded model computes; see :class:`duquant.nn.execution.Execution`.
+
+    Args:
+        model: a quantized model.
+        backend: ``auto``, ``reference`` or ``integer``.
+        weights_in_memory: ``fast`` or ``packed``.
+
+    Raises:
+        ValueError: for an unknown choice, or integers where they cannot run.
+    """
+    execution = Execution(backend, weights_in_memory)
+    configure_execution(_blocks(model), execution)
+
+
+def register() -> None:
+    """Make ``quant_method: duquant`` known to transformers; calling again is harmless."""
+    register_attention()
+    AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = DuquantConfig
+    AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = DuquantQuantizer
+
+
+def _blocks(model: Any) -> list[nn.Module]:
+    return list(model.get_decoder().layers)
+
+
+def _stored_tensors(files: list[str]) -> dict[str, torch.Tensor]:
+    """Every stored tensor's shape and dtype, as tensors on the meta device."""
+    tensors = {}
+    for file in files:
+        with open_safetensors(Path(file)) as opened:
+            for name in opened.keys():  # noqa: SIM118
+                entry = opened.get_slice(name)
+                tensors[name] = torch.empty(
+                    entry.get_shape(), dtype=DTYPES[entry.get_dtype()], device="meta"
+                )
+    return tensors

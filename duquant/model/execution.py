@@ -1,0 +1,49 @@
+"""Telling the sites and linears of finished blocks how to compute."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from duquant.model.structure import SITES
+from duquant.nn.execution import Execution
+from duquant.nn.packed_linear import PackedLinear
+from duquant.nn.site import SiteNorm, SiteTransform
+
+
+def configure_execution(blocks: Iterable[nn.Module], execution: Execution) -> None:
+    """Set backend and memory of finished blocks.
+
+    A site emits integers where all linears that read it multiply them.
+
+    Args:
+        blocks: decoder blocks with finished linears, on their devices.
+        execution: the choice.
+
+    Raises:
+        ValueError: if the integer backend was asked for and cannot run.
+    """
+    for block in blocks:
+        for site in SITES:
+            linears = [block.get_submodule(name) for name in site.linears]
+            for linear in linears:
+                if isinstance(linear, PackedLinear):
+                    linear.restore()
+                    linear.execution = execution
+            _transform_of(block, site.producer, linears[0]).emits_integers = all(
+                _takes_integers(linear, execution) for linear in linears
+            )
+
+
+def _takes_integers(linear: nn.Module, execution: Execution) -> bool:
+    if isinstance(linear, PackedLinear):
+        return linear.is_integer
+    if execution.backend == "integer":
+        raise ValueError("the integer backend cannot run here: the weights are not quantized")
+    return False
+
+
+def _transform_of(block: nn.Module, producer: str, reader: nn.Module) -> SiteTransform:
+    norm = block.get_submodule(producer)
+    transform = norm.site if isinstance(norm, SiteNorm) else reader.site
+    assert isinstance(transform, SiteTransform)
+    return transform

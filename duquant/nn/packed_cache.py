@@ -1,0 +1,68 @@
+"""A KV cache of a few bits: K and V are quantized anyway, so that is how they are kept.
+
+Attention quantizes K (rotated by a Hadamard matrix) and V per token and head. With an ordinary
+cache it receives the whole history in floating point and quantizes it again at every step, to the
+same integers. ``PackedCache`` quantizes a token once, when it arrives, and keeps its bytes (see
+:mod:`duquant.ops.quantized_tokens`): at 4 bits and 128 channels a head, 70 bytes instead of 256.
+The attention function recognizes bytes and only decodes them, so the results are the same to the
+last bit.
+
+The layers are transformers' own dynamic ones, with another kind of tensor in them: cropping,
+reordering for beams and repeating for batches are theirs.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from duquant.nn.attention import AttentionQuantizer
+from duquant.ops.integer_product import WIDEST_BITS
+
+
+class _PackedLayer(DynamicLayer):
+    def __init__(self, quantizer: AttentionQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Encode the new tokens and return all, encoded."""
+        key, value = self.quantizer.encode(key_states, value_states)
+        encoded: tuple[Tensor, Tensor] = super().update(key, value, *args, **kwargs)
+        return encoded
+
+
+class PackedCache(Cache):
+    """KV cache of a quantized model; give it to ``generate`` or ``forward`` as ``past_key_values``.
+
+    Models with sliding windows keep every token; their masks hide what lies outside of the window.
+
+    Args:
+        model: the quantized model.
+
+    Raises:
+        ValueError: if the model does not quantize K and V to at most 8 bits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        quantizers = [m for m in model.modules() if isinstance(m, AttentionQuantizer)]
+        if not quantizers:
+            raise ValueError("PackedCache needs a model quantized by duquant")
+        widest = max(max(q.key.bits, q.value.bits) for q in quantizers)
+        if widest > WIDEST_BITS:
+            raise ValueError(
+                f"K or V has {widest} bits; PackedCache holds at most {WIDEST_BITS}: use "
+                f"transformers' DynamicCache"
+            )
+        super().__init__(layers=[_PackedLayer(quantizer) for quantizer in quantizers])
+
+    def num_bytes(self) -> int:
+        """Bytes the cache takes now."""
+        return sum(
+            tensor.nbytes
+            for layer in self.layers
+            for tensor in (layer.keys, layer.values)
+            if tensor is not None
+        )

@@ -1,0 +1,214 @@
+"""A linear layer whose weight is packed integers: what a finished block consists of.
+
+Two ways to compute the same numbers (:mod:`duquant.nn.execution`):
+
+* **reference**: the input arrives dequantized, the weight is dequantized too, and floats are
+  multiplied. This is what calibration computes with.
+* **integer**: the input arrives as integers (:mod:`duquant.ops.quantized_tokens`), int8 units
+  multiply it with the weight's integers, and scales come last.
+
+In exact arithmetic both are equal. The integer products are exact, so the integer result carries
+the rounding of a handful of float32 operations, while the reference accumulates one per input:
+the two differ by at most ``(in + 8) · ε · Σ|x̂ ŵ|`` per output, with ``ε`` the unit roundoff of the
+dtype the reference multiplies in (2⁻²⁴ for float32; 2⁻⁸ for bfloat16, which also rounds ``x̂`` and
+``ŵ`` themselves).
+
+The packed weight is the layer's state. Faster forms are made from it at first use, and it is made
+from them again when somebody saves.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from duquant.nn.exact_buffers import ExactBuffers
+from duquant.nn.execution import Execution
+from duquant.nn.site import SiteTransform
+from duquant.ops.affine import AffineGrid, dequantize
+from duquant.ops.integer_product import (
+    IntegerWeight,
+    columns_at_once,
+    prepare_weight,
+    scaled_product,
+)
+from duquant.ops.packing import pack, unpack
+from duquant.ops.quantized_tokens import decode_tokens
+
+
+class _Panel(NamedTuple):
+    """Consecutive inputs that share a scale and whose products sum exactly."""
+
+    columns: slice
+    weight: IntegerWeight
+    sums: Tensor
+    zero: Tensor
+    scale: Tensor
+
+
+class PackedLinear(ExactBuffers):
+    """``y = x · dequantized(W)ᵀ + bias`` from packed integers.
+
+    Args:
+        packed: integers of the weight, ``uint8 (out, packed width of in)``.
+        scale: float32 ``(out, groups)``.
+        zero: int16, likewise.
+        bias: ``(out,)`` or ``None``.
+        bits: width of the integers.
+        in_features: inputs.
+        activation_bits: bits of the input's integers.
+        dtype: dtype of the output.
+        site: transform of the input, if this linear is its only reader.
+    """
+
+    EXACT = ("scale",)
+    packed: Tensor | None
+    scale: Tensor
+    zero: Tensor
+    bias: Tensor | None
+    output_like: Tensor
+
+    def __init__(
+        self,
+        packed: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        bias: Tensor | None,
+        *,
+        bits: int,
+        in_features: int,
+        activation_bits: int,
+        dtype: torch.dtype,
+        site: SiteTransform | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero)
+        self.register_buffer("bias", bias)
+        self.register_buffer("output_like", torch.empty(0, dtype=dtype), persistent=False)
+        self.bits = bits
+        self.in_features = in_features
+        self.out_features = packed.shape[0]
+        self.activation_bits = activation_bits
+        self.site = site
+        self.execution = Execution()
+        self._panels: list[_Panel] | None = None
+        self._dequantized: Tensor | None = None
+
+    @property
+    def group_size(self) -> int:
+        """Inputs that share a scale."""
+        return self.in_features // self.scale.shape[1]
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether this linear takes integers, on the device it is on."""
+        return self.execution.is_integer(
+            self.scale.device,
+            activation_bits=self.activation_bits,
+            weight_bits=self.bits,
+            columns=self.group_size,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., in)``, floats or encoded integers, to ``(..., out)``."""
+        if self.site is not None:
+            x = self.site(x)
+        if x.dtype == torch.uint8:
+            return self._multiply_integers(x)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self._float_weight(x.dtype), bias)
+
+    def integers(self) -> Tensor:
+        """The stored integers, ``uint8 (out, in)`` (``int32`` above 8 bits)."""
+        if self.packed is not None:
+            return unpack(self.packed, self.bits, self.in_features)
+        assert self._panels is not None
+        signed = torch.cat([panel.weight.integers() for panel in self._panels], dim=1)
+        integers: Tensor = (signed.to(torch.int16) + 2 ** (self.bits - 1)).to(torch.uint8)
+        return integers
+
+    def dequantized(self) -> Tensor:
+        """The weight's values, float32 ``(out, in)``."""
+        grid = AffineGrid(self.scale.view(-1, 1), self.zero.float().view(-1, 1))
+        q = self.integers().float().view(-1, self.group_size)
+        return dequantize(q, grid).view(self.out_features, self.in_features)
+
+    def prepare(self) -> None:
+        """Make the form that the backend multiplies by, where it is to be kept."""
+        if self.execution.weights_in_memory == "packed":
+            return
+        if self.is_integer and self._panels is None:
+            self._panels = self._make_panels()
+            self.packed = None
+
+    def restore(self) -> None:
+        """Return to the packed form; other forms are dropped."""
+        if self.packed is None:
+            self.packed = pack(self.integers(), self.bits)
+        self._panels = self._dequantized = None
+
+    def _float_weight(self, dtype: torch.dtype) -> Tensor:
+        if self.execution.weights_in_memory == "packed":
+            return self.dequantized().to(dtype)
+        if self._dequantized is None or self._dequantized.dtype != dtype:
+            self._dequantized = self.dequantized().to(dtype)
+        return self._dequantized
+
+    def _multiply_integers(self, tokens: Tensor) -> Tensor:
+        self.prepare()
+        q, grid = decode_tokens(tokens.flatten(0, -2))
+        total = None
+        for panel in self._make_panels() if self._panels is None else self._panels:
+            part = scaled_product(q[:, panel.columns], grid, panel.weight, panel.sums, panel.zero)
+            part.mul_(panel.scale)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        output = total.mul_(grid.scale)
+        if self.bias is not None:
+            output.add_(self.bias)
+        shaped: Tensor = output.to(self.output_like.dtype).unflatten(0, tokens.shape[:-1])
+        return shaped
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _make_panels(self) -> list[_Panel]:
+        signed = (self.integers().to(torch.int16) - 2 ** (self.bits - 1)).to(torch.int8)
+        widest = columns_at_once(self.activation_bits, self.bits)
+        panels = []
+        for group in range(self.scale.shape[1]):
+            first, last = group * self.group_size, (group + 1) * self.group_size
+            zero = self.zero[:, group].float() - 2 ** (self.bits - 1)
+            for start in range(first, last, widest):
+                columns = slice(start, min(start + widest, last))
+                part = signed[:, columns].contiguous()
+                sums = part.sum(dim=1, dtype=torch.int32).float() - part.shape[1] * zero
+                weight = prepare_weight(
+                    part, activation_bits=self.activation_bits, weight_bits=self.bits
+                )
+                panels.append(_Panel(columns, weight, sums, zero, self.scale[:, group]))
+        return panels
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        self.restore()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.packed is None:
+            destination[f"{prefix}packed"] = pack(self.integers(), self.bits)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.restore()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return (
+            f"{self.in_features}, {self.out_features}, bits={self.bits}, "
+            f"group_size={self.group_size}"
+        )

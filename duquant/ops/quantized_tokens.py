@@ -1,0 +1,68 @@
+"""Quantized activations as bytes: a token's integers, its scale and its zero point in one row.
+
+Between two modules an activation travels as a tensor, and modules we do not own look at its shape
+(attention splits heads by ``shape[:-1]``, a cache concatenates along the tokens). A quantized token
+has three parts, so they are laid side by side as bytes:
+
+    | integers, 1 byte each or packed | scale, float32 | zero point, int16 |
+
+Such a tensor is ``uint8``, and no float activation ever is: the dtype says what it holds. Slicing,
+concatenating or reordering tokens, heads and batches works on it as on any tensor.
+"""
+
+import torch
+from torch import Tensor
+
+from duquant.ops.affine import AffineGrid
+from duquant.ops.packing import pack, packed_width, unpack
+
+SCALE_BYTES, ZERO_BYTES = torch.float32.itemsize, torch.int16.itemsize
+GRID_BYTES = SCALE_BYTES + ZERO_BYTES
+
+
+def encode_tokens(q: Tensor, grid: AffineGrid, bits: int | None = None) -> Tensor:
+    """Lay integers and grid side by side.
+
+    Args:
+        q: integers ``0 … 255``, shape ``(..., width)``, any dtype.
+        grid: scale and zero point of every row, ``(..., 1)``.
+        bits: pack the integers at this width; ``None`` keeps a byte for each.
+
+    Returns:
+        ``uint8`` of shape ``(..., width or packed width + 6)``.
+    """
+    integers = q.to(torch.uint8)
+    if bits is not None:
+        integers = pack(integers.flatten(0, -2), bits).unflatten(0, q.shape[:-1])
+    scale = grid.scale.float().contiguous().view(torch.uint8)
+    zero = grid.zero.to(torch.int16).contiguous().view(torch.uint8)
+    return torch.cat([integers, scale, zero], dim=-1)
+
+
+def decode_tokens(
+    tokens: Tensor, width: int | None = None, bits: int | None = None
+) -> tuple[Tensor, AffineGrid]:
+    """Undo :func:`encode_tokens`.
+
+    Args:
+        tokens: encoded rows ``(..., bytes)``.
+        width: integers per row; needed where they are packed.
+        bits: their packed width; ``None`` for a byte each.
+
+    Returns:
+        Integers ``uint8 (..., width)`` and their grid, as float32 ``(..., 1)``.
+    """
+    end = tokens.shape[-1] - GRID_BYTES
+    integers = tokens[..., :end]
+    if bits is not None:
+        assert width is not None
+        assert end == packed_width(width, bits)
+        integers = unpack(integers.flatten(0, -2), bits, width).unflatten(0, tokens.shape[:-1])
+    scale = _own_memory(tokens[..., end : end + SCALE_BYTES]).view(torch.float32)
+    zero = _own_memory(tokens[..., end + SCALE_BYTES :]).view(torch.int16)
+    return integers, AffineGrid(scale, zero.float())
+
+
+def _own_memory(part: Tensor) -> Tensor:
+    """A copy with the strides of its shape; a view of several bytes as one number needs that."""
+    return part.clone(memory_format=torch.contiguous_format)
