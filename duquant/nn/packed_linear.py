@@ -38,7 +38,7 @@ from duquant.ops.packing import pack, unpack
 from duquant.ops.quantized_tokens import decode_tokens
 
 
-class _Panel(NamedTuple):
+class Panel(NamedTuple):
     """Consecutive inputs that share a scale and whose products sum exactly."""
 
     columns: slice
@@ -95,7 +95,7 @@ class PackedLinear(ExactBuffers):
         self.activation_bits = activation_bits
         self.site = site
         self.execution = Execution()
-        self._panels: list[_Panel] | None = None
+        self.panels: list[Panel] | None = None
         self._dequantized: Tensor | None = None
 
     @property
@@ -126,8 +126,8 @@ class PackedLinear(ExactBuffers):
         """The stored integers, ``uint8 (out, in)`` (``int32`` above 8 bits)."""
         if self.packed is not None:
             return unpack(self.packed, self.bits, self.in_features)
-        assert self._panels is not None
-        signed = torch.cat([panel.weight.integers() for panel in self._panels], dim=1)
+        assert self.panels is not None
+        signed = torch.cat([panel.weight.integers() for panel in self.panels], dim=1)
         integers: Tensor = (signed.to(torch.int16) + 2 ** (self.bits - 1)).to(torch.uint8)
         return integers
 
@@ -141,15 +141,23 @@ class PackedLinear(ExactBuffers):
         """Make the form that the backend multiplies by, where it is to be kept."""
         if self.execution.weights_in_memory == "packed":
             return
-        if self.is_integer and self._panels is None:
-            self._panels = self._make_panels()
+        if self.is_integer and self.panels is None:
+            self.panels = self._make_panels()
             self.packed = None
 
     def restore(self) -> None:
         """Return to the packed form; other forms are dropped."""
         if self.packed is None:
             self.packed = pack(self.integers(), self.bits)
-        self._panels = self._dequantized = None
+        self.panels = self._dequantized = None
+
+    def resident_bytes(self) -> int:
+        """Bytes the weight takes in memory as it lies there now."""
+        tensors = [self.packed, self.scale, self.zero, self._dequantized]
+        size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        for panel in self.panels or []:
+            size += panel.weight.num_bytes + panel.sums.nbytes + panel.zero.nbytes
+        return size
 
     def _float_weight(self, dtype: torch.dtype) -> Tensor:
         if self.execution.weights_in_memory == "packed":
@@ -162,7 +170,7 @@ class PackedLinear(ExactBuffers):
         self.prepare()
         q, grid = decode_tokens(tokens.flatten(0, -2))
         total = None
-        for panel in self._make_panels() if self._panels is None else self._panels:
+        for panel in self._make_panels() if self.panels is None else self.panels:
             part = scaled_product(q[:, panel.columns], grid, panel.weight, panel.sums, panel.zero)
             part.mul_(panel.scale)
             total = part if total is None else total.add_(part)
@@ -174,7 +182,7 @@ class PackedLinear(ExactBuffers):
         return shaped
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _make_panels(self) -> list[_Panel]:
+    def _make_panels(self) -> list[Panel]:
         signed = (self.integers().to(torch.int16) - 2 ** (self.bits - 1)).to(torch.int8)
         widest = columns_at_once(self.activation_bits, self.bits)
         panels = []
@@ -188,7 +196,7 @@ class PackedLinear(ExactBuffers):
                 weight = prepare_weight(
                     part, activation_bits=self.activation_bits, weight_bits=self.bits
                 )
-                panels.append(_Panel(columns, weight, sums, zero, self.scale[:, group]))
+                panels.append(Panel(columns, weight, sums, zero, self.scale[:, group]))
         return panels
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

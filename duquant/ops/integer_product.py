@@ -42,6 +42,9 @@ UNSIGNED_SHIFT = 128
 class IntegerWeight(Protocol):
     """A weight in the layout of an engine."""
 
+    num_bytes: int
+    """What it takes in memory."""
+
     def product(self, q: Tensor) -> Tensor:
         """``uint8 (rows, in)`` -> exact integers as float32 ``(rows, out)``."""
 
@@ -115,6 +118,7 @@ class _FbgemmWeight:
     def __init__(self, q: Tensor, *, split: bool) -> None:
         self.split = split
         self.out_features = q.shape[0]
+        self.num_bytes = q.nbytes
         ones = torch.ones(q.shape[0], dtype=torch.float64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch marks eager quantization as frozen
@@ -166,6 +170,7 @@ class _CudaWeight:
         self.shape = q.shape
         padding = (0, -q.shape[1] % MULTIPLE, 0, -q.shape[0] % MULTIPLE)
         self.weight = F.pad(q, padding)
+        self.num_bytes = self.weight.nbytes
         self.shifted = UNSIGNED_SHIFT * q.sum(dim=1, dtype=torch.int32)
 
     def product(self, q: Tensor) -> Tensor:
