@@ -14,7 +14,7 @@ from callbacks.block_events import BlockRecord
 from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_json
-from duquant.evaluation.perplexity import PROTOCOL
+from duquant.evaluation.perplexity import describe_windows
 from duquant.model.checkpoint import read_json
 from duquant.modules.language_model import (
     FULL_PRECISION,
@@ -51,13 +51,14 @@ def summarize(
     """Everything a reader needs to quote or repeat a run."""
     calibration = read_json(model.output_dir / "run.json")["data"]
     records = BlockRecord.load_all(model.output_dir, model.num_blocks)
-    protocol = PROTOCOL.format(length=data.sequence_length)
+    protocol = describe_windows(data.sequence_length, data.stride)
     if data.validation_windows is not None:
         protocol += f", at most the first {data.validation_windows}"
     return {
         "pretrained": model.decoder.pretrained,
         "perplexity": model.perplexities,
         "protocol": protocol,
+        "protocols": {name: data.protocol(name).title for name in data.validation},
         "corpora": data.validation,
         "calibration": calibration,
         "recipe": model.recipe.to_dict(),
@@ -113,6 +114,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
             table.add_row(label, *(f"{value:.3f}" for value in values))
     console.print(table)
     skipped = sum(block["skipped_steps"] for block in summary["blocks"])
+    for corpus, title in summary.get("protocols", {}).items():
+        console.print(f"{corpus}: {title}", soft_wrap=True, highlight=False)
     console.print(
         f"{summary['protocol']}; calibrated in {summary['seconds']['total']:.0f} s, peak memory "
         f"{summary['peak_memory_bytes'] / 1e9:.1f} GB"
