@@ -1,20 +1,25 @@
-"""The command line: ``python cli.py fit|validate -c CONFIG …``.
+"""The command line: ``python cli.py fit|validate -c CONFIG …``, ``python cli.py evaluate …``.
 
 LightningCLI turns the typed signatures of :class:`LanguageModel`, :class:`CalibrationDataModule`
 and Lightning's ``Trainer`` into options and YAML keys. This file only names the subcommands and
 links what belongs together: one ``--output_dir``, one ``--data.seed``, one ``--model.pretrained``.
+Subcommands that need no Trainer are typed functions of their own, see :data:`VERBS`.
 """
 
+import inspect
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Union
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 
+import docstring_parser
+from jsonargparse import ActionYesNo, Namespace
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -24,6 +29,7 @@ from callbacks.defaults import default_callbacks, default_logger
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_summary import print_stored_summary
 from duquant.data.datamodule import CalibrationDataModule
+from duquant.evaluation.command import evaluate
 from duquant.modules.language_model import LanguageModel
 
 EXPECTED_WARNINGS = (
@@ -42,6 +48,11 @@ DESCRIPTIONS = {
     "fit": "Calibrate a model block by block, write it quantized, and measure its perplexity.",
     "validate": "Measure the perplexity of a finished run's model beside the original's.",
 }
+
+Verbs = Mapping[str, Union[Callable[..., None], "Verbs"]]
+VERBS: Verbs = {"evaluate": evaluate}
+"""Subcommands without a Trainer: a function whose signature and docstring are the options, or a
+table of further subcommands. Its module imports what is slow inside of the function."""
 
 
 class OneLineParser(LightningArgumentParser):
@@ -62,6 +73,25 @@ class DuQuantCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
         }
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        add_verbs(parser._subcommands_action, VERBS)
+
+    def _set_seed(self) -> None:
+        if self.subcommand not in VERBS:
+            super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer where the subcommand has them."""
+        if self.subcommand not in VERBS:
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand in VERBS:
+            run_verb(VERBS[subcommand], self.config[subcommand])
+        else:
+            super()._run_subcommand(subcommand)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options, ours before the Trainer's hundred."""
@@ -121,6 +151,40 @@ class DuQuantCLI(LightningCLI):
             with_checkpoints=config["enable_checkpointing"] is not False,
         )
         return super()._instantiate_trainer(config, [*callbacks, *ours])
+
+
+def add_verbs(chooser: Any, verbs: Verbs) -> None:
+    """Add subcommands to what jsonargparse calls a subcommands action."""
+    for name, verb in verbs.items():
+        if isinstance(verb, Mapping):
+            parser = OneLineParser()
+            add_verbs(parser.add_subcommands(), verb)
+            chooser.add_subcommand(name, parser, help=", ".join(verb))
+        else:
+            about = docstring_parser.parse(verb.__doc__ or "")
+            parser = OneLineParser(description=about.short_description)
+            add_options(parser, verb)
+            chooser.add_subcommand(name, parser, help=about.short_description)
+
+
+def add_options(parser: OneLineParser, verb: Callable[..., None]) -> None:
+    """Turn a signature into options: a bool into a flag, ``config`` also into ``-c``."""
+    help_of = {p.arg_name: p.description for p in docstring_parser.parse(verb.__doc__ or "").params}
+    flags = {n for n, p in inspect.signature(verb).parameters.items() if p.annotation is bool}
+    short = {"config"} & inspect.signature(verb).parameters.keys()
+    parser.add_function_arguments(verb, as_group=False, skip=flags | short)
+    for name in sorted(short):
+        parser.add_argument("-c", f"--{name}", type=str, default=None, help=help_of[name])
+    for name in sorted(flags):
+        parser.add_argument(f"--{name}", action=ActionYesNo, default=False, help=help_of[name])
+
+
+def run_verb(verb: Callable[..., None] | Verbs, options: Namespace) -> None:
+    """Call the function that the command line chose with its options."""
+    if isinstance(verb, Mapping):
+        run_verb(verb[options.subcommand], options[options.subcommand])
+    else:
+        verb(**{n: options[n] for n in inspect.signature(verb).parameters})
 
 
 def fail(message: str) -> NoReturn:
