@@ -162,7 +162,7 @@ def add_verbs(chooser: Any, verbs: Verbs) -> None:
             chooser.add_subcommand(name, parser, help=", ".join(verb))
         else:
             about = docstring_parser.parse(verb.__doc__ or "")
-            parser = OneLineParser(description=about.short_description)
+            parser = OneLineParser(description=about.short_description or "")
             add_options(parser, verb)
             chooser.add_subcommand(name, parser, help=about.short_description)
 
@@ -171,8 +171,8 @@ def add_options(parser: OneLineParser, verb: Callable[..., None]) -> None:
     """Turn a signature into options: a bool into a flag, ``config`` also into ``-c``."""
     help_of = {p.arg_name: p.description for p in docstring_parser.parse(verb.__doc__ or "").params}
     flags = {n for n, p in inspect.signature(verb).parameters.items() if p.annotation is bool}
-    short = {"config"} & inspect.signature(verb).parameters.keys()
-    parser.add_function_arguments(verb, as_group=False, skip=flags | short)
+    short = {"config"}.intersection(inspect.signature(verb).parameters)
+    parser.add_function_arguments(verb, as_group=False, skip={*flags, *short})
     for name in sorted(short):
         parser.add_argument("-c", f"--{name}", type=str, default=None, help=help_of[name])
     for name in sorted(flags):

@@ -94,8 +94,8 @@ class DrawnDocuments:
                 break
         longest = max(int(ids.numel()) for ids in tokens.values())
         raise ValueError(
-            f"{self.title}: no document is longer than a window of {length} tokens (the longest has "
-            f"{longest}); take a smaller sequence_length"
+            f"{self.title}: no document is longer than a window of {length} tokens (the longest "
+            f"has {longest}); take a smaller sequence_length"
         )
 
 

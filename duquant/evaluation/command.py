@@ -65,27 +65,19 @@ def evaluate(
         stride: tokens between two windows (default: sequence_length, no overlap).
         perplexity_windows: windows of each corpus at most (default: all).
         tokenizer: directory or hub id of the tokenizer (default: the model's own).
-        dtype: what models compute in; auto is what they are stored in.
+        dtype: what models compute in; auto is what they are stored in, and float32 on a CPU.
         backend: arithmetic of a quantized model: integer, reference (floating point), or auto.
         device: cpu, cuda, cuda:1, …; auto is the GPU if there is one.
         seed: of few-shot examples and of generated text.
         output_dir: where results go (default: evaluation/ in the run, or runs/evaluation/NAME).
     """
-    from duquant.evaluation.evaluation import Evaluation, Request
-    from duquant.evaluation.loaded_model import model_of_run
+    from duquant.evaluation.evaluation import Evaluation
+    from duquant.evaluation.request import Request
 
-    given = [value for value in (model, run, config) if value is not None]
-    if len(given) != 1:
-        raise ValueError("give one of --model, --run and --config (the config.yaml of a run)")
-    if ckpt_path is not None and model is not None:
-        raise ValueError("--ckpt_path belongs to a run; a model directory has no checkpoint")
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if mmlu_data_dir is not None and not (mmlu or any(name.startswith("mmlu") for name in names)):
         raise ValueError("--mmlu_data_dir is given, but MMLU is not asked for: add --mmlu")
-    of_run = run or config
-    source = model or model_of_run(str(of_run))
-    default = Path(of_run).parent if config else Path(of_run) if of_run else None
-    name = Path(source).expanduser().resolve().name if model else ""
+    source, default_output = _find_source(model, run, config, ckpt_path)
     request = Request(
         model=source,
         compare=compare,
@@ -93,9 +85,9 @@ def evaluate(
         num_fewshot=num_fewshot,
         limit=limit,
         batch_size=batch_size,
-        data_dir=data_dir and Path(data_dir),
-        tasks_dir=tasks_dir and Path(tasks_dir),
-        mmlu_data_dir=mmlu_data_dir and Path(mmlu_data_dir),
+        data_dir=_path(data_dir),
+        tasks_dir=_path(tasks_dir),
+        mmlu_data_dir=_path(mmlu_data_dir),
         perplexity=perplexity or {},
         sequence_length=sequence_length,
         stride=stride,
@@ -105,6 +97,26 @@ def evaluate(
         backend=backend,
         device=device,
         seed=seed,
-        output_dir=Path(output_dir) if output_dir else (default or Path("runs")) / "evaluation" / name,
+        output_dir=_path(output_dir) or default_output,
     )
     Evaluation(request, Console(stderr=True)).run(Console())
+
+
+def _find_source(
+    model: str | None, run: str | None, config: str | None, ckpt_path: str | None
+) -> tuple[str, Path]:
+    """The model that is meant, and where its evaluation goes by default."""
+    from duquant.evaluation.loaded_model import model_of_run
+
+    if len([value for value in (model, run, config) if value is not None]) != 1:
+        raise ValueError("give one of --model, --run and --config (the config.yaml of a run)")
+    if model is not None:
+        if ckpt_path is not None:
+            raise ValueError("--ckpt_path belongs to a run; a model directory has no checkpoint")
+        return model, Path("runs") / "evaluation" / Path(model).expanduser().resolve().name
+    directory = model_of_run(str(run or config))
+    return directory, Path(directory).parent / "evaluation"
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser()

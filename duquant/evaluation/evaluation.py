@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,56 +11,22 @@ from rich.console import Console
 
 from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.evaluation.harness import BatchSize, EvaluatedModel, measure_task
-from duquant.evaluation.loaded_model import Dtype, ModelSource, find_device
+from duquant.evaluation.harness import EvaluatedModel, measure_task
+from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.mmlu import MOST_SHOTS, FittingTask
 from duquant.evaluation.parts import EvaluationDirectory
 from duquant.evaluation.perplexity import describe_windows
-from duquant.evaluation.perplexity_part import corpus_digest, measure_perplexity
+from duquant.evaluation.perplexity_part import PERPLEXITY, corpus_digest, measure_perplexity
 from duquant.evaluation.progress import EvaluationProgress
+from duquant.evaluation.request import Request
 from duquant.evaluation.results_table import print_results
 from duquant.evaluation.statistics import Measurement, combine, difference
 from duquant.evaluation.task_list import find_tasks
-from duquant.nn.execution import Backend
 
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "tokenizers")
 LONGEST_WINDOW = 2048
 VARIANTS = ("model", "compared")
 Measurements = dict[str, Measurement]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for; :func:`duquant.evaluation.command.evaluate` explains every field."""
-
-    model: str
-    compare: str | None
-    tasks: list[str]
-    num_fewshot: int | None
-    limit: int | None
-    batch_size: BatchSize
-    data_dir: Path | None
-    tasks_dir: Path | None
-    mmlu_data_dir: Path | None
-    perplexity: dict[str, str]
-    sequence_length: int | None
-    stride: int | None
-    perplexity_windows: int | None
-    tokenizer: str | None
-    dtype: Dtype
-    backend: Backend
-    device: str
-    seed: int
-    output_dir: Path
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if not self.tasks and not self.perplexity:
-            raise ValueError("nothing to evaluate: give --tasks, --mmlu or --perplexity")
-        for name, least in (("limit", 1), ("batch_size", 1), ("num_fewshot", 0)):
-            value = getattr(self, name)
-            if value not in (None, "auto") and value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
 
 
 class Evaluation:
@@ -152,7 +118,7 @@ class Evaluation:
         file = self.directory.write_results(self._results(measured))
         labels = [source.label for source in self.sources]
         title = f"Evaluation of {self.request.model}"
-        print_results(title, labels, list(measured), self.tasks.groups, output)
+        print_results(title, labels, list(measured), self.tasks.groups, self.request.limit, output)
         if self.texts[0] is not None:
             output.print(_windows(self.texts[0]), soft_wrap=True, highlight=False)
         output.print(f"results: {file}", soft_wrap=True, highlight=False)
@@ -205,14 +171,14 @@ class Evaluation:
         return {**parts, **means}
 
     def _parts(self) -> list[str]:
-        return [*self.tasks.tasks, *(f"perplexity {name}" for name in self.request.perplexity)]
+        return [*self.tasks.tasks, *(PERPLEXITY + name for name in self.request.perplexity)]
 
     def _requests(self, name: str) -> int:
         """About how many requests a part has: items times choices, or windows."""
         if name not in self.tasks.tasks:
             texts = self.texts[0]
             assert texts is not None
-            return len(texts.corpus_windows(name.removeprefix("perplexity ")))
+            return len(texts.corpus_windows(name.removeprefix(PERPLEXITY)))
         task = self.tasks.tasks[name]
         count = len(task.eval_docs)
         first = task.eval_docs[0]

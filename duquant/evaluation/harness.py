@@ -1,10 +1,11 @@
 """lm-eval measures a model that is already in memory, one task at a time.
 
 :class:`EvaluatedModel` is lm-eval's ``HFLM`` with three differences: log-likelihoods are computed
-without a KV cache, text is generated with the packed one where the model quantizes K and V to 8 bits
-or fewer, and it says how far it is and how many prompts were too long.
+without a KV cache, text is generated with the packed one where the model quantizes K and V to at
+most 8 bits, and it says how far it is and how many prompts were too long.
 """
 
+import contextlib
 import math
 import os
 import random
@@ -22,6 +23,7 @@ from torch import Tensor
 from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.mmlu import FittingTask
 from duquant.evaluation.quiet import quiet
+from duquant.evaluation.request import BatchSize
 from duquant.evaluation.statistics import Measurement, Metric
 from duquant.nn.packed_cache import PackedCache
 
@@ -29,7 +31,6 @@ BOOTSTRAP_ITERATIONS = 1000
 """Resamplings for the standard error of what is no mean, as LAMBADA's perplexity."""
 LOGITS_AT_ONCE, MOST_ROWS = 1 << 28, 32
 """Without a GPU to fill, a batch has at most so many logits and rows."""
-BatchSize = int | str
 
 
 class EvaluatedModel(HFLM):
@@ -70,10 +71,8 @@ class EvaluatedModel(HFLM):
         return logits
 
     def _model_generate(self, context: Tensor, *args: Any, **options: Any) -> Any:
-        try:
+        with contextlib.suppress(ValueError):  # full precision, or too many bits
             options["past_key_values"] = PackedCache(self.model)
-        except ValueError:  # full precision, or too many bits
-            pass
         return super()._model_generate(context, *args, **options)
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **options: Any) -> Any:
@@ -84,7 +83,7 @@ class EvaluatedModel(HFLM):
 
     def holds(self, prompt: str) -> bool:
         """Whether a prompt fits into the context."""
-        return len(self.tok_encode(prompt)) <= self.max_length
+        return len(self.tok_encode(prompt)) <= int(self.max_length)
 
 
 class _Ticker:

@@ -91,7 +91,8 @@ class ModelSource:
         """Read the weights.
 
         Args:
-            dtype: what the model computes in; "auto" is what it is stored in.
+            dtype: what the model computes in; "auto" is what it is stored in, and float32 on a CPU,
+                where half precision is slow.
             device: where it goes; "auto" is the GPU if there is one.
             backend: arithmetic of a quantized model.
 
@@ -100,6 +101,9 @@ class ModelSource:
         """
         from transformers import AutoModelForCausalLM
 
+        place = find_device(device)
+        if dtype == "auto" and place.type == "cpu":
+            dtype = "float32"
         try:
             with quiet():
                 model = AutoModelForCausalLM.from_pretrained(
@@ -107,7 +111,7 @@ class ModelSource:
                     dtype="auto" if dtype == "auto" else getattr(torch, dtype),
                     local_files_only=True,
                 )
-                model = model.to(find_device(device)).eval()
+                model = model.to(place).eval()
         except Exception as error:
             raise ValueError(f"{self.directory} cannot be loaded: {first_line(error)}") from error
         if self.recipe is not None:

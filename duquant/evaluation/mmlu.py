@@ -1,10 +1,10 @@
 """MMLU's 57 subjects in four categories, and their few-shot prompts, which must fit the context.
 
 The original evaluation asks every question after five examples. Where that is longer than the
-model's context, it leaves out the last example, then the one before, until the prompt fits. (lm-eval
-alone cuts tokens off the front, which takes the instruction and half an example first.) The letter
-with the highest likelihood is the answer; categories and the total are means over questions, not
-over subjects.
+model's context, it leaves out the last example, then the one before, until the prompt fits.
+(lm-eval alone cuts tokens off the front, which takes the instruction and half an example first.)
+The letter with the highest likelihood is the answer; categories and the total are means over
+questions, not over subjects.
 """
 
 from collections.abc import Callable
@@ -18,30 +18,32 @@ from duquant.evaluation.local_items import TASKS_DIRECTORY, file_digest
 from duquant.evaluation.mmlu_csv import read_rows, subject_file
 
 CATEGORIES = {
-    "stem": (
-        "abstract_algebra anatomy astronomy college_biology college_chemistry "
-        "college_computer_science college_mathematics college_physics computer_security "
-        "conceptual_physics electrical_engineering elementary_mathematics high_school_biology "
-        "high_school_chemistry high_school_computer_science high_school_mathematics "
-        "high_school_physics high_school_statistics machine_learning"
-    ).split(),
-    "humanities": (
-        "formal_logic high_school_european_history high_school_us_history "
-        "high_school_world_history international_law jurisprudence logical_fallacies "
-        "moral_disputes moral_scenarios philosophy prehistory professional_law world_religions"
-    ).split(),
-    "social_sciences": (
-        "econometrics high_school_geography high_school_government_and_politics "
-        "high_school_macroeconomics high_school_microeconomics high_school_psychology "
-        "human_sexuality professional_psychology public_relations security_studies sociology "
-        "us_foreign_policy"
-    ).split(),
-    "other": (
-        "business_ethics clinical_knowledge college_medicine global_facts human_aging management "
-        "marketing medical_genetics miscellaneous nutrition professional_accounting "
-        "professional_medicine virology"
-    ).split(),
-}
+    "stem": [
+        "abstract_algebra", "anatomy", "astronomy", "college_biology", "college_chemistry",
+        "college_computer_science", "college_mathematics", "college_physics", "computer_security",
+        "conceptual_physics", "electrical_engineering", "elementary_mathematics",
+        "high_school_biology", "high_school_chemistry", "high_school_computer_science",
+        "high_school_mathematics", "high_school_physics", "high_school_statistics",
+        "machine_learning",
+    ],
+    "humanities": [
+        "formal_logic", "high_school_european_history", "high_school_us_history",
+        "high_school_world_history", "international_law", "jurisprudence", "logical_fallacies",
+        "moral_disputes", "moral_scenarios", "philosophy", "prehistory", "professional_law",
+        "world_religions",
+    ],
+    "social_sciences": [
+        "econometrics", "high_school_geography", "high_school_government_and_politics",
+        "high_school_macroeconomics", "high_school_microeconomics", "high_school_psychology",
+        "human_sexuality", "professional_psychology", "public_relations", "security_studies",
+        "sociology", "us_foreign_policy",
+    ],
+    "other": [
+        "business_ethics", "clinical_knowledge", "college_medicine", "global_facts",
+        "human_aging", "management", "marketing", "medical_genetics", "miscellaneous",
+        "nutrition", "professional_accounting", "professional_medicine", "virology",
+    ],
+}  # fmt: skip
 MOST_SHOTS = 5
 PUBLISHED_ITEMS = 14042
 DESCRIPTION = "The following are multiple choice questions (with answers) about {}.\n\n"

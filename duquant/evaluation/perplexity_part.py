@@ -9,6 +9,9 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.perplexity import model_losses
 from duquant.evaluation.statistics import Measurement, perplexity_of
 
+PERPLEXITY = "perplexity_"
+"""What the names of such parts begin with."""
+
 
 def measure_perplexity(
     model: Any,
@@ -21,10 +24,10 @@ def measure_perplexity(
     Args:
         model: a transformers model.
         texts: knows the windows of the corpus.
-        part: "perplexity NAME".
+        part: :data:`PERPLEXITY` and the corpus.
         on_windows: told how many windows have just been scored.
     """
-    name, started = part.removeprefix("perplexity "), time.monotonic()
+    name, started = part.removeprefix(PERPLEXITY), time.monotonic()
     windows = texts.corpus_windows(name)
     losses = [float(loss) for loss in model_losses(model, windows, texts.stride, on_windows)]
     return Measurement(

@@ -2,9 +2,9 @@
 
 Two models answer the same items, so the error of their difference is that of the *differences item
 by item*: ``s(d) / √n``. It is smaller than what the two errors alone would suggest, because an item
-that is hard for one model is hard for the other. A perplexity ``exp(m)`` changes by ``exp(m)`` times
-the change of the mean loss ``m``, so its items count with that factor. Metrics without values per
-item have no such differences; their errors are added as independent ones, ``√(a² + b²)``.
+that is hard for one model is hard for the other. A perplexity ``exp(m)`` changes by ``exp(m)``
+times the change of the mean loss ``m``, so its items count with that factor. Metrics without values
+per item have no such differences; their errors are added as independent ones, ``√(a² + b²)``.
 """
 
 import math

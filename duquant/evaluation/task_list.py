@@ -113,7 +113,7 @@ def _add_suite_task(found: TaskList, name: str, data_dir: Path) -> None:
     manager = TaskManager(
         include_path=str(TASKS_DIRECTORY),
         include_defaults=False,
-        metadata={"data_dir": str(data_dir)},  # type: ignore[dict-item]
+        metadata={"data_dir": str(data_dir)},
     )
     with quiet():
         found.tasks[name] = manager.load([name])["tasks"][name]
@@ -156,9 +156,7 @@ def _leaves(groups: Mapping[str, Any], children: Mapping[str, list[str]]) -> Gro
         return [leaf for child in children[name] for leaf in leaves(child)]
 
     return {
-        name: tuple(leaves(name))
-        for name, group in groups.items()
-        if _is_mean_over_items(group)
+        name: tuple(leaves(name)) for name, group in groups.items() if _is_mean_over_items(group)
     }
 
 
