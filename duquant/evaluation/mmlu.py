@@ -7,7 +7,7 @@ The letter with the highest likelihood is the answer; categories and the total a
 questions, not over subjects.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ CATEGORIES = {
         "nutrition", "professional_accounting", "professional_medicine", "virology",
     ],
 }  # fmt: skip
+SUBJECTS = tuple(subject for subjects in CATEGORIES.values() for subject in subjects)
 MOST_SHOTS = 5
 PUBLISHED_ITEMS = 14042
 DESCRIPTION = "The following are multiple choice questions (with answers) about {}.\n\n"
@@ -81,13 +82,12 @@ def mmlu_groups() -> dict[str, tuple[str, ...]]:
     return {"mmlu": tuple(name for names in groups.values() for name in names), **groups}
 
 
-def local_subjects(directory: Path) -> dict[str, FittingTask]:
-    """All 57 subjects of a folder in the original layout.
+def local_subjects(directory: Path, subjects: Sequence[str] = SUBJECTS) -> dict[str, FittingTask]:
+    """Subjects of a folder in the original layout, by the names of their tasks.
 
     Raises:
         ValueError: if a file is missing or damaged, naming file and line.
     """
-    subjects = [subject for part in CATEGORIES.values() for subject in part]
     for subject in subjects:  # every file is read before the first task is built
         read_rows(subject_file(subject, "test", directory))
     return {f"mmlu_{subject}": _subject_task(subject, directory) for subject in subjects}

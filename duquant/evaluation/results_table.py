@@ -1,7 +1,6 @@
 """Results on a terminal: one row per task and metric, means of groups below their tasks."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,13 +11,14 @@ WIDTH = 110
 """Columns where there is no terminal to ask."""
 LARGE = 10_000
 Measurements = Mapping[str, Measurement]
+Groups = Mapping[str, tuple[str, ...]]
 
 
 def print_results(
     title: str,
     labels: list[str],
     measured: list[Measurements],
-    groups: Mapping[str, Any],
+    groups: Groups,
     limit: int | None,
     console: Console,
 ) -> None:
@@ -28,7 +28,7 @@ def print_results(
         title: what the table is called.
         labels: what the models are called.
         measured: of each model, tasks and groups by name, in the order of the rows.
-        groups: names that are means over several tasks.
+        groups: names that are means over several tasks, and these tasks.
         limit: items of a task at most.
         console: where to print.
     """
@@ -47,8 +47,10 @@ def print_results(
                 apart = difference(value, reference)
                 cells += [format_metric(reference), *format_difference(apart, value.is_share)]
             table.add_row(*cells, style="bold" if name in groups else None)
-    console.print(table, width=None if console.is_terminal else WIDTH)
-    for note in notes(measured[0], limit):
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    console.print(table)
+    for note in notes(measured[0], groups, limit):
         console.print(note, soft_wrap=True, highlight=False)
 
 
@@ -74,13 +76,15 @@ def _error(stderr: float | None, factor: int) -> str:
     return "" if stderr is None else f" ± {_number(stderr * factor)}"
 
 
-def notes(measured: Measurements, limit: int | None) -> list[str]:
+def notes(measured: Measurements, groups: Groups, limit: int | None) -> list[str]:
     """What a reader must know before quoting the numbers."""
     shots = sorted({own.num_fewshot for own in measured.values()})
     found = [f"{'/'.join(map(str, shots))}-shot; accuracies in percent, ± one standard error"]
     if limit is not None:
         found.append(f"--limit {limit}: a taste, not the published protocol")
     for name, own in measured.items():
+        if _is_part(name, groups):
+            continue  # what is said of the whole is said of it
         if own.published_items not in (None, own.available_items):
             found.append(
                 f"{name}: the data have {own.available_items} items, the published set "
@@ -91,3 +95,9 @@ def notes(measured: Measurements, limit: int | None) -> list[str]:
         if own.fewest_shots is not None and own.fewest_shots < own.num_fewshot:
             found.append(f"{name}: prompts were cut to as few as {own.fewest_shots} examples")
     return found
+
+
+def _is_part(name: str, groups: Groups) -> bool:
+    """Whether a group has a task, or all tasks of a smaller group."""
+    own = set(groups.get(name, (name,)))
+    return any(own < set(members) for members in groups.values())

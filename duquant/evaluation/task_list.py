@@ -3,7 +3,7 @@
 With ``data_dir`` the names of the suite (``arc_easy``, ``hellaswag``, …) mean local files, and with
 ``mmlu_data_dir`` so does ``mmlu``. Every other name is looked up in ``tasks_dir`` and in lm-eval,
 whose data come from the hub. lm-eval's index takes long to build (it parses thousands of files), so
-names are checked against a plain scan of these files before.
+names are looked for by a plain scan of these files; only groups and tags need the index.
 """
 
 import difflib
@@ -23,6 +23,7 @@ from duquant.evaluation.record_layouts import LAYOUTS
 from duquant.model.checkpoint import first_line
 
 NAMED = re.compile(r"""^\s*-?\s*["']?(?:task|group|tag)["']?:\s*["']?([\w.:-]+)""", re.MULTILINE)
+TASK = re.compile(r"""^["']?task["']?:\s*["']?([\w.:-]+)["']?\s*(?:#.*)?$""", re.MULTILINE)
 TAG_LIST = re.compile(r"""^["']?(?:tag|group)["']?:\s*\n((?:\s*-\s*\S+\s*\n)+)""", re.MULTILINE)
 Groups = dict[str, tuple[str, ...]]
 
@@ -66,30 +67,29 @@ def find_tasks(
             raise ValueError(f"there is no folder {folder}")
     local = _local_names(data_dir, mmlu_data_dir)
     elsewhere = [name for name in wanted if name not in local]
+    scanned = _Scan()
     if elsewhere:
-        _require_known(elsewhere, local, tasks_dir)
+        scanned = _scan([Path(lm_eval.__file__).parent / "tasks", tasks_dir])
+        _require_known(elsewhere, local | scanned.names)
     found = TaskList()
     for name in wanted:
         if name in LAYOUTS and data_dir is not None:
             _add_suite_task(found, name, data_dir)
         elif name in local and mmlu_data_dir is not None:
             _add_subjects(found, name, mmlu_data_dir)
-    if elsewhere:
-        _add_from_lm_eval(found, elsewhere, tasks_dir)
+        else:
+            _add_from_lm_eval(found, name, scanned.files.get(name), tasks_dir)
     return found
 
 
 def _local_names(data_dir: Path | None, mmlu_data_dir: Path | None) -> set[str]:
     names = set(LAYOUTS) if data_dir is not None else set()
     if mmlu_data_dir is not None:
-        names |= {"mmlu", *mmlu_groups(), *mmlu_groups()["mmlu"]}
+        names |= {*mmlu_groups(), *mmlu_groups()["mmlu"]}
     return names
 
 
-def _require_known(names: list[str], local: set[str], tasks_dir: Path | None) -> None:
-    known = set(local)
-    for folder in (Path(lm_eval.__file__).parent / "tasks", tasks_dir):
-        known |= _scan(folder) if folder is not None else set()
+def _require_known(names: list[str], known: set[str]) -> None:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=4)
@@ -97,15 +97,24 @@ def _require_known(names: list[str], local: set[str], tasks_dir: Path | None) ->
             raise ValueError(f"there is no task {name}; {hint}")
 
 
-def _scan(folder: Path) -> set[str]:
-    """Names of tasks, groups and tags of a folder of definitions, without parsing them."""
-    names = set()
-    for file in folder.rglob("*.yaml"):
+@dataclass
+class _Scan:
+    """Names of tasks, groups and tags, and the files of single tasks, the last folder's first."""
+
+    names: set[str] = field(default_factory=set)
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+def _scan(folders: Iterable[Path | None]) -> _Scan:
+    """Look through folders of definitions without parsing them."""
+    scan = _Scan()
+    for file in (file for folder in folders if folder for file in folder.rglob("*.yaml")):
         text = file.read_text(encoding="utf-8", errors="replace")
-        names.update(NAMED.findall(text))
+        scan.names.update(NAMED.findall(text))
+        scan.files.update(dict.fromkeys(TASK.findall(text), file))
         for block in TAG_LIST.findall(text):
-            names.update(line.strip(" -\"'") for line in block.splitlines())
-    return names
+            scan.names.update(line.strip(" -\"'") for line in block.splitlines())
+    return scan
 
 
 def _add_suite_task(found: TaskList, name: str, data_dir: Path) -> None:
@@ -121,30 +130,34 @@ def _add_suite_task(found: TaskList, name: str, data_dir: Path) -> None:
 
 
 def _add_subjects(found: TaskList, name: str, directory: Path) -> None:
-    with quiet():
-        subjects = local_subjects(directory)
     groups = mmlu_groups()
     members = groups.get(name, (name,))
+    subjects = [member.removeprefix("mmlu_") for member in members]
+    with quiet():
+        found.tasks |= local_subjects(directory, subjects)
     if name in groups:
         found.groups |= groups if name == "mmlu" else {name: members}
-    for member in members:
-        found.tasks[member] = subjects[member]
-        found.data[member] = subject_digest(member.removeprefix("mmlu_"), directory)
+    for subject in subjects:
+        found.data[f"mmlu_{subject}"] = subject_digest(subject, directory)
 
 
-def _add_from_lm_eval(found: TaskList, names: list[str], tasks_dir: Path | None) -> None:
-    manager = TaskManager(include_path=None if tasks_dir is None else str(tasks_dir))
-    for name in names:
-        try:
-            with quiet():
-                loaded = manager.load([name])
-        except Exception as error:
-            raise ValueError(
-                f"the data of task {name} cannot be had ({first_line(error)}); check the network, "
-                f"or give the local files of the suite with --data_dir"
-            ) from error
-        found.tasks |= loaded["tasks"]
-        found.groups |= _leaves(loaded.get("groups", {}), loaded.get("group_map", {}))
+def _add_from_lm_eval(
+    found: TaskList, name: str, file: Path | None, tasks_dir: Path | None
+) -> None:
+    try:
+        with quiet():
+            manager = TaskManager(
+                include_path=None if tasks_dir is None else str(tasks_dir),
+                include_defaults=file is None,
+            )
+            loaded = manager.load([str(file or name)])
+    except Exception as error:
+        raise ValueError(
+            f"task {name} or its data cannot be had ({first_line(error)}); check the network, or "
+            f"give the local files of the suite with --data_dir"
+        ) from error
+    found.tasks |= loaded["tasks"]
+    found.groups |= _leaves(loaded.get("groups", {}), loaded.get("group_map", {}))
 
 
 def _leaves(groups: Mapping[str, Any], children: Mapping[str, list[str]]) -> Groups:
