@@ -175,3 +175,46 @@ def test_a_broken_model_shows_in_its_perplexity(bad: float) -> None:
     metric = Perplexity()
     metric.update(torch.tensor([1.0, bad], dtype=torch.float64))
     assert not math.isfinite(float(metric.compute()))
+
+
+# A model that lies in memory whole, and overlapping windows
+
+
+def test_a_whole_model_equals_an_independent_loop(directory: Path) -> None:
+    model, ids = load(directory), windows()
+    scored: list[int] = []
+    losses = perplexity.model_losses(model, ids, on_windows=scored.append)
+    expected = math.exp(float(transformers_losses(model, ids).mean()))
+    assert math.exp(float(losses.double().mean())) == pytest.approx(expected, rel=1e-5)
+    assert sum(scored) == len(ids)
+
+
+@pytest.mark.parametrize("stride", [1, 7, LENGTH - 1, LENGTH])
+def test_a_stride_scores_the_last_predictions(directory: Path, stride: int) -> None:
+    """Windows in memory, streamed windows, and a loop over single predictions agree."""
+    model, ids = load(directory), windows(3)
+    decoder = Decoder(str(directory), torch.float32)
+    expected = []
+    with torch.no_grad():
+        for window in ids:
+            scores = model(window[None]).logits[0].double().log_softmax(dim=-1)
+            last = range(max(1, LENGTH - stride), LENGTH)
+            expected.append(-sum(scores[t - 1, window[t]] for t in last) / len(last))
+    streamed = stream_losses(
+        decoder,
+        lambda index: {"plain": decoder.load_block(index)},
+        ["plain"],
+        ids,
+        CPU,
+        num_scored=stride,
+    )["plain"]
+    for losses in (perplexity.model_losses(model, ids, stride), streamed):
+        torch.testing.assert_close(losses.double(), torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_how_windows_are_laid_stands_in_words() -> None:
+    assert perplexity.describe_windows(8, 8).startswith("non-overlapping windows of 8 tokens")
+    assert (
+        perplexity.describe_windows(8, 2)
+        == "windows of 8 tokens every 2, mean loss of their last 2"
+    )

@@ -1,0 +1,142 @@
+"""lm-eval's numbers of a loaded model, against a loop over transformers without lm-eval."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from duquant.evaluation.harness import EvaluatedModel, measure_task
+from duquant.evaluation.loaded_model import ModelSource
+from duquant.evaluation.record_layouts import LAYOUTS
+from duquant.evaluation.statistics import Measurement
+from duquant.evaluation.task_list import find_tasks
+from tests.assets import ASSETS
+from tests.task_files import write_mmlu_files, write_task_files
+
+TASKS = ASSETS / "tasks"
+ITEMS = 50
+LETTERS = ("A", "B", "C", "D")
+
+
+@pytest.fixture(scope="module")
+def source() -> ModelSource:
+    return ModelSource.find("quickstart")
+
+
+@pytest.fixture(scope="module")
+def model(source: ModelSource) -> Any:
+    return source.load("float32", "cpu", "auto")
+
+
+def prompts(task: str, item: dict[str, Any]) -> list[tuple[str, str]]:
+    """Contexts and continuations, written out once more."""
+    if task == "winogrande":
+        return [(context, " " + item["continuation"]) for context in item["contexts"]]
+    if task == "lambada_openai":
+        context, _, word = item["text"].rpartition(" ")
+        return [(context, " " + word)]
+    if task == "boolq":
+        context = f"{item['passage']}\nQuestion: {item['question']}?\nAnswer:"
+        return [(context, " no"), (context, " yes")]
+    if task == "hellaswag":
+        context = item["query"]
+    elif task.startswith("mmlu"):
+        choices = "".join(f"\n{x}. {c}" for x, c in zip(LETTERS, item["choices"], strict=True))
+        subject = task.removeprefix("mmlu_").replace("_", " ")
+        start = f"The following are multiple choice questions (with answers) about {subject}."
+        context = f"{start}\n\n{item['question'].strip()}{choices}\nAnswer:"
+        return [(context, f" {letter}") for letter in LETTERS]
+    else:
+        context = f"Question: {item.get('question', item.get('goal'))}\nAnswer:"
+    return [(context, " " + choice) for choice in item["choices"]]
+
+
+@functools.lru_cache(maxsize=2)
+@torch.no_grad()
+def log_probabilities(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
+    """Of every next token ``(tokens, vocabulary)``, one sequence at a time."""
+    scores: torch.Tensor = model(torch.tensor([ids])).logits[0].double().log_softmax(dim=-1)
+    return scores
+
+
+def log_likelihood(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
+    """Of the tokens that the continuation adds to the context."""
+    whole = tokenizer(context + continuation, add_special_tokens=False).input_ids
+    start = len(tokenizer(context, add_special_tokens=False).input_ids)
+    whole = whole[-(int(model.config.max_position_embeddings) + 1) :]
+    added = len(tokenizer(context + continuation, add_special_tokens=False).input_ids) - start
+    scores = log_probabilities(model, tuple(whole[:-1]))
+    return float(sum(scores[n - 1, whole[n]] for n in range(len(whole) - added, len(whole))))
+
+
+def assert_agrees(measured: Measurement, items: list[Any], model: Any, source: Any) -> None:
+    for item, found in zip(items, measured.log_likelihoods, strict=True):
+        expected = [
+            log_likelihood(model, source.tokenizer, *pair) for pair in prompts(measured.name, item)
+        ]
+        # float32 in batches that are padded, against one sequence alone.
+        assert found == pytest.approx(expected, rel=1e-4, abs=2e-3)
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason=f"{TASKS} is not there: set DUQUANT_ASSETS")
+@pytest.mark.parametrize("task", [*LAYOUTS, "mmlu_anatomy"])
+def test_log_likelihoods_of_fifty_items(task: str, source: ModelSource, model: Any) -> None:
+    found = find_tasks([task], data_dir=TASKS, mmlu_data_dir=TASKS / "mmlu").tasks[task]
+    lm = EvaluatedModel(source, model, batch_size=16)
+    measured = measure_task(lm, task, found, num_fewshot=0, limit=ITEMS)
+    items = [found.eval_docs[n] for n in range(ITEMS)]
+    assert measured.num_items == len(measured.log_likelihoods) == ITEMS
+    assert_agrees(measured, items, model, source)
+    if "choices" in items[0]:
+        right = [
+            float(
+                max(range(len(scores)), key=scores.__getitem__)
+                == item.get("gold", item.get("answer"))
+            )
+            for scores, item in zip(measured.log_likelihoods, items, strict=True)
+        ]
+        assert measured.metrics["acc"].per_item == right
+        assert measured.metrics["acc"].value == pytest.approx(sum(right) / ITEMS)
+
+
+@pytest.mark.parametrize("task", LAYOUTS)
+def test_written_items(task: str, source: ModelSource, model: Any, tmp_path: Path) -> None:
+    found = find_tasks([task], data_dir=write_task_files(tmp_path, count=2)).tasks[task]
+    answers: list[int] = []
+    lm = EvaluatedModel(source, model, on_request=lambda: answers.append(1))
+    measured = measure_task(lm, task, found, num_fewshot=0)
+    assert_agrees(measured, list(found.eval_docs), model, source)
+    assert len(answers) == sum(len(scores) for scores in measured.log_likelihoods)
+    assert measured.num_truncated == 0
+    assert measured.metrics["acc"].stderr is not None
+
+
+def test_lambadas_perplexity_is_the_exponential_of_its_losses(
+    source: ModelSource, model: Any, tmp_path: Path
+) -> None:
+    found = find_tasks(["lambada_openai"], data_dir=write_task_files(tmp_path)).tasks
+    measured = measure_task(EvaluatedModel(source, model), *found.popitem())
+    metric = measured.metrics["perplexity"]
+    assert metric.is_exponential
+    assert not metric.higher_is_better
+    assert metric.per_item == [-scores[0] for scores in measured.log_likelihoods]
+
+
+def test_prompts_of_mmlu_are_fitted_to_the_context(
+    source: ModelSource, model: Any, tmp_path: Path
+) -> None:
+    found = find_tasks(["mmlu_anatomy"], mmlu_data_dir=write_mmlu_files(tmp_path)).tasks
+    task = found["mmlu_anatomy"]
+    lm = EvaluatedModel(source, model)
+    whole = measure_task(lm, "mmlu_anatomy", task, num_fewshot=5)
+    assert (whole.fewest_shots, whole.num_truncated) == (5, 0)
+    longest = max(len(lm.tok_encode(i.args[0])) for i in task.instances)
+    lm._max_length = longest - 1
+    shorter = measure_task(lm, "mmlu_anatomy", task, num_fewshot=5)
+    assert (shorter.fewest_shots, shorter.num_truncated) == (4, 0)
+    lm._max_length = 20
+    cut = measure_task(lm, "mmlu_anatomy", task, num_fewshot=5)
+    assert cut.fewest_shots == 0
+    assert cut.num_truncated == 2 * len(LETTERS), "nothing is left to drop but tokens"
