@@ -14,11 +14,12 @@ import cli
 from duquant.evaluation import evaluation
 from duquant.evaluation.statistics import Measurement
 from tests.assets import REPOSITORY
-from tests.in_process import FinishedRun, write_text
+from tests.in_process import LIGHTNING_WARNINGS, FinishedRun, write_text
 from tests.small_run import write_small_model
 from tests.task_files import write_mmlu_files, write_task_files
 from tests.tiny_models import write_tiny_model
 
+pytestmark = LIGHTNING_WARNINGS
 Outcome = tuple[int, str, str]
 Command = Callable[..., Outcome]
 
