@@ -29,7 +29,7 @@ from callbacks.defaults import default_callbacks, default_logger
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_summary import print_stored_summary
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.evaluation.command import evaluate
+from duquant.evaluation.command import Evaluate
 from duquant.modules.language_model import LanguageModel
 
 EXPECTED_WARNINGS = (
@@ -49,10 +49,12 @@ DESCRIPTIONS = {
     "validate": "Measure the perplexity of a finished run's model beside the original's.",
 }
 
-Verbs = Mapping[str, Union[Callable[..., None], "Verbs"]]
-VERBS: Verbs = {"evaluate": evaluate}
-"""Subcommands without a Trainer: a function whose signature and docstring are the options, or a
-table of further subcommands. Its module imports what is slow inside of the function."""
+Verb = Callable[..., Any]
+Verbs = Mapping[str, Union[Verb, "Verbs"]]
+VERBS: Verbs = {"evaluate": Evaluate}
+"""Subcommands without a Trainer: a function whose signature and docstring are the options, a class
+of options whose objects are called, or a table of further subcommands. Their modules import what is
+slow when they are called."""
 
 
 class OneLineParser(LightningArgumentParser):
@@ -167,24 +169,27 @@ def add_verbs(chooser: Any, verbs: Verbs) -> None:
             chooser.add_subcommand(name, parser, help=about.short_description)
 
 
-def add_options(parser: OneLineParser, verb: Callable[..., None]) -> None:
+def add_options(parser: OneLineParser, verb: Verb) -> None:
     """Turn a signature into options: a bool into a flag, ``config`` also into ``-c``."""
     help_of = {p.arg_name: p.description for p in docstring_parser.parse(verb.__doc__ or "").params}
     flags = {n for n, p in inspect.signature(verb).parameters.items() if p.annotation is bool}
     short = {"config"}.intersection(inspect.signature(verb).parameters)
-    parser.add_function_arguments(verb, as_group=False, skip={*flags, *short})
+    add = parser.add_class_arguments if isinstance(verb, type) else parser.add_function_arguments
+    add(verb, as_group=False, skip={*flags, *short})
     for name in sorted(short):
         parser.add_argument("-c", f"--{name}", type=str, default=None, help=help_of[name])
     for name in sorted(flags):
         parser.add_argument(f"--{name}", action=ActionYesNo, default=False, help=help_of[name])
 
 
-def run_verb(verb: Callable[..., None] | Verbs, options: Namespace) -> None:
+def run_verb(verb: Verb | Verbs, options: Namespace) -> None:
     """Call the function that the command line chose with its options."""
     if isinstance(verb, Mapping):
         run_verb(verb[options.subcommand], options[options.subcommand])
     else:
-        verb(**{n: options[n] for n in inspect.signature(verb).parameters})
+        made = verb(**{n: options[n] for n in inspect.signature(verb).parameters})
+        if isinstance(verb, type):
+            made()
 
 
 def fail(message: str) -> NoReturn:

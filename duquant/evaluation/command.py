@@ -4,6 +4,7 @@ Everything that can be wrong is found first: names, files, tokenizer, texts. The
 measured alone and written down, so the same command continues after an interruption.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,33 +14,12 @@ from duquant.nn.execution import Backend
 
 DEFAULT_SEED = 1234
 """lm-eval's own."""
+BatchSize = int | Literal["auto"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def evaluate(
-    model: str | None = None,
-    run: str | None = None,
-    config: str | None = None,
-    ckpt_path: Literal["last"] | None = None,
-    compare: str | None = None,
-    tasks: str = "",
-    num_fewshot: int | None = None,
-    limit: int | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    data_dir: str | None = None,
-    tasks_dir: str | None = None,
-    mmlu: bool = False,
-    mmlu_data_dir: str | None = None,
-    perplexity: dict[str, str] | None = None,
-    sequence_length: int | None = None,
-    stride: int | None = None,
-    perplexity_windows: int | None = None,
-    tokenizer: str | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    backend: Backend = "auto",
-    device: str = "auto",
-    seed: int = DEFAULT_SEED,
-    output_dir: str | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Evaluate:
     """Evaluate a model: zero-shot tasks, MMLU and perplexity, beside another one if wanted.
 
     Args:
@@ -70,53 +50,83 @@ def evaluate(
         device: cpu, cuda, cuda:1, …; auto is the GPU if there is one.
         seed: of few-shot examples and of generated text.
         output_dir: where results go (default: evaluation/ in the run, or runs/evaluation/NAME).
+
+    Raises:
+        ValueError: if options contradict each other.
     """
-    from duquant.evaluation.evaluation import Evaluation
-    from duquant.evaluation.request import Request
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    if mmlu_data_dir is not None and not (mmlu or any(name.startswith("mmlu") for name in names)):
-        raise ValueError("--mmlu_data_dir is given, but MMLU is not asked for: add --mmlu")
-    source, default_output = _find_source(model, run, config, ckpt_path)
-    request = Request(
-        model=source,
-        compare=compare,
-        tasks=[*names, *(["mmlu"] if mmlu else [])],
-        num_fewshot=num_fewshot,
-        limit=limit,
-        batch_size=batch_size,
-        data_dir=_path(data_dir),
-        tasks_dir=_path(tasks_dir),
-        mmlu_data_dir=_path(mmlu_data_dir),
-        perplexity=perplexity or {},
-        sequence_length=sequence_length,
-        stride=stride,
-        perplexity_windows=perplexity_windows,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        backend=backend,
-        device=device,
-        seed=seed,
-        output_dir=_path(output_dir) or default_output,
-    )
-    Evaluation(request, Console(stderr=True)).run(Console())
+    model: str | None = None
+    run: str | None = None
+    config: str | None = None
+    ckpt_path: Literal["last"] | None = None
+    compare: str | None = None
+    tasks: str = ""
+    num_fewshot: int | None = None
+    limit: int | None = None
+    batch_size: BatchSize = "auto"
+    data_dir: str | None = None
+    tasks_dir: str | None = None
+    mmlu: bool = False
+    mmlu_data_dir: str | None = None
+    perplexity: dict[str, str] | None = None
+    sequence_length: int | None = None
+    stride: int | None = None
+    perplexity_windows: int | None = None
+    tokenizer: str | None = None
+    dtype: Dtype = "auto"
+    backend: Backend = "auto"
+    device: str = "auto"
+    seed: int = DEFAULT_SEED
+    output_dir: str | None = None
 
-
-def _find_source(
-    model: str | None, run: str | None, config: str | None, ckpt_path: str | None
-) -> tuple[str, Path]:
-    """The model that is meant, and where its evaluation goes by default."""
-    from duquant.evaluation.loaded_model import model_of_run
-
-    if len([value for value in (model, run, config) if value is not None]) != 1:
-        raise ValueError("give one of --model, --run and --config (the config.yaml of a run)")
-    if model is not None:
-        if ckpt_path is not None:
+    def __post_init__(self) -> None:
+        """Check what needs no file."""
+        if len([value for value in (self.model, self.run, self.config) if value is not None]) != 1:
+            raise ValueError("give one of --model, --run and --config (the config.yaml of a run)")
+        if self.ckpt_path is not None and self.model is not None:
             raise ValueError("--ckpt_path belongs to a run; a model directory has no checkpoint")
-        return model, Path("runs") / "evaluation" / Path(model).expanduser().resolve().name
-    directory = model_of_run(str(run or config))
-    return directory, Path(directory).parent / "evaluation"
+        if not self.task_names and not self.perplexity:
+            raise ValueError("nothing to evaluate: give --tasks, --mmlu or --perplexity")
+        if self.mmlu_data_dir and not any(name.startswith("mmlu") for name in self.task_names):
+            raise ValueError("--mmlu_data_dir is given, but MMLU is not asked for: add --mmlu")
+        for name, least in (("limit", 1), ("batch_size", 1), ("num_fewshot", 0)):
+            value = getattr(self, name)
+            if value not in (None, "auto") and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
 
+    def __call__(self) -> None:
+        """Check, measure, write and show."""
+        from duquant.evaluation.evaluation import Evaluation  # imports lm-eval, which takes seconds
 
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text).expanduser()
+        Evaluation(self, Console(stderr=True)).run(Console())
+
+    @property
+    def task_names(self) -> list[str]:
+        """Tasks, groups and tags, in their order."""
+        names = [name.strip() for name in self.tasks.split(",") if name.strip()]
+        return [*names, *(["mmlu"] if self.mmlu else [])]
+
+    @property
+    def source(self) -> str:
+        """The model that is meant.
+
+        Raises:
+            ValueError: if the run is none, or not finished.
+        """
+        from duquant.evaluation.loaded_model import model_of_run
+
+        return self.model or model_of_run(str(self.run or self.config))
+
+    @property
+    def output(self) -> Path:
+        """Where results go."""
+        if self.output_dir is not None:
+            return Path(self.output_dir).expanduser()
+        if self.model is None:
+            return Path(self.source).parent / "evaluation"
+        return Path("runs") / "evaluation" / Path(self.model).expanduser().resolve().name
+
+    def folder(self, name: Literal["data_dir", "tasks_dir", "mmlu_data_dir"]) -> Path | None:
+        """One of the folders, if it is given."""
+        text = getattr(self, name)
+        return None if text is None else Path(text).expanduser()

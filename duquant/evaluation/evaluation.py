@@ -4,13 +4,13 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
+from duquant.evaluation.command import Evaluate
 from duquant.evaluation.harness import EvaluatedModel, measure_task
 from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.mmlu import MOST_SHOTS, FittingTask
@@ -18,7 +18,6 @@ from duquant.evaluation.parts import EvaluationDirectory
 from duquant.evaluation.perplexity import describe_windows
 from duquant.evaluation.perplexity_part import PERPLEXITY, corpus_digest, measure_perplexity
 from duquant.evaluation.progress import EvaluationProgress
-from duquant.evaluation.request import Request
 from duquant.evaluation.results_table import print_results
 from duquant.evaluation.statistics import Measurement, combine, difference
 from duquant.evaluation.task_list import find_tasks
@@ -40,21 +39,21 @@ class Evaluation:
         ValueError: naming what is wrong; nothing has been written then.
     """
 
-    def __init__(self, request: Request, console: Console) -> None:
+    def __init__(self, request: Evaluate, console: Console) -> None:
         self.request = request
         self.console = console
-        names = [request.model, *([request.compare] if request.compare else [])]
+        names = [request.source, *([request.compare] if request.compare else [])]
         find_device(request.device)
         self.sources = [ModelSource.find(name, request.tokenizer) for name in names]
         self.tasks = find_tasks(
-            request.tasks,
-            data_dir=request.data_dir,
-            tasks_dir=request.tasks_dir,
-            mmlu_data_dir=request.mmlu_data_dir,
+            request.task_names,
+            data_dir=request.folder("data_dir"),
+            tasks_dir=request.folder("tasks_dir"),
+            mmlu_data_dir=request.folder("mmlu_data_dir"),
         )
         self._require_examples()
         self.texts = [self._texts(source) for source in self.sources]
-        self.directory = EvaluationDirectory(request.output_dir, self.description())
+        self.directory = EvaluationDirectory(request.output, self.description())
 
     def _require_examples(self) -> None:
         shots = self.request.num_fewshot or 0
@@ -117,7 +116,7 @@ class Evaluation:
             progress.close()
         file = self.directory.write_results(self._results(measured))
         labels = [source.label for source in self.sources]
-        title = f"Evaluation of {self.request.model}"
+        title = f"Evaluation of {self.sources[0].name}"
         print_results(title, labels, list(measured), self.tasks.groups, self.request.limit, output)
         if self.texts[0] is not None:
             output.print(_windows(self.texts[0]), soft_wrap=True, highlight=False)
@@ -171,7 +170,7 @@ class Evaluation:
         return {**parts, **means}
 
     def _parts(self) -> list[str]:
-        return [*self.tasks.tasks, *(PERPLEXITY + name for name in self.request.perplexity)]
+        return [*self.tasks.tasks, *(PERPLEXITY + name for name in self.request.perplexity or {})]
 
     def _requests(self, name: str) -> int:
         """About how many requests a part has: items times choices, or windows."""
@@ -194,10 +193,10 @@ class Evaluation:
         )
 
     def _results(self, measured: list[Measurements]) -> dict[str, Any]:
-        request = {k: v for k, v in asdict(self.request).items() if v not in (None, {}, [])}
+        request = {k: v for k, v in asdict(self.request).items() if v not in (None, "", False)}
         results: dict[str, Any] = {
             **self.description(),
-            "request": {k: str(v) if isinstance(v, Path) else v for k, v in request.items()},
+            "request": request,
             "results": {name: one.summary() for name, one in measured[0].items()},
             "groups": {name: list(members) for name, members in self.tasks.groups.items()},
             "recipe": self.sources[0].recipe,

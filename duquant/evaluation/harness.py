@@ -20,10 +20,10 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
+from duquant.evaluation.command import BatchSize
 from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.mmlu import FittingTask
 from duquant.evaluation.quiet import quiet
-from duquant.evaluation.request import BatchSize
 from duquant.evaluation.statistics import Measurement, Metric
 from duquant.nn.packed_cache import PackedCache
 

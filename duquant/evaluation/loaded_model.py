@@ -5,10 +5,11 @@ Everything that can be wrong with it is found before its weights are read.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from duquant.evaluation.command import Dtype
 from duquant.evaluation.quiet import quiet
 from duquant.export.hugging_face import QUANT_METHOD, set_execution
 from duquant.model.checkpoint import (
@@ -19,8 +20,6 @@ from duquant.model.checkpoint import (
 )
 from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
 from duquant.nn.execution import Backend
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
