@@ -15,6 +15,7 @@ from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_json
 from duquant.evaluation.perplexity import PROTOCOL
+from duquant.export.model_card import write_model_card
 from duquant.model.checkpoint import read_json
 from duquant.modules.language_model import (
     FULL_PRECISION,
@@ -42,6 +43,10 @@ class RunSummary(Callback):
         path = pl_module.output_dir / "summary.json"
         is_later = path.is_file()  # the fit's own measurement stays
         write_json(path.with_name("validation.json") if is_later else path, summary)
+        if not is_later:
+            write_model_card(
+                pl_module.directory.path, pl_module.decoder.pretrained, pl_module.recipe, summary
+            )
         print_summary(summary, self.console)
 
 

@@ -30,10 +30,14 @@ def write_durably(path: Path, write: Callable[[Path], None]) -> None:
         os.close(directory)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text, durably."""
+    write_durably(path, lambda temporary: _write(temporary, text))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write plain values as indented JSON, durably."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_durably(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def write_tensors(
@@ -45,5 +49,5 @@ def write_tensors(
     write_durably(path, lambda temporary: save_file(contiguous, temporary, metadata=marked))
 
 
-def _write_text(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")

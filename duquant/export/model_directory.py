@@ -3,8 +3,9 @@
 config.json                        the model's own, with quantization_config (recipe, version)
 model-block-00000.safetensors …    one per block, written the moment the block is finished
 model-outside.safetensors          embeddings, final norm, head: as they were
-model.safetensors.index.json       which tensor is where; written last, so its presence means
-complete tokenizer files, generation_config.json
+model.safetensors.index.json       which tensor is where; its presence means the model is complete
+README.md                          model card: recipe, perplexities, sizes, how to load
+tokenizer files, generation_config.json
 """
 
 import copy
@@ -18,6 +19,7 @@ from duquant.config import Recipe
 from duquant.durable import write_durably, write_json, write_tensors
 from duquant.export.digest import block_digest
 from duquant.export.hugging_face import DuquantConfig
+from duquant.export.model_card import write_model_card
 from duquant.export.packed_block import pack_block, unpack_block
 from duquant.model.checkpoint import INDEX, open_safetensors, read_json
 from duquant.model.decoder import Decoder
@@ -89,6 +91,7 @@ class ModelDirectory:
             for file in sorted(decoder.directory.glob(pattern)):
                 _copy(file, self.path / file.name)
         write_json(self.path / INDEX, self._index(decoder.num_blocks))
+        write_model_card(self.path, decoder.pretrained, self.recipe)
 
     def _digest(self, index: int) -> str:
         with open_safetensors(self.block_file(index)) as opened:

@@ -6,7 +6,7 @@ run code.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,11 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EMBEDDED = {"quickstart": Path(__file__).parents[1] / "quickstart" / "model"}
 """Models inside the package, by name."""
+DTYPES = {
+    "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+"""safetensors' names of dtypes."""
 FILES_OF_A_MODEL = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -136,6 +141,24 @@ def open_safetensors(file: Path) -> Any:
         raise ValueError(f"{file} is missing") from error
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or not a safetensors file ({error})") from error
+
+
+def meta_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Shape and dtype of every stored tensor, as tensors on the meta device.
+
+    Raises:
+        ValueError: if a file is missing, damaged, or holds a dtype nobody calibrates or stores.
+    """
+    tensors = {}
+    for file in files:
+        with open_safetensors(file) as opened:
+            for name in opened.keys():  # noqa: SIM118
+                entry = opened.get_slice(name)
+                dtype = DTYPES.get(entry.get_dtype())
+                if dtype is None:
+                    raise ValueError(f"{file}: {name} has an unknown dtype, {entry.get_dtype()}")
+                tensors[name] = torch.empty(entry.get_shape(), dtype=dtype, device="meta")
+    return tensors
 
 
 def _read(file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
