@@ -72,6 +72,7 @@ class BlockProgression(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open or restore the streams and enter the current block."""
         model, data = _parts(trainer, pl_module)
+        _require_finished_blocks(model)
         if model.is_calibrated:
             return
         device = trainer.strategy.root_device
@@ -203,6 +204,17 @@ def _parts(
 
 def _observers(trainer: Trainer) -> list[BlockObserver]:
     return [callback for callback in trainer.callbacks if isinstance(callback, BlockObserver)]  # type: ignore[attr-defined]
+
+
+def _require_finished_blocks(model: LanguageModel) -> None:
+    for index in range(int(model.block_index)):
+        try:
+            model.directory.require_block(index, model.decoder)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; a finished block is not computed again: put its file back, or start "
+                f"anew in another --output_dir"
+            ) from error
 
 
 def _windows_at_once(length: int) -> int:

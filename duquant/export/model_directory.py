@@ -61,8 +61,19 @@ class ModelDirectory:
         Raises:
             ValueError: if its file is missing, damaged or not of this recipe, naming it.
         """
+        return self._read_block(index, decoder, torch.device("cpu"))
+
+    def require_block(self, index: int, decoder: Decoder) -> None:
+        """Check that :meth:`read_block` will succeed, from the header of the block's file alone.
+
+        Raises:
+            ValueError: as :meth:`read_block`.
+        """
+        self._read_block(index, decoder, torch.device("meta"))
+
+    def _read_block(self, index: int, decoder: Decoder, device: torch.device) -> nn.Module:
         file = self.block_file(index)
-        tensors = _read_all(file, f"model.layers.{index}.")
+        tensors = _read_all(file, f"model.layers.{index}.", device)
         try:
             block = copy.deepcopy(decoder.meta_block(index))
             return unpack_block(block, tensors, self.recipe).layer.requires_grad_(False)
@@ -103,13 +114,13 @@ def _copy_bytes(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _read_all(file: Path, prefix: str) -> dict[str, Tensor]:
+def _read_all(file: Path, prefix: str, device: torch.device) -> dict[str, Tensor]:
     with open_safetensors(file) as opened:
         names: list[str] = list(opened.keys())
         foreign = [name for name in names if not name.startswith(prefix)]
         if foreign:
             raise ValueError(f"{file} holds {foreign[0]}, which is not of {prefix[:-1]}")
         tensors: dict[str, torch.Tensor] = {
-            n.removeprefix(prefix): opened.get_tensor(n) for n in names
+            n.removeprefix(prefix): opened.get_tensor(n).to(device) for n in names
         }
     return tensors
