@@ -23,6 +23,7 @@ from callbacks.checkpointing import DurableCheckpointIO
 from callbacks.defaults import default_callbacks, default_logger
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_summary import print_stored_summary
+from callbacks.trainer_options import require_supported
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.modules.language_model import LanguageModel
 
@@ -86,6 +87,7 @@ class DuQuantCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check what can be checked, and continue an unfinished run of this configuration."""
+        require_supported(self.trainer, "fit")
         arguments = self.config_init["fit"]
         if prepare_fit(self.model, self.datamodule, arguments["ckpt_path"]):
             arguments["ckpt_path"] = "last"

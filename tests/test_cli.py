@@ -83,6 +83,26 @@ BAD_OPTIONS = {
         ["there is no checkpoint nowhere.ckpt"],
     ),
     "missing model": (["--model.pretrained", "./nowhere"], ["no model directory ./nowhere"]),
+    "some batches": (
+        ["--trainer.limit_train_batches", "1"],
+        ["limit_train_batches is 1;", "must be 1.0", "data.num_samples"],
+    ),
+    "half precision": (
+        ["--trainer.precision", "bf16-true"],
+        ["precision is bf16-true", "must be 32-true", "model.dtype"],
+    ),
+    "clipped gradients": (
+        ["--trainer.gradient_clip_val", "0.5"],
+        ["gradient_clip_val is 0.5", "must be 0", "model.lwc.learning_rate"],
+    ),
+    "accumulated gradients": (
+        ["--trainer.accumulate_grad_batches", "2"],
+        ["accumulate_grad_batches is 2", "must be 1", "model.lwc.batch_size"],
+    ),
+    "two processes": (
+        ["--trainer.devices", "2", "--trainer.accelerator", "cpu"],
+        ["one process", "has 2", "trainer.devices"],
+    ),
     "model is a file": (["--model.pretrained", "cli.py"], ["cli.py is a file"]),
 }
 

@@ -41,13 +41,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
-@pytest.mark.parametrize("every", [0, 2, LWC.epochs])
-def test_other_reloading_is_refused(source: Path, text: Path, tmp_path: Path, every: int) -> None:
-    model = small_language_model(source, tmp_path)
-    with pytest.raises(ValueError, match=f"reload_dataloaders_every_n_epochs is {every}; .* be 1"):
-        calibrate(model, small_data(source, text), reload_dataloaders_every_n_epochs=every)
-
-
 def test_another_module_is_refused() -> None:
     trainer = small_trainer(BlockProgression())
     with pytest.raises(ValueError, match="needs a LanguageModel"):
