@@ -45,12 +45,17 @@ DESCRIPTIONS = {
 }
 
 
+FORMS = {"data.validation": "a mapping of names to texts, {mine: my_test.txt}"}
+"""What options look like whose type says too little."""
+
+
 class OneLineParser(LightningArgumentParser):
     """Reports a wrong option in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the innermost reason and leave with status 2."""
-        fail(str(message))
+        """Print the innermost reason, or the form an option must have, and leave with status 2."""
+        wanted = (f"{key} must be {form}" for key, form in FORMS.items() if f'"{key}"' in message)
+        fail(next(wanted, message))
 
 
 class DuQuantCLI(LightningCLI):

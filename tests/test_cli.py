@@ -77,6 +77,11 @@ BAD_OPTIONS = {
     "no samples": (["--data.num_samples", "0"], ["num_samples is 0"]),
     "missing text": (["--data.calibration", "nowhere.txt"], ["nowhere.txt", "wikitext2"]),
     "text suffix": (["--data.calibration", "cli.py"], ["cli.py", ".parquet", "'.py'"]),
+    "validation without a name": (
+        ["--data.validation", "my_test.txt"],
+        ["data.validation must be a mapping of names to texts, {mine: my_test.txt}\n"],
+    ),
+    "validation by a list": (["--data.validation", "[a.txt, b.txt]"], ["must be a mapping"]),
     "no validation": (["--data.validation", "{}"], ["validation is empty"]),
     "missing checkpoint": (
         ["--ckpt_path", "nowhere.ckpt"],
