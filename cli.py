@@ -101,7 +101,7 @@ class DuQuantCLI(LightningCLI):
         """Calibrate, then measure; a run that is already finished is only reported."""
         if is_finished(self.model):
             print(f"{self.model.output_dir} is already finished; there is nothing left to do")
-            print_stored_summary(self.model.output_dir)
+            print_stored_summary(self.model.output_dir, self.datamodule)
             return
         self.trainer.fit(**kwargs)
         if not self.model.is_calibrated:
