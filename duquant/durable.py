@@ -15,8 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def write_durably(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` produce a file at a temporary path, then put it at ``path`` in one step."""
+def write_durably(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` produce a file at a temporary path, then put it at ``path`` in one step.
+
+    What ``write`` returns is of no interest, so any writer of a library will do.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     write(temporary)
@@ -33,7 +36,7 @@ def write_durably(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write plain values as indented JSON, durably."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_durably(path, lambda temporary: _write_text(temporary, text))
+    write_durably(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(
@@ -43,7 +46,3 @@ def write_tensors(
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     marked = {"format": "pt", **(metadata or {})}
     write_durably(path, lambda temporary: save_file(contiguous, temporary, metadata=marked))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ complete tokenizer files, generation_config.json
 
 import copy
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -93,7 +94,7 @@ class ModelDirectory:
         write_json(self.path / "config.json", config)
         for pattern in COMPANIONS:
             for file in sorted(decoder.directory.glob(pattern)):
-                _copy(file, self.path / file.name)
+                write_durably(self.path / file.name, partial(shutil.copyfile, file))
         write_json(self.path / INDEX, self._index(decoder.num_blocks))
 
     def _index(self, num_blocks: int) -> dict[str, object]:
@@ -104,14 +105,6 @@ class ModelDirectory:
                 weight_map.update(dict.fromkeys(opened.keys(), file.name))
         size = sum(file.stat().st_size for file in files)
         return {"metadata": {"total_size": size}, "weight_map": weight_map}
-
-
-def _copy(source: Path, target: Path) -> None:
-    write_durably(target, lambda temporary: _copy_bytes(source, temporary))
-
-
-def _copy_bytes(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
 
 
 def _read_all(file: Path, prefix: str, device: torch.device) -> dict[str, Tensor]:
