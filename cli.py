@@ -23,6 +23,7 @@ from callbacks.checkpointing import DurableCheckpointIO
 from callbacks.defaults import default_callbacks, default_logger
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_summary import print_stored_summary
+from callbacks.trainer_options import require_supported
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.modules.language_model import LanguageModel
 
@@ -44,12 +45,17 @@ DESCRIPTIONS = {
 }
 
 
+FORMS = {"data.validation": "a mapping of names to texts, {mine: my_test.txt}"}
+"""What options look like whose type says too little."""
+
+
 class OneLineParser(LightningArgumentParser):
     """Reports a wrong option in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the innermost reason and leave with status 2."""
-        fail(str(message))
+        """Print the innermost reason, or the form an option must have, and leave with status 2."""
+        wanted = (f"{key} must be {form}" for key, form in FORMS.items() if f'"{key}"' in message)
+        fail(next(wanted, message))
 
 
 class DuQuantCLI(LightningCLI):
@@ -86,6 +92,7 @@ class DuQuantCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check what can be checked, and continue an unfinished run of this configuration."""
+        require_supported(self.trainer, "fit")
         arguments = self.config_init["fit"]
         if prepare_fit(self.model, self.datamodule, arguments["ckpt_path"]):
             arguments["ckpt_path"] = "last"
@@ -94,7 +101,7 @@ class DuQuantCLI(LightningCLI):
         """Calibrate, then measure; a run that is already finished is only reported."""
         if is_finished(self.model):
             print(f"{self.model.output_dir} is already finished; there is nothing left to do")
-            print_stored_summary(self.model.output_dir)
+            print_stored_summary(self.model.output_dir, self.datamodule)
             return
         self.trainer.fit(**kwargs)
         if not self.model.is_calibrated:

@@ -20,6 +20,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from callbacks.block_events import BlockObserver, BlockRecord
+from callbacks.trainer_options import require_supported
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.streams import BlockSamples, StreamFiles, Streams
 from duquant.evaluation.perplexity import TOKENS_AT_ONCE, run_block
@@ -40,29 +41,11 @@ class BlockProgression(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work; decide how long the fit is."""
+        require_supported(trainer, stage)
         if stage != "fit":
             return
         if not isinstance(pl_module, LanguageModel):
             raise ValueError("BlockProgression needs a LanguageModel")
-        every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
-        if every != 1:
-            raise ValueError(
-                f"trainer.reload_dataloaders_every_n_epochs is {every}; blocks change their data, "
-                f"so it must be 1"
-            )
-        if trainer.world_size > 1:
-            raise ValueError(
-                f"calibration runs in one process, but the trainer has {trainer.world_size}: set "
-                f"trainer.devices to 1"
-            )
-        for option in ("limit_train_batches", "limit_val_batches", "overfit_batches"):
-            if getattr(trainer, option) not in (None, 1.0, 0.0 if option[0] == "o" else 1.0):
-                raise ValueError(
-                    f"trainer.{option} is {getattr(trainer, option)}: a calibration needs all of "
-                    f"its data; use data.num_samples or data.validation_windows"
-                )
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ValueError("trainer.fast_dev_run skips what a calibration consists of; leave it")
         epochs = pl_module.num_blocks * pl_module.epochs_per_block
         trainer.fit_loop.max_epochs = epochs
         trainer.check_val_every_n_epoch = epochs + 1  # half a model is not worth measuring
@@ -72,6 +55,7 @@ class BlockProgression(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open or restore the streams and enter the current block."""
         model, data = _parts(trainer, pl_module)
+        _require_finished_blocks(model)
         if model.is_calibrated:
             return
         device = trainer.strategy.root_device
@@ -203,6 +187,17 @@ def _parts(
 
 def _observers(trainer: Trainer) -> list[BlockObserver]:
     return [callback for callback in trainer.callbacks if isinstance(callback, BlockObserver)]  # type: ignore[attr-defined]
+
+
+def _require_finished_blocks(model: LanguageModel) -> None:
+    for index in range(int(model.block_index)):
+        try:
+            model.directory.require_block(index, model.decoder)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; a finished block is not computed again: put its file back, or start "
+                f"anew in another --output_dir"
+            ) from error
 
 
 def _windows_at_once(length: int) -> int:

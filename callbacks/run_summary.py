@@ -56,14 +56,10 @@ def summarize(
     """Everything a reader needs to quote or repeat a run."""
     calibration = read_json(model.output_dir / "run.json")["data"]
     records = BlockRecord.load_all(model.output_dir, model.num_blocks)
-    protocol = PROTOCOL.format(length=data.sequence_length)
-    if data.validation_windows is not None:
-        protocol += f", at most the first {data.validation_windows}"
     return {
         "pretrained": model.decoder.pretrained,
         "perplexity": model.perplexities,
-        "protocol": protocol,
-        "corpora": data.validation,
+        **describe_measurement(data),
         "calibration": calibration,
         "recipe": model.recipe.to_dict(),
         "recipe_in_words": describe_recipe(model),
@@ -85,11 +81,34 @@ def summarize(
     }
 
 
-def print_stored_summary(output_dir: Path, console: Console | None = None) -> None:
-    """Show the results of a finished run again; nothing if it was never measured."""
+def describe_measurement(data: CalibrationDataModule) -> dict[str, Any]:
+    """What perplexities are of: the texts, and how they are cut into windows."""
+    protocol = PROTOCOL.format(length=data.sequence_length)
+    if data.validation_windows is not None:
+        protocol += f", at most the first {data.validation_windows}"
+    return {"protocol": protocol, "corpora": data.validation}
+
+
+def print_stored_summary(
+    output_dir: Path, data: CalibrationDataModule, console: Console | None = None
+) -> None:
+    """Show the results of a finished run again, and whether they are of the texts in ``data``.
+
+    Nothing is shown if it was never measured.
+    """
     path = output_dir / "summary.json"
-    if path.is_file():
-        print_summary(read_json(path), console or Console())
+    if not path.is_file():
+        return
+    summary, console = read_json(path), console or Console()
+    print_summary(summary, console)
+    if any(summary[key] != value for key, value in describe_measurement(data).items()):
+        console.print(
+            f"These are not the texts or windows asked for now: the run is finished, and python "
+            f"cli.py validate -c {output_dir / 'config.yaml'} --data.validation … measures others.",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
 
 
 def describe_recipe(model: LanguageModel) -> str:

@@ -115,6 +115,14 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     assert cycle(project_sources()) == []
 
 
+def test_no_file_and_no_function_is_longer_than_one_reads_at_once() -> None:
+    for module, source in project_sources().items():
+        assert source.count("\n") <= 250, module
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+                assert node.end_lineno - node.lineno < 60, f"{module}.{node.name}"
+
+
 def test_the_whole_project_is_read() -> None:
     sources = project_sources()
     assert {"duquant", "duquant.config", "duquant.ops.affine", "duquant.nn.linear"} <= set(sources)

@@ -146,8 +146,11 @@ class CalibrationDataModule(LightningDataModule):
             try:
                 tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
             except Exception as error:
+                files = [*directory.glob("tokenizer.*"), *directory.glob("vocab.*")]
+                reason = first_line(error) if files else "there is no tokenizer.json"
                 raise ValueError(
-                    f"{directory} has no usable tokenizer: {first_line(error)}"
+                    f"{directory} has no usable tokenizer ({reason}): copy the files of the "
+                    f"model's own tokenizer there"
                 ) from error
             tokenizer.model_max_length = 2**62
             self._tokens[source, split] = [

@@ -15,6 +15,8 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from duquant.model.hub import hub_answers
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EMBEDDED = {"quickstart": Path(__file__).parents[1] / "quickstart" / "model"}
@@ -45,12 +47,18 @@ def find_model_directory(pretrained: str) -> Path:
         raise ValueError(f"{path} is a file; give the directory that holds config.json")
     if pretrained.count("/") != 1 or pretrained.startswith((".", "/", "~")):
         raise ValueError(f"there is no model directory {pretrained}")
+    answers = hub_answers()
     try:
-        return Path(snapshot_download(pretrained, allow_patterns=FILES_OF_A_MODEL))
+        return Path(
+            snapshot_download(
+                pretrained, allow_patterns=FILES_OF_A_MODEL, local_files_only=not answers
+            )
+        )
     except Exception as error:
+        reason = f"did not give it ({type(error).__name__})" if answers else "does not answer"
         raise ValueError(
-            f"there is no model directory {pretrained}, and the hub did not give it either "
-            f"({type(error).__name__}): check the name, your network and your access"
+            f"there is no model directory {pretrained}, and the hub {reason}: check the name, your "
+            f"network and your access"
         ) from error
 
 
