@@ -2,7 +2,8 @@
 
 5  cli
 4  callbacks
-3  duquant.modules, data, evaluation, export, quickstart
+3  duquant.calibration, duquant.quantization: where modules, data and export meet
+   duquant.modules, data, evaluation, export, quickstart
 2  duquant.model
 1  duquant.nn
 0  duquant.ops, duquant.config
@@ -20,6 +21,8 @@ FLOORS = {
     "cli": 5,
     "callbacks": 4,
     "duquant": 3,
+    "duquant.calibration": 3,
+    "duquant.quantization": 3,
     "duquant.modules": 3,
     "duquant.data": 3,
     "duquant.evaluation": 3,

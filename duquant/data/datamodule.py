@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from duquant.data.corpora import CORPUS_NAMES, load_texts, require_source
 from duquant.data.streams import BlockSamples
+from duquant.data.tokens import load_tokenizer, tokenize
 from duquant.data.windows import consecutive_windows, draw_windows
 from duquant.model.batch import BlockBatch
-from duquant.model.checkpoint import find_model_directory, first_line
+from duquant.model.checkpoint import find_model_directory
 
 
 class CalibrationDataModule(LightningDataModule):
@@ -140,21 +141,9 @@ class CalibrationDataModule(LightningDataModule):
 
     def _tokenize(self, source: str, split: Any) -> list[Tensor]:
         if (source, split) not in self._tokens:
-            from transformers import AutoTokenizer
-
-            directory = find_model_directory(self.tokenizer_source)
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-            except Exception as error:
-                files = [*directory.glob("tokenizer.*"), *directory.glob("vocab.*")]
-                reason = first_line(error) if files else "there is no tokenizer.json"
-                raise ValueError(
-                    f"{directory} has no usable tokenizer ({reason}): copy the files of the "
-                    f"model's own tokenizer there"
-                ) from error
-            tokenizer.model_max_length = 2**62
+            tokenizer = load_tokenizer(find_model_directory(self.tokenizer_source))
             self._tokens[source, split] = [
-                torch.tensor(tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids)
+                tokenize(tokenizer, text, add_special_tokens=self.add_special_tokens)
                 for text in load_texts(source, split)
             ]
         return self._tokens[source, split]
