@@ -140,9 +140,7 @@ def integer_products(block: nn.Module, tokens: int, repeats: int) -> float:
         linear.in_features: torch.randint(0, 16, (tokens, linear.in_features), dtype=torch.uint8)
         for linear in linears
     }
-    for linear in linears:
-        linear.prepare()
-    weights = [(linear.in_features, linear.panels[0].weight) for linear in linears]
+    weights = [(linear.in_features, linear.prepare()[0].weight) for linear in linears]
     return seconds(lambda: [w.product(inputs[width]) for width, w in weights], repeats)
 
 
