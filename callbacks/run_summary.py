@@ -23,6 +23,8 @@ from duquant.modules.language_model import (
     ROUND_TO_NEAREST,
     LanguageModel,
 )
+from duquant.reporting.report import write_report
+from duquant.reporting.run_contents import read_run
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "safetensors")
 
@@ -48,6 +50,8 @@ class RunSummary(Callback):
                 pl_module.directory.path, pl_module.decoder.pretrained, pl_module.recipe, summary
             )
         print_summary(summary, self.console)
+        page, _ = write_report(pl_module.output_dir, [read_run(pl_module.output_dir)])
+        self.console.print(f"report: {page}", soft_wrap=True)
 
 
 def summarize(

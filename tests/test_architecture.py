@@ -3,7 +3,7 @@
 5  cli
 4  callbacks
 3  duquant.calibration, duquant.quantization: where modules, data and export meet
-   duquant.modules, data, evaluation, export, quickstart
+   duquant.modules, data, evaluation, export, reporting, quickstart
 2  duquant.model
 1  duquant.nn
 0  duquant.ops, duquant.config
@@ -28,6 +28,7 @@ FLOORS = {
     "duquant.evaluation": 3,
     "duquant.export": 3,
     "duquant.quickstart": 3,
+    "duquant.reporting": 3,
     "duquant.model": 2,
     "duquant.nn": 1,
     "duquant.config": 0,
