@@ -50,7 +50,7 @@ TEMPLATES = {
         "<|begin_of_text|>",
         "<|start_header_id|>user<|end_header_id|>\n\n{{ message.content | trim }}<|eot_id|>",
         "<|start_header_id|>assistant<|end_header_id|>\n\n{{ message.content | trim }}<|eot_id|>",
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n' }}",  # Jinja drops a last \\n
     ),
     "mistral": _conversation(
         "{{ bos_token }}",

@@ -82,12 +82,6 @@ def keep_current(path: Path, matches: list[Match], judge: str) -> set[MatchKey]:
     return done & wanted.keys()
 
 
-def record_key(record: Record) -> MatchKey:
-    """What a judgment is about."""
-    models = ("model",) if "model" in record else ("model_1", "model_2")
-    return record["question_id"], record["turn"], tuple(record[name] for name in models)
-
-
 def judge_match(match: Match, judge: str, replies: Replies, attempts: int) -> Record:
     """A judgment in FastChat's schema, of one game or, for two models, of two."""
     common = {

@@ -27,7 +27,7 @@ class Replies:
         self.path = path
         self.endpoint = endpoint
         self._lock = threading.Lock()
-        self._known = {
+        self._known: dict[str, str] = {
             record["request"]: record["reply"]
             for record in recover_records(path)
             if isinstance(record.get("request"), str) and isinstance(record.get("reply"), str)
