@@ -67,28 +67,38 @@ def load_tokenizer(directory: Path) -> Any:
         raise ValueError(f"{directory} has no usable tokenizer: {first_line(error)}") from error
 
 
-def load_model(directory: Path, dtype: Dtype, device: str) -> Any:
+def choose_device(device: str) -> torch.device:
+    """The device of a name; "auto" is a GPU if there is one.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:
+        raise ValueError(f"device is {device!r}, which cannot be used here") from error
+
+
+def load_model(directory: Path, dtype: Dtype, device: torch.device) -> Any:
     """Load a model for inference.
 
     Args:
         directory: full precision or quantized.
         dtype: what it computes in; "auto" is what it was stored in.
-        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", …
+        device: where it runs.
 
     Raises:
-        ValueError: if it cannot be loaded, or not onto this device.
+        ValueError: if it cannot be loaded.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, local_files_only=True, use_safetensors=True
         )
-        return model.to(torch.device(device)).eval()
+        return model.to(device).eval()
     except Exception as error:
-        raise ValueError(
-            f"{directory} cannot be loaded on {device}: {first_line(error)}"
-        ) from error
+        raise ValueError(f"{directory} cannot be loaded: {first_line(error)}") from error
 
 
 class ChatModel:

@@ -21,6 +21,7 @@ from duquant.evaluation.mt_bench.bench_directory import BenchDirectory, Mode
 from duquant.evaluation.mt_bench.chat_model import (
     ChatModel,
     Dtype,
+    choose_device,
     find_chat_model,
     fingerprint,
     load_model,
@@ -72,7 +73,7 @@ def answer(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; at least 1 is needed")
-    asked = load_questions(questions, limit)
+    asked, place = load_questions(questions, limit), choose_device(device)
     bench = BenchDirectory(output_dir)
     require_same_questions(bench, questions)
     directory = find_chat_model(pretrained)
@@ -92,7 +93,7 @@ def answer(
     if all(question.question_id in done for question in asked):
         print(f"{name} has answered all {len(asked)} questions: {bench.answers(name)}")
         return
-    chat = ChatModel(load_model(directory, dtype, device), template, max_new_tokens)
+    chat = ChatModel(load_model(directory, dtype, place), template, max_new_tokens)
     begin(bench, name, settings, questions)
     answer_questions(chat, asked, bench, name, seed, done)
     if chat.turns_without_room:

@@ -6,6 +6,7 @@ without a verdict is asked for again a few times and then recorded as malformed,
 too: the next run does not ask again.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -51,19 +52,31 @@ def judge_matches(
     """
     done = keep_current(path, matches, judge)
     left = [match for match in matches if match.key not in done]
+    stopped = threading.Event()
+
+    def work(match: Match) -> Record | None:
+        if stopped.is_set():
+            return None
+        try:
+            return judge_match(match, judge, replies, attempts)
+        except BaseException:
+            stopped.set()
+            raise
+
     with (
         StepProgress("judging", len(matches), done=len(matches) - len(left)) as progress,
         ThreadPoolExecutor(parallel) as pool,
     ):
-        futures = {pool.submit(judge_match, m, judge, replies, attempts): m for m in left}
+        futures = {pool.submit(work, match): match for match in left}
         try:
             for future in as_completed(futures):
-                append_record(path, future.result())
-                match = futures[future]
-                progress.step(f"question {match.question_id}, turn {match.turn}")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+                record = future.result()
+                if record is not None:
+                    append_record(path, record)
+                    match = futures[future]
+                    progress.step(f"question {match.question_id}, turn {match.turn}")
+        finally:
+            stopped.set()
 
 
 def keep_current(path: Path, matches: list[Match], judge: str) -> set[MatchKey]:

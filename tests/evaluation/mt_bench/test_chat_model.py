@@ -8,6 +8,7 @@ import torch
 
 from duquant.evaluation.mt_bench.chat_model import (
     ChatModel,
+    choose_device,
     find_chat_model,
     fingerprint,
     load_model,
@@ -31,7 +32,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def chat_with(directory: Path, max_new_tokens: int = 8) -> ChatModel:
     template = choose_template(load_tokenizer(directory), "mistral", "model")
-    return ChatModel(load_model(directory, "float32", "cpu"), template, max_new_tokens)
+    return ChatModel(
+        load_model(directory, "float32", torch.device("cpu")), template, max_new_tokens
+    )
 
 
 def test_an_answer_depends_on_its_seed_alone(directory: Path) -> None:
@@ -116,8 +119,10 @@ def test_fingerprint_tells_models_apart(directory: Path, tmp_path: Path) -> None
     assert fingerprint(same) != fingerprint(directory)
 
 
-def test_unusable_models_are_refused(directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be loaded on nonsense"):
-        load_model(directory, "float32", "nonsense")
+def test_unusable_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be loaded: "):
+        load_model(tmp_path, "float32", torch.device("cpu"))
+    with pytest.raises(ValueError, match="device is 'nonsense'"):
+        choose_device("nonsense")
     with pytest.raises(ValueError, match="no usable tokenizer"):
         load_tokenizer(tmp_path)
