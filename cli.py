@@ -155,14 +155,17 @@ def build() -> DuQuantCLI:
 
 def run_mt_bench(arguments: list[str]) -> None:
     """Run ``mtbench answer|judge|show``, whose functions' signatures are their options."""
-    auto_cli(
-        [mt_bench.answer, mt_bench.judge, mt_bench.show],
-        args=arguments,
-        as_positional=False,
-        prog="cli.py mtbench",
-        description="MT-Bench: a model answers two-turn questions, another judges the answers.",
-        parser_class=OneLineParser,
-    )
+    try:
+        auto_cli(
+            [mt_bench.answer, mt_bench.judge, mt_bench.show],
+            args=arguments,
+            as_positional=False,
+            prog="cli.py mtbench",
+            description="MT-Bench: a model answers two-turn questions, another judges the answers.",
+            parser_class=OneLineParser,
+        )
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # the progress has said how to continue
 
 
 def main() -> None:

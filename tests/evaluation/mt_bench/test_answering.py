@@ -119,25 +119,27 @@ def test_answers_of_unknown_origin_are_left_alone(
 ) -> None:
     bench = run(model, questions, tmp_path / "bench", limit=1)
     bench.settings("tiny").unlink()
-    with pytest.raises(ValueError, match="settings.json is missing"):
+    with pytest.raises(ValueError, match=r"settings.json is missing"):
         run(model, questions, tmp_path / "bench")
 
 
 def test_other_questions_are_not_mixed(model: Path, questions: Path, tmp_path: Path) -> None:
     run(model, questions, tmp_path / "bench", limit=1)
     other = write_lines(tmp_path / "other.jsonl", QUESTIONS[:1])
-    with pytest.raises(ValueError, match="not those of.*--output_dir"):
+    with pytest.raises(ValueError, match=r"not those of.*--output_dir"):
         run(model, other, tmp_path / "bench", model_id="other")
 
 
 def test_progress_counts_what_is_left() -> None:
     printed = io.StringIO()
-    with (
-        pytest.raises(ValueError, match="enough"),
-        StepProgress("answering", 4, 1, Console(file=printed, width=100)) as progress,
-    ):
-        progress.step("question 2")
-        raise ValueError("enough")
+
+    def fail_after_a_step() -> None:
+        with StepProgress("answering", 4, 1, Console(file=printed, width=100)) as progress:
+            progress.step("question 2")
+            raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        fail_after_a_step()
     lines = printed.getvalue().splitlines()
     assert lines[0] == "1 of 4 are done already"
     assert lines[1].startswith("answering: question 2; 2/4, about 0:0")

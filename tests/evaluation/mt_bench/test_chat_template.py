@@ -62,7 +62,7 @@ def test_template_of_another_tokenizer(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"llama-3 does not fit model.*begin_of_text"):
         choose_template(tokenizer, "llama-3", "model")
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="mistral does not fit model.*end of text"):
+    with pytest.raises(ValueError, match=r"mistral does not fit model.*end of text"):
         choose_template(tokenizer, "mistral", "model")
 
 

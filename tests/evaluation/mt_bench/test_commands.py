@@ -179,3 +179,13 @@ def test_bad_judgments(tmp_path: Path, command: Callable[..., Outcome]) -> None:
     write_lines(bench.judgments("judge", "single"), [{**judgment, "score": 5}])
     shown = command("show", "--output_dir", str(bench.path), "--models", "beta")
     assert_refused(shown, "judged none of the models")
+
+
+def test_control_c_ends_quietly(
+    command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "auto_cli", interrupt)
+    assert command("show") == (130, "", "")

@@ -82,7 +82,7 @@ def test_what_will_not_pass_ends_at_once(status: int, remedy: str) -> None:
 
 
 def test_wrong_path() -> None:
-    with judge_server() as server, pytest.raises(ValueError, match="HTTP 404.*--endpoint"):
+    with judge_server() as server, pytest.raises(ValueError, match=r"HTTP 404.*--endpoint"):
         ask(endpoint(f"{server.url}/v2", []))
 
 
@@ -95,7 +95,7 @@ def test_check() -> None:
     with judge_server() as server:
         endpoint(server.url, []).check()
         endpoint(f"{server.url}/chat/completions", []).check()
-        with pytest.raises(ValueError, match="HTTP 401.*OPENAI_API_KEY"):
+        with pytest.raises(ValueError, match=r"HTTP 401.*OPENAI_API_KEY"):
             ChatEndpoint(server.url, "judge", "wrong").check()
 
 
@@ -103,12 +103,12 @@ def test_nobody_there() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
-        with pytest.raises(ValueError, match="cannot be reached .connection failed"):
+        with pytest.raises(ValueError, match=r"cannot be reached .connection failed"):
             endpoint(url, []).check()
 
 
 def test_bad_address_and_numbers() -> None:
-    with pytest.raises(ValueError, match="endpoint is 'api.openai.com'"):
+    with pytest.raises(ValueError, match=r"endpoint is 'api.openai.com'"):
         endpoint("api.openai.com", [])
     for name, value in {"timeout": 0, "retries": -1, "first_delay": -1, "max_tokens": 0}.items():
         with pytest.raises(ValueError, match=f"request.{name} is {value}"):

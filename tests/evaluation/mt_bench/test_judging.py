@@ -162,7 +162,7 @@ def test_baseline(bench: BenchDirectory) -> None:
 
 def test_missing_answers(bench: BenchDirectory) -> None:
     with judge_server() as server:
-        with pytest.raises(ValueError, match="no answers of delta.*alpha, beta"):
+        with pytest.raises(ValueError, match=r"no answers of delta.*alpha, beta"):
             run(server, bench, models="alpha,delta")
         write_lines(bench.answers("beta"), [answer_record(1, "beta", ["only one"])])
         with pytest.raises(ValueError, match="beta has given 1 of 2 turns of question 1"):

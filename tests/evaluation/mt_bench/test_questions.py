@@ -70,6 +70,6 @@ def test_malformed_answer(tmp_path: Path, choices: object) -> None:
 def test_references_are_asked_for_only_where_needed(tmp_path: Path) -> None:
     questions = load_questions(write_questions(tmp_path))
     assert load_references(None, [questions[0]]) == {}
-    with pytest.raises(ValueError, match="1 questions.*2, math.*--reference_answers"):
+    with pytest.raises(ValueError, match=r"1 questions.*2, math.*--reference_answers"):
         load_references(None, questions)
     assert load_references(write_references(tmp_path), questions)[2] == ("It is 4.", "It is 6.")
