@@ -97,10 +97,7 @@ def answer(
     begin(bench, name, settings, questions)
     answer_questions(chat, asked, bench, name, seed, done)
     if chat.turns_without_room:
-        print(
-            f"{chat.turns_without_room} turns are left empty: the conversation fills all "
-            f"{chat.context} positions of the model"
-        )
+        print(f"{chat.turns_without_room} turns are empty: no room in {chat.context} positions")
     print(f"answers of {name}: {bench.answers(name)}")
 
 
