@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 
+from jsonargparse import auto_cli
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,6 +26,7 @@ from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, pre
 from callbacks.run_summary import print_stored_summary
 from callbacks.trainer_options import require_supported
 from duquant.data.datamodule import CalibrationDataModule
+from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.modules.language_model import LanguageModel
 
 EXPECTED_WARNINGS = (
@@ -158,13 +160,31 @@ def build() -> DuQuantCLI:
     )
 
 
+def run_mt_bench(arguments: list[str]) -> None:
+    """Run ``mtbench answer|judge|show``, whose functions' signatures are their options."""
+    try:
+        auto_cli(
+            [mt_bench.answer, mt_bench.judge, mt_bench.show],
+            args=arguments,
+            as_positional=False,
+            prog="cli.py mtbench",
+            description="MT-Bench: a model answers two-turn questions, another judges the answers.",
+            parser_class=OneLineParser,
+        )
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # the progress has said how to continue
+
+
 def main() -> None:
     """Run the command line; mistakes of the user end in one line and status 2."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     try:
-        build()
+        if sys.argv[1:2] == ["mtbench"]:
+            run_mt_bench(sys.argv[2:])
+        else:
+            build()
     except (ValueError, OSError, MisconfigurationException) as error:
         fail(str(error))
 
