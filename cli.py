@@ -3,23 +3,19 @@
 LightningCLI turns the typed signatures of :class:`LanguageModel`, :class:`CalibrationDataModule`
 and Lightning's ``Trainer`` into options and YAML keys. This file only names the subcommands and
 links what belongs together: one ``--output_dir``, one ``--data.seed``, one ``--model.pretrained``.
-Subcommands that need no Trainer are typed functions of their own, see :data:`VERBS`.
+Subcommands that need no Trainer stand in :data:`VERBS`.
 """
 
-import inspect
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Union
+from typing import Any, NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 
-import docstring_parser
-from jsonargparse import ActionYesNo, Namespace
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -28,9 +24,12 @@ from callbacks.checkpointing import DurableCheckpointIO
 from callbacks.defaults import default_callbacks, default_logger
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_summary import print_stored_summary
+from callbacks.trainer_options import require_supported
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
+from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.modules.language_model import LanguageModel
+from duquant.verbs import Verbs, add_verbs, run_verb
 
 EXPECTED_WARNINGS = (
     ".*configure_optimizers. returned .None.*",
@@ -49,20 +48,24 @@ DESCRIPTIONS = {
     "validate": "Measure the perplexity of a finished run's model beside the original's.",
 }
 
-Verb = Callable[..., Any]
-Verbs = Mapping[str, Union[Verb, "Verbs"]]
-VERBS: Verbs = {"evaluate": Evaluate}
-"""Subcommands without a Trainer: a function whose signature and docstring are the options, a class
-of options whose objects are called, or a table of further subcommands. Their modules import what is
-slow when they are called."""
+VERBS: Verbs = {
+    "evaluate": Evaluate,
+    "mtbench": {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show},
+}
+"""Subcommands that need no Trainer."""
+
+
+FORMS = {"data.validation": "a mapping of names to texts, {mine: my_test.txt}"}
+"""What options look like whose type says too little."""
 
 
 class OneLineParser(LightningArgumentParser):
     """Reports a wrong option in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the innermost reason and leave with status 2."""
-        fail(str(message))
+        """Print the innermost reason, or the form an option must have, and leave with status 2."""
+        wanted = (f"{key} must be {form}" for key, form in FORMS.items() if f'"{key}"' in message)
+        fail(next(wanted, message))
 
 
 class DuQuantCLI(LightningCLI):
@@ -78,7 +81,7 @@ class DuQuantCLI(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
-        add_verbs(parser._subcommands_action, VERBS)
+        add_verbs(parser._subcommands_action, VERBS, OneLineParser)
 
     def _set_seed(self) -> None:
         if self.subcommand not in VERBS:
@@ -86,12 +89,17 @@ class DuQuantCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer where the subcommand has them."""
-        if self.subcommand not in VERBS:
+        if self.subcommand in VERBS:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        else:
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand in VERBS:
-            run_verb(VERBS[subcommand], self.config[subcommand])
+            try:
+                run_verb(VERBS[subcommand], self.config_init[subcommand])
+            except KeyboardInterrupt:
+                raise SystemExit(130) from None  # its progress has said how to continue
         else:
             super()._run_subcommand(subcommand)
 
@@ -118,6 +126,7 @@ class DuQuantCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check what can be checked, and continue an unfinished run of this configuration."""
+        require_supported(self.trainer, "fit")
         arguments = self.config_init["fit"]
         if prepare_fit(self.model, self.datamodule, arguments["ckpt_path"]):
             arguments["ckpt_path"] = "last"
@@ -126,7 +135,7 @@ class DuQuantCLI(LightningCLI):
         """Calibrate, then measure; a run that is already finished is only reported."""
         if is_finished(self.model):
             print(f"{self.model.output_dir} is already finished; there is nothing left to do")
-            print_stored_summary(self.model.output_dir)
+            print_stored_summary(self.model.output_dir, self.datamodule)
             return
         self.trainer.fit(**kwargs)
         if not self.model.is_calibrated:
@@ -153,43 +162,6 @@ class DuQuantCLI(LightningCLI):
             with_checkpoints=config["enable_checkpointing"] is not False,
         )
         return super()._instantiate_trainer(config, [*callbacks, *ours])
-
-
-def add_verbs(chooser: Any, verbs: Verbs) -> None:
-    """Add subcommands to what jsonargparse calls a subcommands action."""
-    for name, verb in verbs.items():
-        if isinstance(verb, Mapping):
-            parser = OneLineParser()
-            add_verbs(parser.add_subcommands(), verb)
-            chooser.add_subcommand(name, parser, help=", ".join(verb))
-        else:
-            about = docstring_parser.parse(verb.__doc__ or "")
-            parser = OneLineParser(description=about.short_description or "")
-            add_options(parser, verb)
-            chooser.add_subcommand(name, parser, help=about.short_description)
-
-
-def add_options(parser: OneLineParser, verb: Verb) -> None:
-    """Turn a signature into options: a bool into a flag, ``config`` also into ``-c``."""
-    help_of = {p.arg_name: p.description for p in docstring_parser.parse(verb.__doc__ or "").params}
-    flags = {n for n, p in inspect.signature(verb).parameters.items() if p.annotation is bool}
-    short = {"config"}.intersection(inspect.signature(verb).parameters)
-    add = parser.add_class_arguments if isinstance(verb, type) else parser.add_function_arguments
-    add(verb, as_group=False, skip={*flags, *short})
-    for name in sorted(short):
-        parser.add_argument("-c", f"--{name}", type=str, default=None, help=help_of[name])
-    for name in sorted(flags):
-        parser.add_argument(f"--{name}", action=ActionYesNo, default=False, help=help_of[name])
-
-
-def run_verb(verb: Verb | Verbs, options: Namespace) -> None:
-    """Call the function that the command line chose with its options."""
-    if isinstance(verb, Mapping):
-        run_verb(verb[options.subcommand], options[options.subcommand])
-    else:
-        made = verb(**{n: options[n] for n in inspect.signature(verb).parameters})
-        if isinstance(verb, type):
-            made()
 
 
 def fail(message: str) -> NoReturn:

@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
 
 from callbacks.block_events import BlockObserver, BlockRecord
+from callbacks.trainer_options import require_supported
+from duquant.calibration import BlockTurn, enter_block, finish_block, open_streams
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.data.streams import BlockSamples, StreamFiles, Streams
-from duquant.evaluation.perplexity import TOKENS_AT_ONCE, run_block
+from duquant.data.streams import StreamFiles, Streams
 from duquant.model.decoder import BlockContext
-from duquant.model.smoothing import observe_peaks
 from duquant.modules.language_model import LanguageModel
 
 
@@ -34,35 +33,17 @@ class BlockProgression(Callback):
     def __init__(self) -> None:
         self.record = BlockRecord(0)
         self._contexts: list[BlockContext] = []
-        self._next_statistic = torch.zeros(0)
+        self._turn: BlockTurn | None = None
         self._epoch_losses: list[float] = []
         self._clock = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work; decide how long the fit is."""
+        require_supported(trainer, stage)
         if stage != "fit":
             return
         if not isinstance(pl_module, LanguageModel):
             raise ValueError("BlockProgression needs a LanguageModel")
-        every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
-        if every != 1:
-            raise ValueError(
-                f"trainer.reload_dataloaders_every_n_epochs is {every}; blocks change their data, "
-                f"so it must be 1"
-            )
-        if trainer.world_size > 1:
-            raise ValueError(
-                f"calibration runs in one process, but the trainer has {trainer.world_size}: set "
-                f"trainer.devices to 1"
-            )
-        for option in ("limit_train_batches", "limit_val_batches", "overfit_batches"):
-            if getattr(trainer, option) not in (None, 1.0, 0.0 if option[0] == "o" else 1.0):
-                raise ValueError(
-                    f"trainer.{option} is {getattr(trainer, option)}: a calibration needs all of "
-                    f"its data; use data.num_samples or data.validation_windows"
-                )
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ValueError("trainer.fast_dev_run skips what a calibration consists of; leave it")
         epochs = pl_module.num_blocks * pl_module.epochs_per_block
         trainer.fit_loop.max_epochs = epochs
         trainer.check_val_every_n_epoch = epochs + 1  # half a model is not worth measuring
@@ -72,6 +53,7 @@ class BlockProgression(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open or restore the streams and enter the current block."""
         model, data = _parts(trainer, pl_module)
+        _require_finished_blocks(model)
         if model.is_calibrated:
             return
         device = trainer.strategy.root_device
@@ -80,9 +62,8 @@ class BlockProgression(Callback):
         if index or self.files.path(0).is_file():
             streams = self.files.load(index, with_quantized=model.recipe.has_lwc)
         else:
-            pieces = data.calibration_windows().split(_windows_at_once(data.sequence_length))
-            hidden = torch.cat([model.decoder.embed(piece, device).cpu() for piece in pieces])
-            streams = Streams.open(hidden, with_quantized=model.recipe.has_lwc)
+            windows, has_lwc = data.calibration_windows(), model.recipe.has_lwc
+            streams = open_streams(model.decoder, windows, device, with_quantized=has_lwc)
             self.files.save(0, streams)
         self._enter(trainer, model, data, streams)
 
@@ -131,40 +112,34 @@ class BlockProgression(Callback):
         index, device = int(model.block_index), trainer.strategy.root_device
         if self.record.index != index:
             self.record = BlockRecord(index)
-        block = model.decoder.load_block(index).to(device)
-        context = self._contexts[index]
-        with observe_peaks(block) as peaks:
-            target = _run_stream(block, streams.full_precision, context, device)
-        augmented = None
-        if model.recipe.has_lwc and model.recipe.lwc.augmented_loss:
-            augmented = _run_stream(block, streams.quantized, context, device)
-        self._next_statistic, reports = model.current_block.to(device).enter(
-            block, peaks, context, streams.statistic.to(device), model.generator(index)
+        layer = model.decoder.load_block(index)
+        self._turn = enter_block(
+            model.current_block,
+            layer,
+            streams,
+            self._contexts[index],
+            model.generator(index),
+            device,
         )
-        self._target = target
-        data.samples = (
-            BlockSamples(streams.quantized, target, augmented) if model.recipe.has_lwc else None
-        )
-        self._quantized = streams.quantized
+        data.samples = self._turn.samples
         self.record.sites = {
             name: {"peak_before": report.peak_before, "peak_after": report.peak_after}
-            for name, report in reports.items()
+            for name, report in self._turn.reports.items()
         }
         self._count_seconds()
         for observer in _observers(trainer):
-            observer.on_block_entered(trainer, model, index, reports)
+            observer.on_block_entered(trainer, model, index, self._turn.reports)
 
     def _finish(
         self, trainer: Trainer, model: LanguageModel, data: CalibrationDataModule
     ) -> Streams:
         index, device = int(model.block_index), trainer.strategy.root_device
         block = model.current_block
+        assert self._turn is not None
         assert block.quantized is not None
         if trainer.is_global_zero:
             model.directory.write_block(index, block.quantized)
-        block.quantized.freeze()
-        quantized = _run_stream(block.quantized.layer, self._quantized, block.context, device)
-        streams = Streams(self._target, quantized, self._next_statistic.cpu())
+        streams = finish_block(block, self._turn, device)
         if index + 1 < model.num_blocks and trainer.is_global_zero:
             self.files.save(index + 1, streams)
         self._count_seconds()
@@ -205,14 +180,12 @@ def _observers(trainer: Trainer) -> list[BlockObserver]:
     return [callback for callback in trainer.callbacks if isinstance(callback, BlockObserver)]  # type: ignore[attr-defined]
 
 
-def _windows_at_once(length: int) -> int:
-    return max(1, TOKENS_AT_ONCE // length)
-
-
-def _run_stream(
-    block: nn.Module, stream: Tensor, context: BlockContext, device: torch.device
-) -> Tensor:
-    if not len(stream):
-        return stream
-    pieces = stream.split(_windows_at_once(stream.shape[1]))
-    return torch.cat([run_block(block, piece, context, device) for piece in pieces])
+def _require_finished_blocks(model: LanguageModel) -> None:
+    for index in range(int(model.block_index)):
+        try:
+            model.directory.require_block(index, model.decoder)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; a finished block is not computed again: put its file back, or start "
+                f"anew in another --output_dir"
+            ) from error

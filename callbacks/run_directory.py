@@ -42,7 +42,7 @@ class SaveRunConfig(SaveConfigCallback):
             config["ckpt_path"] = None  # where a run was continued from is no part of it
             text = self.parser.dump(config, skip_none=False)
             path = pl_module.output_dir / "config.yaml"
-            write_durably(path, lambda temporary: _write(temporary, text))
+            write_durably(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def describe_run(model: LanguageModel, data: CalibrationDataModule | None) -> dict[str, Any]:
@@ -185,7 +185,3 @@ def _require_disk_space(model: LanguageModel, data: CalibrationDataModule) -> No
             f"the run needs about {needed / 1e9:.1f} GB in {model.output_dir}, but "
             f"{free / 1e9:.1f} GB are free there: choose another --output_dir or fewer num_samples"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_json
 from duquant.evaluation.perplexity import describe_windows
+from duquant.export.model_card import write_model_card
 from duquant.model.checkpoint import read_json
 from duquant.modules.language_model import (
     FULL_PRECISION,
@@ -22,6 +23,8 @@ from duquant.modules.language_model import (
     ROUND_TO_NEAREST,
     LanguageModel,
 )
+from duquant.reporting.report import write_report
+from duquant.reporting.run_contents import read_run
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "safetensors")
 
@@ -42,7 +45,13 @@ class RunSummary(Callback):
         path = pl_module.output_dir / "summary.json"
         is_later = path.is_file()  # the fit's own measurement stays
         write_json(path.with_name("validation.json") if is_later else path, summary)
+        if not is_later:
+            write_model_card(
+                pl_module.directory.path, pl_module.decoder.pretrained, pl_module.recipe, summary
+            )
         print_summary(summary, self.console)
+        page, _ = write_report(pl_module.output_dir, [read_run(pl_module.output_dir)])
+        self.console.print(f"report: {page}", soft_wrap=True)
 
 
 def summarize(
@@ -51,15 +60,10 @@ def summarize(
     """Everything a reader needs to quote or repeat a run."""
     calibration = read_json(model.output_dir / "run.json")["data"]
     records = BlockRecord.load_all(model.output_dir, model.num_blocks)
-    protocol = describe_windows(data.sequence_length, data.stride)
-    if data.validation_windows is not None:
-        protocol += f", at most the first {data.validation_windows}"
     return {
         "pretrained": model.decoder.pretrained,
         "perplexity": model.perplexities,
-        "protocol": protocol,
-        "protocols": {name: data.protocol(name).title for name in data.validation},
-        "corpora": data.validation,
+        **describe_measurement(data),
         "calibration": calibration,
         "recipe": model.recipe.to_dict(),
         "recipe_in_words": describe_recipe(model),
@@ -81,11 +85,35 @@ def summarize(
     }
 
 
-def print_stored_summary(output_dir: Path, console: Console | None = None) -> None:
-    """Show the results of a finished run again; nothing if it was never measured."""
+def describe_measurement(data: CalibrationDataModule) -> dict[str, Any]:
+    """What perplexities are of: the texts, and how they are cut into windows."""
+    protocol = describe_windows(data.sequence_length, data.stride)
+    if data.validation_windows is not None:
+        protocol += f", at most the first {data.validation_windows}"
+    titles = {name: data.protocol(name).title for name in data.validation}
+    return {"protocol": protocol, "protocols": titles, "corpora": data.validation}
+
+
+def print_stored_summary(
+    output_dir: Path, data: CalibrationDataModule, console: Console | None = None
+) -> None:
+    """Show the results of a finished run again, and whether they are of the texts in ``data``.
+
+    Nothing is shown if it was never measured.
+    """
     path = output_dir / "summary.json"
-    if path.is_file():
-        print_summary(read_json(path), console or Console())
+    if not path.is_file():
+        return
+    summary, console = read_json(path), console or Console()
+    print_summary(summary, console)
+    if any(summary.get(key) != value for key, value in describe_measurement(data).items()):
+        console.print(
+            f"These are not the texts or windows asked for now: the run is finished, and python "
+            f"cli.py validate -c {output_dir / 'config.yaml'} --data.validation … measures others.",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
 
 
 def describe_recipe(model: LanguageModel) -> str:

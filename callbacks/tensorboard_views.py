@@ -13,7 +13,6 @@
 """
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ class TensorBoardViews(BlockObserver):
             return
         picture = draw_outliers(reports, f"block {index}")
         path = model.output_dir / "blocks" / f"outliers_{index:05d}.png"
-        write_durably(path, lambda temporary: _write_bytes(temporary, picture))
+        write_durably(path, lambda temporary: temporary.write_bytes(picture))
         writer = _writer(trainer)
         if writer is None:
             return
@@ -95,7 +94,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = str(value) if value is None else value
     return flat
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

@@ -9,11 +9,22 @@ Importing the package is all that ``AutoModelForCausalLM.from_pretrained`` needs
 model directory.
 """
 
+from typing import Any
+
 from duquant.config import Recipe
 from duquant.export.hugging_face import register, set_execution
 from duquant.nn.packed_cache import PackedCache
 
-__all__ = ["PackedCache", "Recipe", "set_execution"]
+__all__ = ["PackedCache", "Recipe", "quantize", "set_execution"]
 __version__ = "0.1.0"
 
 register()
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``quantize`` when it is asked for: who only runs a model needs no trainer."""
+    if name == "quantize":
+        from duquant.quantization import quantize
+
+        return quantize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ makes sense on its own. What depends on the model (does ``block_size`` divide it
 checked where the model is known, in :mod:`duquant.model.structure`.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
 from duquant.ops.affine import UNQUANTIZED_BITS
@@ -231,14 +231,8 @@ def round_to_nearest(recipe: Recipe) -> Recipe:
 
     No smoothing, no block rotation, no clipping, no learning; Q and K keep their Hadamard.
     """
-    return Recipe(
-        weight_bits=recipe.weight_bits,
-        activation_bits=recipe.activation_bits,
-        query_bits=recipe.query_bits,
-        key_bits=recipe.key_bits,
-        value_bits=recipe.value_bits,
-        symmetric=recipe.symmetric,
-        group_size=recipe.group_size,
+    return replace(
+        recipe,
         smoothing=SmoothingConfig(enabled=False),
         rotation=RotationConfig(selector="none", block_size=recipe.rotation.block_size),
         clipping=ClippingConfig(weight_ratio=1.0, activation_ratio=1.0),

@@ -15,11 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def write_durably(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` produce a file at a temporary path, then put it at ``path`` in one step."""
+def write_durably(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` produce a file at a temporary path, then put it at ``path`` in one step.
+
+    What ``write`` returns is of no interest, so any writer of a library will do.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     write(temporary)
+    temporary.chmod(0o666 & ~_umask())  # safetensors makes its files unreadable for others
     with temporary.open("rb") as opened:
         os.fsync(opened.fileno())
     temporary.replace(path)
@@ -30,10 +34,14 @@ def write_durably(path: Path, write: Callable[[Path], None]) -> None:
         os.close(directory)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text, durably."""
+    write_durably(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write plain values as indented JSON, durably."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_durably(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def write_tensors(
@@ -45,5 +53,8 @@ def write_tensors(
     write_durably(path, lambda temporary: save_file(contiguous, temporary, metadata=marked))
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -77,12 +77,37 @@ BAD_OPTIONS = {
     "no samples": (["--data.num_samples", "0"], ["num_samples is 0"]),
     "missing text": (["--data.calibration", "nowhere.txt"], ["nowhere.txt", "wikitext2"]),
     "text suffix": (["--data.calibration", "cli.py"], ["cli.py", ".parquet", "'.py'"]),
+    "validation without a name": (
+        ["--data.validation", "my_test.txt"],
+        ["data.validation must be a mapping of names to texts, {mine: my_test.txt}\n"],
+    ),
+    "validation by a list": (["--data.validation", "[a.txt, b.txt]"], ["must be a mapping"]),
     "no validation": (["--data.validation", "{}"], ["validation is empty"]),
     "missing checkpoint": (
         ["--ckpt_path", "nowhere.ckpt"],
         ["there is no checkpoint nowhere.ckpt"],
     ),
     "missing model": (["--model.pretrained", "./nowhere"], ["no model directory ./nowhere"]),
+    "some batches": (
+        ["--trainer.limit_train_batches", "1"],
+        ["limit_train_batches is 1;", "must be 1.0", "data.num_samples"],
+    ),
+    "half precision": (
+        ["--trainer.precision", "bf16-true"],
+        ["precision is bf16-true", "must be 32-true", "model.dtype"],
+    ),
+    "clipped gradients": (
+        ["--trainer.gradient_clip_val", "0.5"],
+        ["gradient_clip_val is 0.5", "must be 0", "model.lwc.learning_rate"],
+    ),
+    "accumulated gradients": (
+        ["--trainer.accumulate_grad_batches", "2"],
+        ["accumulate_grad_batches is 2", "must be 1", "model.lwc.batch_size"],
+    ),
+    "two processes": (
+        ["--trainer.devices", "2", "--trainer.accelerator", "cpu"],
+        ["one process", "has 2", "trainer.devices"],
+    ),
     "model is a file": (["--model.pretrained", "cli.py"], ["cli.py is a file"]),
 }
 

@@ -52,7 +52,7 @@ def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_durably(path, die)
     assert leftover[0].is_file()
-    write_durably(path, lambda temporary: _write(temporary, "new"))
+    write_durably(path, lambda temporary: temporary.write_text("new"))
     assert path.read_text() == "new"
     assert not leftover[0].exists()
 
@@ -70,7 +70,7 @@ def test_the_content_is_flushed_before_it_is_renamed(
 
     monkeypatch.setattr("os.fsync", lambda _: events.append("flush"))
     monkeypatch.setattr(Path, "replace", replace)
-    write_durably(path, lambda temporary: _write(temporary, "new"))
+    write_durably(path, lambda temporary: temporary.write_text("new"))
     assert events == ["flush", "rename", "flush"], "file, name, folder"
 
 
@@ -107,7 +107,3 @@ def test_tensors_come_back_exactly(tmp_path: Path) -> None:
         assert stored[name].dtype == tensor.dtype
     with safe_open(tmp_path / "tensors.safetensors", framework="pt") as opened:
         assert opened.metadata() == {"format": "pt", "block": "7"}
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)

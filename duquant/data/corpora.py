@@ -5,12 +5,15 @@ one long sequence and cuts windows out of it, so that is what :func:`load_text` 
 is joined by blank lines, as in every paper of the field; C4 and the Pile by one space.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from duquant.data.python_topics import python_topics
 from duquant.model.checkpoint import first_line
+from duquant.model.hub import hub_answers
 
 Split = Literal["train", "validation"]
 READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -166,17 +169,31 @@ def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> list[str]:
     part = corpus.splits[split]
     files = corpus.files and {part: corpus.files[part]}
     try:
-        rows = load_dataset(
-            corpus.path,
-            corpus.name,
-            data_files=files,
-            split=part,
-            revision=corpus.revision,
-            verification_mode="no_checks",  # one file of many is wanted
-        )
+        with _straight_to_the_cache_without_a_hub():
+            rows = load_dataset(
+                corpus.path,
+                corpus.name,
+                data_files=files,
+                split=part,
+                revision=corpus.revision,
+                verification_mode="no_checks",  # one file of many is wanted
+            )
     except Exception as error:
         raise ValueError(
             f"corpus {name} ({corpus.path}) did not come from the hub: {first_line(error)}; check "
             f"the network or give a local file instead"
         ) from error
     return list(rows[corpus.column])
+
+
+@contextmanager
+def _straight_to_the_cache_without_a_hub() -> Iterator[None]:
+    """Keep datasets, which takes no argument for it, from asking a silent hub six times."""
+    from datasets import config
+
+    was_offline = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = was_offline or not hub_answers()
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = was_offline

@@ -111,7 +111,7 @@ class Evaluation:
             ]
         except KeyboardInterrupt:
             progress.say(f"interrupted; the same command continues in {self.directory.path}")
-            raise SystemExit(130) from None
+            raise
         finally:
             progress.close()
         file = self.directory.write_results(self._results(measured))

@@ -9,7 +9,6 @@ tensors, places them and dispatches devices as for any model. No code comes with
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import (
@@ -21,16 +20,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from duquant.config import Recipe
 from duquant.export.digest import block_digest
 from duquant.export.packed_block import unpack_block
-from duquant.model.checkpoint import open_safetensors
+from duquant.model.checkpoint import meta_tensors
 from duquant.model.execution import configure_execution
 from duquant.nn.attention import ATTENTION_NAME, AttentionQuantizer, register_attention
 from duquant.nn.execution import Backend, Execution, WeightsInMemory
 
 QUANT_METHOD = "duquant"
 FORMAT_VERSION = 1
-DTYPES = {"U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "F32": torch.float32,
-          "BF16": torch.bfloat16, "F16": torch.float16}  # fmt: skip
-"""safetensors' names of the dtypes a block is stored in."""
 
 
 class DuquantConfig(QuantizationConfigMixin):
@@ -100,7 +96,7 @@ class DuquantQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         recipe = Recipe.from_dict(self.quantization_config.recipe)
-        stored = _stored_tensors(kwargs["checkpoint_files"])
+        stored = meta_tensors(Path(file) for file in kwargs["checkpoint_files"])
         for index, block in enumerate(_blocks(model)):
             prefix = f"model.layers.{index}."
             tensors = {
@@ -158,16 +154,3 @@ def register() -> None:
 
 def _blocks(model: Any) -> list[nn.Module]:
     return list(model.get_decoder().layers)
-
-
-def _stored_tensors(files: list[str]) -> dict[str, torch.Tensor]:
-    """Every stored tensor's shape and dtype, as tensors on the meta device."""
-    tensors = {}
-    for file in files:
-        with open_safetensors(Path(file)) as opened:
-            for name in opened.keys():  # noqa: SIM118
-                entry = opened.get_slice(name)
-                tensors[name] = torch.empty(
-                    entry.get_shape(), dtype=DTYPES[entry.get_dtype()], device="meta"
-                )
-    return tensors

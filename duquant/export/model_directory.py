@@ -3,12 +3,14 @@
 config.json                        the model's own, with quantization_config (recipe, version)
 model-block-00000.safetensors …    one per block, written the moment the block is finished
 model-outside.safetensors          embeddings, final norm, head: as they were
-model.safetensors.index.json       which tensor is where; written last, so its presence means
-complete tokenizer files, generation_config.json
+model.safetensors.index.json       which tensor is where; its presence means the model is complete
+README.md                          model card: recipe, perplexities, sizes, how to load
+tokenizer files, generation_config.json
 """
 
 import copy
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from duquant.config import Recipe
 from duquant.durable import write_durably, write_json, write_tensors
 from duquant.export.digest import block_digest
 from duquant.export.hugging_face import DuquantConfig
+from duquant.export.model_card import write_model_card
 from duquant.export.packed_block import pack_block, unpack_block
 from duquant.model.checkpoint import INDEX, open_safetensors, read_json
 from duquant.model.decoder import Decoder
@@ -66,15 +69,28 @@ class ModelDirectory:
         Raises:
             ValueError: if its file is missing, damaged or not of this recipe, naming it.
         """
+        return self._read_block(index, decoder, torch.device("cpu"))
+
+    def require_block(self, index: int, decoder: Decoder) -> None:
+        """Check that :meth:`read_block` will succeed, from the header of the block's file alone.
+
+        Raises:
+            ValueError: as :meth:`read_block`.
+        """
+        self._read_block(index, decoder, torch.device("meta"))
+
+    def _read_block(self, index: int, decoder: Decoder, device: torch.device) -> nn.Module:
         file = self.block_file(index)
-        tensors = _read_all(file, f"model.layers.{index}.")
-        if block_digest(tensors) != self._digest(index):
-            raise ValueError(f"{file} is damaged: its tensors are not those that were stored")
+        tensors = _read_all(file, f"model.layers.{index}.", device)
         try:
-            block = copy.deepcopy(decoder.meta_block(index))
-            return unpack_block(block, tensors, self.recipe, decoder.dtype)
+            fresh = copy.deepcopy(decoder.meta_block(index))
+            block = unpack_block(fresh, tensors, self.recipe, decoder.dtype)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
+        digest = block_digest(tensors)
+        if digest is not None and digest != self._digest(index):
+            raise ValueError(f"{file} is damaged: its tensors are not those that were stored")
+        return block
 
     def complete(self, decoder: Decoder) -> None:
         """Add everything that is not a block, the index last."""
@@ -87,12 +103,15 @@ class ModelDirectory:
         write_json(self.path / "config.json", config)
         for pattern in COMPANIONS:
             for file in sorted(decoder.directory.glob(pattern)):
-                _copy(file, self.path / file.name)
+                write_durably(self.path / file.name, partial(shutil.copyfile, file))
         write_json(self.path / INDEX, self._index(decoder.num_blocks))
+        write_model_card(self.path, decoder.pretrained, self.recipe)
 
     def _digest(self, index: int) -> str:
         with open_safetensors(self.block_file(index)) as opened:
-            digest: str = opened.metadata()[DIGEST]
+            digest: str | None = (opened.metadata() or {}).get(DIGEST)
+        if digest is None:
+            raise ValueError(f"{self.block_file(index)} was not written by duquant: no {DIGEST}")
         return digest
 
     def _index(self, num_blocks: int) -> dict[str, object]:
@@ -105,21 +124,13 @@ class ModelDirectory:
         return {"metadata": {"total_size": size}, "weight_map": weight_map}
 
 
-def _copy(source: Path, target: Path) -> None:
-    write_durably(target, lambda temporary: _copy_bytes(source, temporary))
-
-
-def _copy_bytes(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-
-
-def _read_all(file: Path, prefix: str) -> dict[str, Tensor]:
+def _read_all(file: Path, prefix: str, device: torch.device) -> dict[str, Tensor]:
     with open_safetensors(file) as opened:
         names: list[str] = list(opened.keys())
         foreign = [name for name in names if not name.startswith(prefix)]
         if foreign:
             raise ValueError(f"{file} holds {foreign[0]}, which is not of {prefix[:-1]}")
         tensors: dict[str, torch.Tensor] = {
-            n.removeprefix(prefix): opened.get_tensor(n) for n in names
+            n.removeprefix(prefix): opened.get_tensor(n).to(device) for n in names
         }
     return tensors

@@ -7,7 +7,7 @@ run code.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,19 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from duquant.model.hub import hub_answers
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EMBEDDED = {"quickstart": Path(__file__).parents[1] / "quickstart" / "model"}
 """Models inside the package, by name."""
 SAMPLES, SAMPLED_BYTES = 256, 1 << 14
 """What is read of each weight file to recognize it: its start and places all over it."""
+DTYPES = {
+    "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+"""safetensors' names of dtypes."""
 FILES_OF_A_MODEL = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -43,12 +50,18 @@ def find_model_directory(pretrained: str) -> Path:
         raise ValueError(f"{path} is a file; give the directory that holds config.json")
     if pretrained.count("/") != 1 or pretrained.startswith((".", "/", "~")):
         raise ValueError(f"there is no model directory {pretrained}")
+    answers = hub_answers()
     try:
-        return Path(snapshot_download(pretrained, allow_patterns=FILES_OF_A_MODEL))
+        return Path(
+            snapshot_download(
+                pretrained, allow_patterns=FILES_OF_A_MODEL, local_files_only=not answers
+            )
+        )
     except Exception as error:
+        reason = f"did not give it ({type(error).__name__})" if answers else "does not answer"
         raise ValueError(
-            f"there is no model directory {pretrained}, and the hub did not give it either "
-            f"({type(error).__name__}): check the name, your network and your access"
+            f"there is no model directory {pretrained}, and the hub {reason}: check the name, your "
+            f"network and your access"
         ) from error
 
 
@@ -151,6 +164,24 @@ def open_safetensors(file: Path) -> Any:
         raise ValueError(f"{file} is missing") from error
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or not a safetensors file ({error})") from error
+
+
+def meta_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Shape and dtype of every stored tensor, as tensors on the meta device.
+
+    Raises:
+        ValueError: if a file is missing, damaged, or holds a dtype nobody calibrates or stores.
+    """
+    tensors = {}
+    for file in files:
+        with open_safetensors(file) as opened:
+            for name in opened.keys():  # noqa: SIM118
+                entry = opened.get_slice(name)
+                dtype = DTYPES.get(entry.get_dtype())
+                if dtype is None:
+                    raise ValueError(f"{file}: {name} has an unknown dtype, {entry.get_dtype()}")
+                tensors[name] = torch.empty(entry.get_shape(), dtype=dtype, device="meta")
+    return tensors
 
 
 def _read(file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:

@@ -191,10 +191,13 @@ class Decoder:
 
 def _read_config(directory: Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(directory, local_files_only=True)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
     except Exception as error:
-        config = directory / "config.json"
-        raise ValueError(f"{config} cannot be used: {first_line(error)}") from error
+        file = directory / "config.json"
+        raise ValueError(f"{file} cannot be used: {first_line(error)}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"{directory} holds a model that is quantized already; give the original")
+    return config
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:

@@ -13,11 +13,12 @@ The steps, in order (DuQuant section 3; sites as in :data:`duquant.model.structu
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from duquant.config import Recipe
+from duquant.config import Recipe, RotationConfig
 from duquant.model.structure import ATTENTION, LINEARS, SITES, Site
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention import AttentionQuantizer
@@ -25,7 +26,12 @@ from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
-from duquant.ops.dual_transform import DualTransform, apply_transform, find_transform
+from duquant.ops.dual_transform import (
+    DualTransform,
+    RotationFinder,
+    apply_transform,
+    find_transform,
+)
 from duquant.ops.rotation import BaseSource, find_rotation, random_base
 
 Clip = ClipFactors | FixedClip
@@ -157,17 +163,7 @@ def calibrate_sites(
         The block's output on the calibration tensor.
     """
     rotation = recipe.rotation
-
-    def find(x: Tensor) -> Tensor:
-        return find_rotation(
-            x,
-            block_size=rotation.block_size,
-            max_steps=rotation.max_steps,
-            selector=rotation.selector,
-            scope=rotation.scope,
-            generator=generator,
-            draw_base=draw_base or random_base(generator),
-        )
+    find = _rotation_search(rotation, generator, draw_base or random_base(generator))
 
     def calibrate(site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -195,6 +191,20 @@ def calibrate_sites(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _rotation_search(
+    rotation: RotationConfig, generator: torch.Generator, draw_base: BaseSource
+) -> RotationFinder:
+    return partial(
+        find_rotation,
+        block_size=rotation.block_size,
+        max_steps=rotation.max_steps,
+        selector=rotation.selector,
+        scope=rotation.scope,
+        generator=generator,
+        draw_base=draw_base,
+    )
 
 
 def _transform_weights(quantized: QuantizedBlock, site: Site, transform: DualTransform) -> None:

@@ -161,6 +161,11 @@ class QuantBlock(LightningModule):
                 parameter.copy_(trained[name])
 
 
+def block_generator(seed: int, index: int) -> torch.Generator:
+    """Randomness of block ``index``'s rotation search, on the CPU."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + index)
+
+
 def clip_optimizer(parameters: Iterator[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
     """AdamW for clip factors.
 

@@ -33,7 +33,7 @@ from duquant.model.batch import BlockBatch
 from duquant.model.decoder import Decoder
 from duquant.model.structure import LINEARS, linear_shapes, require_fitting_widths
 from duquant.model.surgery import insert_quantizers
-from duquant.modules.block import QuantBlock, clip_optimizer
+from duquant.modules.block import QuantBlock, block_generator, clip_optimizer
 from duquant.modules.run_description import compare_runs
 from duquant.nn.clipping import FixedClip
 
@@ -148,7 +148,7 @@ class LanguageModel(LightningModule):
 
     def generator(self, index: int) -> torch.Generator:
         """Randomness of block ``index``, the same in every run with this seed, resumed or not."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        return block_generator(self.seed, index)
 
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor | None:
         """One LWC step of the current block."""

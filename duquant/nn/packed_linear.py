@@ -31,8 +31,10 @@ from duquant.ops.affine import AffineGrid, dequantize
 from duquant.ops.integer_product import (
     IntegerWeight,
     columns_at_once,
+    prepare_packed,
     prepare_weight,
     scaled_product,
+    weight_sums,
 )
 from duquant.ops.packing import pack, unpack
 from duquant.ops.quantized_tokens import decode_tokens
@@ -137,13 +139,22 @@ class PackedLinear(ExactBuffers):
         q = self.integers().float().view(-1, self.group_size)
         return dequantize(q, grid).view(self.out_features, self.in_features)
 
-    def prepare(self) -> None:
-        """Make the form that the backend multiplies by, where it is to be kept."""
-        if self.execution.weights_in_memory == "packed":
-            return
-        if self.is_integer and self.panels is None:
-            self.panels = self._make_panels()
+    def prepare(self) -> list[Panel]:
+        """Lay the weight out for the int8 units, and keep that where it is to be kept.
+
+        A layout that takes memory of its own replaces the packed weight, unless the packed one is
+        what shall stay in memory; then it serves once.
+        """
+        if self.panels is not None:
+            return self.panels
+        panels: list[Panel] = self._make_panels()
+        takes_memory = any(panel.weight.num_bytes for panel in panels)
+        if takes_memory and self.execution.weights_in_memory == "packed":
+            return panels
+        self.panels = panels
+        if takes_memory:
             self.packed = None
+        return panels
 
     def restore(self) -> None:
         """Return to the packed form; other forms are dropped."""
@@ -167,10 +178,9 @@ class PackedLinear(ExactBuffers):
         return self._dequantized
 
     def _multiply_integers(self, tokens: Tensor) -> Tensor:
-        self.prepare()
         q, grid = decode_tokens(tokens.flatten(0, -2))
         total = None
-        for panel in self._make_panels() if self.panels is None else self.panels:
+        for panel in self.prepare():
             part = scaled_product(q[:, panel.columns], grid, panel.weight, panel.sums, panel.zero)
             part.mul_(panel.scale)
             total = part if total is None else total.add_(part)
@@ -183,21 +193,26 @@ class PackedLinear(ExactBuffers):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _make_panels(self) -> list[Panel]:
+        bits: dict[str, int] = {"activation_bits": self.activation_bits, "weight_bits": self.bits}
+        if self.packed is not None and self.scale.shape[1] == 1:
+            weight = prepare_packed(self.packed, **bits, columns=self.in_features)
+            if weight is not None:
+                return [self._panel(slice(0, self.in_features), 0, weight)]
         signed = (self.integers().to(torch.int16) - 2 ** (self.bits - 1)).to(torch.int8)
         widest = columns_at_once(self.activation_bits, self.bits)
         panels = []
         for group in range(self.scale.shape[1]):
             first, last = group * self.group_size, (group + 1) * self.group_size
-            zero = self.zero[:, group].float() - 2 ** (self.bits - 1)
             for start in range(first, last, widest):
                 columns = slice(start, min(start + widest, last))
-                part = signed[:, columns].contiguous()
-                sums = part.sum(dim=1, dtype=torch.int32).float() - part.shape[1] * zero
-                weight = prepare_weight(
-                    part, activation_bits=self.activation_bits, weight_bits=self.bits
-                )
-                panels.append(Panel(columns, weight, sums, zero, self.scale[:, group]))
+                weight = prepare_weight(signed[:, columns].contiguous(), **bits)
+                panels.append(self._panel(columns, group, weight))
         return panels
+
+    def _panel(self, columns: slice, group: int, weight: IntegerWeight) -> Panel:
+        zero = self.zero[:, group].float() - 2 ** (self.bits - 1)
+        sums = weight_sums(weight, columns.stop - columns.start, zero)
+        return Panel(columns, weight, sums, zero, self.scale[:, group])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         self.restore()

@@ -10,8 +10,9 @@ with ``q'_w = q_w − 2**(w-1)`` and ``z'_w = z_w − 2**(w-1)``, because int8 u
 activations by *signed* weights. Only the first sum is a matrix product; the second is known when
 the weight is prepared, the third is a row sum.
 
-Engines: on x86, PyTorch's FBGEMM kernels (AVX2, AVX512, VNNI); on CUDA, ``torch._int_mm``. Two
-limits of the first decide how the work is cut:
+Engines: for packed 4-bit weights on x86 our own kernel (:mod:`duquant.ops.kernels`); otherwise on
+x86 PyTorch's FBGEMM kernels (AVX2, AVX512, VNNI); on CUDA, ``torch._int_mm``. Two limits of FBGEMM
+decide how the work is cut:
 
 * it returns float32, which counts exactly to ``2**24``: ``columns_at_once`` keeps every sum below;
 * without VNNI two neighbouring products share a signed 16-bit register, which 8-bit times 8-bit
@@ -26,10 +27,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from duquant.ops import kernels
 from duquant.ops.affine import AffineGrid
+from duquant.ops.packing import unpack
 
 WIDEST_BITS = 8
 """Widest integers these units multiply."""
+PACKED_BITS = 4
+"""Weights that our kernel takes."""
 EXACT_FLOAT32 = 1 << 24
 REGISTER_BITS = 15
 MULTIPLE, SMALLEST_ROWS = 8, 17
@@ -90,8 +95,43 @@ def prepare_weight(q: Tensor, *, activation_bits: int, weight_bits: int) -> Inte
     return _FbgemmWeight(q, split=activation_bits + weight_bits > REGISTER_BITS)
 
 
+def prepare_packed(
+    packed: Tensor, *, activation_bits: int, weight_bits: int, columns: int
+) -> IntegerWeight | None:
+    """A weight multiplied as it is packed; ``None`` where there is no kernel for it.
+
+    Args:
+        packed: ``uint8 (out, packed width)``, kept as it is and not copied.
+        activation_bits: width of the integers it will meet.
+        weight_bits: width of its own.
+        columns: inputs, all of which share a scale.
+    """
+    fits = (
+        weight_bits == PACKED_BITS
+        and 2**activation_bits - 1 <= kernels.LARGEST_ACTIVATION
+        and columns % 2 == 0
+        and columns <= columns_at_once(activation_bits, weight_bits)
+        and packed.device.type == "cpu"
+    )
+    if not fits or not kernels.is_available():
+        return None
+    return _PackedWeight(packed, largest=2**activation_bits - 1)
+
+
+def weight_sums(weight: IntegerWeight, columns: int, zero: Tensor) -> Tensor:
+    """``Σ (q'_w − z'_w)`` of every row, float32 ``(out,)``, from one product with ones.
+
+    Args:
+        weight: the prepared weight.
+        columns: its inputs.
+        zero: ``z'_w``, ``(out,)``.
+    """
+    ones = torch.ones(1, columns, dtype=torch.uint8, device=zero.device)
+    return weight.product(ones).squeeze(0) - columns * zero
+
+
 def scaled_product(
-    q: Tensor, grid: AffineGrid, weight: IntegerWeight, weight_sums: Tensor, weight_zero: Tensor
+    q: Tensor, grid: AffineGrid, weight: IntegerWeight, sums: Tensor, zero: Tensor
 ) -> Tensor:
     """The bracket of the module's formula: exact wherever its three terms stay below ``2**24``.
 
@@ -99,17 +139,34 @@ def scaled_product(
         q: activation integers ``uint8 (rows, in)``.
         grid: their zero points (the scale is the caller's to apply), ``(rows, 1)``.
         weight: the prepared weight.
-        weight_sums: ``Σ (q'_w − z'_w)``, float32 ``(out,)``.
-        weight_zero: ``z'_w``, float32 ``(out,)``.
+        sums: ``Σ (q'_w − z'_w)``, float32 ``(out,)``.
+        zero: ``z'_w``, float32 ``(out,)``.
 
     Returns:
         float32 ``(rows, out)``.
     """
     row_sums = q.sum(dim=-1, keepdim=True, dtype=torch.int32).float()
     corrections = torch.cat([grid.zero, row_sums], dim=-1)
-    return torch.addmm(
-        weight.product(q), corrections, torch.stack([weight_sums, weight_zero]), alpha=-1
-    )
+    return torch.addmm(weight.product(q), corrections, torch.stack([sums, zero]), alpha=-1)
+
+
+class _PackedWeight:
+    """Multiplied where it lies."""
+
+    num_bytes = 0
+    """Nothing beside the packed weight."""
+
+    def __init__(self, packed: Tensor, *, largest: int) -> None:
+        self.packed = packed
+        self.largest = largest
+
+    def product(self, q: Tensor) -> Tensor:
+        product: Tensor = kernels.int4_product(q, self.packed, self.largest)
+        return product
+
+    def integers(self) -> Tensor:
+        q = unpack(self.packed, PACKED_BITS, 2 * self.packed.shape[1])
+        return (q.to(torch.int16) - kernels.OFFSET).to(torch.int8)
 
 
 class _FbgemmWeight:

@@ -7,7 +7,6 @@ block means is bounded by the largest gap between neighbours in the sorted order
 then evens out the new blocks.
 """
 
-import torch
 from torch import Tensor
 
 
@@ -23,6 +22,7 @@ def zigzag_permutation(magnitude: Tensor, block_size: int) -> Tensor:
         block magnitudes descend; equal ones keep their channel order.
 
     Example:
+        >>> import torch
         >>> zigzag_permutation(torch.tensor([1.0, 8.0, 2.0, 7.0, 3.0, 6.0]), block_size=3)
         tensor([1, 4, 2, 3, 5, 0])
     """
@@ -32,10 +32,3 @@ def zigzag_permutation(magnitude: Tensor, block_size: int) -> Tensor:
     rounds = order.view(block_size, num_blocks).clone()
     rounds[1::2] = rounds[1::2].flip(dims=[1])
     return rounds.t().reshape(width)
-
-
-def inverse_permutation(permutation: Tensor) -> Tensor:
-    """Indices that undo ``permutation``."""
-    return torch.empty_like(permutation).scatter_(
-        0, permutation, torch.arange(permutation.numel(), device=permutation.device)
-    )

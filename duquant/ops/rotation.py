@@ -31,6 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from duquant.ops.greedy_search import greedy_search
 from duquant.ops.hadamard import hadamard_matrix
 
 Selector = Literal["authors", "outlier", "hadamard", "random", "none"]
@@ -133,44 +134,4 @@ def find_rotation(
     base = (draw_base or random_base(generator))(num_searches, block_size).to(x.device)
     blocks = x.reshape(-1, num_searches, x.shape[-1] // num_searches).transpose(0, 1)
     rows = blocks.reshape(num_searches, -1, block_size)
-    return _greedy_search(rows, base, max_steps, follow_row=selector == "authors")
-
-
-def _greedy_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: bool) -> Tensor:
-    """Independent searches at once: ``rows (s, n, b)``, ``base (s, b, b)`` -> ``(s, b, b)``."""
-    block_size = rows.shape[-1]
-    product = torch.eye(block_size, device=rows.device).expand_as(base)
-    best, best_peak = product.clone(), _peak(rows, follow_row)
-    for _ in range(max_steps):
-        position = rows.abs().flatten(1).argmax(dim=1)
-        row, column = position // block_size, position % block_size
-        step = exchange_channels(base, row % block_size if follow_row else column)
-        rows, product = rows @ step, product @ step
-        peak = _peak(rows, follow_row)
-        better = peak < best_peak
-        best_peak = torch.where(better, peak, best_peak)
-        best = torch.where(better.view(-1, 1, 1), product, best)
-    return best
-
-
-def exchange_channels(base: Tensor, channel: Tensor) -> Tensor:
-    """Exchange rows and columns 0 and ``channel`` of each matrix.
-
-    Args:
-        base: shape ``(s, b, b)``.
-        channel: one index per matrix, shape ``(s,)``.
-
-    Returns:
-        Shape ``(s, b, b)``.
-    """
-    count, size, _ = base.shape
-    order = torch.arange(size, device=base.device).repeat(count, 1)
-    order.scatter_(1, channel.unsqueeze(1), 0)
-    order[:, 0] = channel
-    rows = base.gather(1, order.unsqueeze(2).expand_as(base))
-    return rows.gather(2, order.unsqueeze(1).expand_as(base))
-
-
-def _peak(rows: Tensor, as_range: bool) -> Tensor:
-    flat = rows.flatten(1)
-    return flat.amax(1) - flat.amin(1) if as_range else flat.abs().amax(1)
+    return greedy_search(rows, base, max_steps, follow_row=selector == "authors")

@@ -126,16 +126,21 @@ def parts(block: nn.Module, inputs: dict[int, Tensor], repeats: int) -> dict[str
 
 
 @torch.inference_mode()
-def product_alone(block: nn.Module, tokens: int, repeats: int) -> float:
+def plain_products(block: nn.Module, inputs: dict[int, Tensor], repeats: int) -> float:
+    """Seconds of the seven matrix products of a block that is not quantized."""
+    linears = [block.get_submodule(name) for name in LINEARS]
+    return seconds(lambda: [linear(inputs[linear.in_features]) for linear in linears], repeats)
+
+
+@torch.inference_mode()
+def integer_products(block: nn.Module, tokens: int, repeats: int) -> float:
     """Seconds of the int8 matrix products of the seven linears, nothing else."""
     linears = [module for module in block.modules() if isinstance(module, PackedLinear)]
     inputs = {
         linear.in_features: torch.randint(0, 16, (tokens, linear.in_features), dtype=torch.uint8)
         for linear in linears
     }
-    for linear in linears:
-        linear.prepare()
-    weights = [(linear.in_features, linear.panels[0].weight) for linear in linears]
+    weights = [(linear.in_features, linear.prepare()[0].weight) for linear in linears]
     return seconds(lambda: [w.product(inputs[width]) for width, w in weights], repeats)
 
 
@@ -173,10 +178,7 @@ def main() -> None:
     bench = Bench(config, options.tokens, torch.bfloat16, options.repeats)
     wide = Bench(config, options.tokens, torch.float32, options.repeats)
     widths = (options.hidden, options.intermediate)
-    inputs = {
-        width: torch.randn(options.tokens, width, dtype=torch.bfloat16) for width in widths
-    }
-    single = {width: x[:1] for width, x in inputs.items()}
+    inputs = {width: torch.randn(options.tokens, width, dtype=torch.bfloat16) for width in widths}
     print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print(f"{'':44s} {'baseline':>13s} {'W4A4':>13s}   ratio")
     ours = quantized_block(ours_config, torch.bfloat16)
@@ -196,25 +198,24 @@ def main() -> None:
             linears_alone(plain, typed, options.repeats),
             linears_alone(ours, inputs, options.repeats),
         )
-        linears = [plain.get_submodule(n) for n in LINEARS]
-        products = seconds(
-            lambda: [linear(typed[linear.in_features]) for linear in linears], options.repeats
-        )
         row(
             f"roofline: matrix products alone, against {name}",
-            products,
-            product_alone(ours, options.tokens, options.repeats),
+            plain_products(plain, typed, options.repeats),
+            integer_products(ours, options.tokens, options.repeats),
         )
     for name, cost in parts(ours, inputs, options.repeats).items():
         print(f"{'prefill, of which ' + name:44s} {'':13s} {cost * 1e3:10.1f} ms")
-    del single
     bf16 = sum(2 * linear.in_features * linear.out_features for linear in
                (ours.get_submodule(name) for name in LINEARS))  # fmt: skip
     print(f"weights in memory, fast:   {resident_bytes(ours) / bf16:.3f} x bfloat16")
     configure_execution([ours], Execution("integer", "packed"))
     print(f"weights in memory, packed: {resident_bytes(ours) / bf16:.3f} x bfloat16")
     packed = bench.best(ours, compiled=False)
-    row("prefill, packed, against bfloat16", bench.block(plain_block(config, torch.bfloat16)), packed)
+    row(
+        "prefill, packed, against bfloat16",
+        bench.block(plain_block(config, torch.bfloat16)),
+        packed,
+    )
 
 
 if __name__ == "__main__":

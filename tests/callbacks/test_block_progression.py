@@ -9,7 +9,7 @@ from lightning import LightningModule, Trainer
 
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.block_progression import BlockProgression
-from callbacks.checkpointing import LastCheckpoint
+from callbacks.checkpointing import LastCheckpoint, last_checkpoint
 from duquant.config import LWCConfig
 from duquant.model.site_report import SiteReport
 from duquant.model.structure import SITES
@@ -39,13 +39,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "text.txt")
-
-
-@pytest.mark.parametrize("every", [0, 2, LWC.epochs])
-def test_other_reloading_is_refused(source: Path, text: Path, tmp_path: Path, every: int) -> None:
-    model = small_language_model(source, tmp_path)
-    with pytest.raises(ValueError, match=f"reload_dataloaders_every_n_epochs is {every}; .* be 1"):
-        calibrate(model, small_data(source, text), reload_dataloaders_every_n_epochs=every)
 
 
 def test_another_module_is_refused() -> None:
@@ -115,13 +108,40 @@ def test_a_finished_fit_has_nothing_left_to_do(finished_run: FinishedRun) -> Non
     assert {file: file.read_bytes() for file in files} == before
 
 
-def test_streams_of_another_boundary_are_missed_by_name(
-    source: Path, text: Path, tmp_path: Path
+class Stop(BlockObserver):
+    """Ends the fit after its first block."""
+
+    def on_block_finished(
+        self, trainer: Trainer, model: LanguageModel, record: BlockRecord
+    ) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("victim", "complaint"),
+    [
+        ("streams/block_00001.safetensors", "is missing"),
+        ("model/model-block-00000.safetensors", "is damaged.*put its file back, or start anew"),
+    ],
+)
+def test_a_damaged_file_is_missed_by_name_when_the_run_goes_on(
+    source: Path, text: Path, tmp_path: Path, victim: str, complaint: str
 ) -> None:
-    model = small_language_model(source, tmp_path)
-    model.block_index += 1
-    with pytest.raises(ValueError, match=r"block_00001\.safetensors is missing"):
-        calibrate(model, small_data(source, text))
+    """Before anything is computed; a finished block, too, and not when everything is measured."""
+    data, model = small_data(source, text), small_language_model(source, tmp_path)
+    calibrate(model, data, Stop(), LastCheckpoint(tmp_path))
+    assert int(model.block_index) == 1
+    file = tmp_path / victim
+    if complaint == "is missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+    again, diary = small_language_model(source, tmp_path), Diary()
+    again.run_description = model.run_description
+    trainer = small_trainer(BlockProgression(), diary, LastCheckpoint(tmp_path))
+    with pytest.raises(ValueError, match=f"{file.name} {complaint}"):
+        trainer.fit(again, datamodule=data, ckpt_path=last_checkpoint(tmp_path))
+    assert diary.entries == []
 
 
 # Records

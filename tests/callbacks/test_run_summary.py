@@ -13,6 +13,7 @@ import duquant
 from callbacks.block_events import BlockRecord
 from callbacks.run_summary import RunSummary, describe_recipe, print_stored_summary, print_summary
 from duquant.config import Recipe, RotationConfig
+from duquant.data.datamodule import CalibrationDataModule
 from duquant.model.structure import SITES
 from tests.in_process import (
     LIGHTNING_WARNINGS,
@@ -130,13 +131,34 @@ def test_several_corpora_stand_side_by_side(summary: dict[str, Any]) -> None:
     assert f"{other['full_precision']:.3f}" in row
 
 
-def test_a_stored_summary_is_shown_again(finished_run: FinishedRun, tmp_path: Path) -> None:
+def shown_again(output: Path, data: CalibrationDataModule) -> str:
     file = io.StringIO()
-    print_stored_summary(finished_run.output, Console(file=file, width=100))
-    assert "W4A4 DuQuant+LWC" in file.getvalue()
-    file = io.StringIO()
-    print_stored_summary(tmp_path, Console(file=file))
-    assert file.getvalue() == ""
+    print_stored_summary(output, data, Console(file=file, width=100))
+    return file.getvalue()
+
+
+def test_a_stored_summary_is_shown_again(
+    finished_run: FinishedRun, summary: dict[str, Any], tmp_path: Path
+) -> None:
+    assert shown_again(finished_run.output, finished_run.data) == printed(summary)
+    assert shown_again(tmp_path, finished_run.data) == ""
+
+
+@pytest.mark.parametrize("change", ["corpus", "windows"])
+def test_old_results_are_not_taken_for_new_ones(
+    finished_run: FinishedRun, summary: dict[str, Any], change: str
+) -> None:
+    text = str(finished_run.text)
+    options: dict[str, Any] = {
+        "corpus": {"validation": {"topics": text, "tales": text}},
+        "windows": {"validation_windows": 2},
+    }
+    data = small_data(finished_run.source, finished_run.text, **options[change])
+    table, note = shown_again(finished_run.output, data).split(printed(summary))
+    assert table == ""
+    assert "the run is finished" in note
+    assert f"validate -c {finished_run.output / 'config.yaml'} --data.validation" in note
+    assert note.count("\n") == 1
 
 
 def test_validation_alone_keeps_what_the_calibration_cost(

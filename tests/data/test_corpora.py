@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
+from datasets.arrow_writer import ArrowWriter
 
+from duquant.data import corpora
 from duquant.data.corpora import (
     CORPUS_NAMES,
     HUB_CORPORA,
@@ -133,6 +136,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     answering = Hub()
+    monkeypatch.setattr(corpora, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", answering)
     return answering
 
@@ -183,7 +187,41 @@ def test_a_hub_that_does_not_answer_is_one_clear_error(
     def fail(*_: Any, **__: Any) -> None:
         raise FAILURES[failure]()
 
+    monkeypatch.setattr(corpora, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(ValueError, match=r"corpus c4 \(allenai/c4\).*local file instead") as error:
         load_texts("c4", "train")
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that does not answer, and that nobody may ask."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(corpora, "hub_answers", lambda: False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", refuse)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_silent_hub_is_asked_for_nothing() -> None:
+    with pytest.raises(ValueError, match=r"corpus wikitext2 .*Couldn't reach.*local file instead"):
+        load_texts("wikitext2", "train")
+    assert not datasets.config.HF_HUB_OFFLINE, "as it was"
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_what_a_silent_hub_gave_before_is_read_again(tmp_path: Path) -> None:
+    name = "wikitext-2-raw-v1"
+    folder = tmp_path / "cache" / "Salesforce___wikitext" / name / "0.0.0" / ("0" * 40)
+    folder.mkdir(parents=True)
+    rows = datasets.Dataset.from_dict({"text": DOCUMENTS})
+    with ArrowWriter(path=str(folder / "wikitext-train.arrow"), features=rows.features) as writer:
+        writer.write_table(rows.data.table)
+        writer.finalize()
+    split = {"name": "train", "num_examples": len(rows), "dataset_name": "wikitext"}
+    info = {"config_name": name, "dataset_name": "wikitext", "splits": {"train": split}}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    assert load_texts("wikitext2", "train") == ["\n\n".join(DOCUMENTS)]

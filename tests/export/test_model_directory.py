@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from duquant.config import Recipe
 from duquant.export import model_directory
@@ -173,13 +173,36 @@ def test_blocks_of_another_recipe_are_refused_by_file(
         ModelDirectory(tmp_path / "model", other).read_block(0, decoder)
 
 
-@pytest.mark.parametrize("left", [0, 7, 2000])
-def test_a_truncated_block_is_named(decoder: Decoder, tmp_path: Path, left: int) -> None:
+@pytest.mark.parametrize("reader", ["read_block", "require_block"])
+@pytest.mark.parametrize("left", [0, 7, 2000, -1])
+def test_a_truncated_block_is_named(
+    decoder: Decoder, tmp_path: Path, left: int, reader: str
+) -> None:
     directory = written(decoder, tmp_path / "model", small_recipe())
     file = directory.block_file(0)
     file.write_bytes(file.read_bytes()[:left])
     with pytest.raises(ValueError, match=r"model-block-00000\.safetensors is damaged"):
-        directory.read_block(0, decoder)
+        getattr(directory, reader)(0, decoder)
+
+
+def test_a_block_is_checked_by_the_header_of_its_file(decoder: Decoder, tmp_path: Path) -> None:
+    """Every name and shape, and not one weight."""
+    recipe = small_recipe()
+    directory = written(decoder, tmp_path / "model", recipe)
+    for index in range(decoder.num_blocks):
+        directory.require_block(index, decoder)
+    tensors = load_file(directory.block_file(0))
+    name = "model.layers.0.mlp.up_proj.packed"
+    packed = tensors.pop(name)
+    save_file(tensors, directory.block_file(0))
+    with pytest.raises(ValueError, match=r"00000\.safetensors: .* lacks mlp\.up_proj\.packed"):
+        directory.require_block(0, decoder)
+    save_file({**tensors, name: packed[:, 1:].contiguous()}, directory.block_file(0))
+    with pytest.raises(ValueError, match=r"00000\.safetensors: mlp\.up_proj\.packed has shape"):
+        directory.require_block(0, decoder)
+    directory.block_file(0).unlink()
+    with pytest.raises(ValueError, match=r"00000\.safetensors is missing"):
+        directory.require_block(0, decoder)
 
 
 def test_reading_needs_no_original_weights_and_trains_nothing(

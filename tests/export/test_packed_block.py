@@ -92,11 +92,30 @@ def test_half_precision_survives_exactly(decoder: Decoder, dtype: torch.dtype, r
     assert_survives_packing(Decoder(str(decoder.directory), dtype), RECIPES[recipe])
 
 
-def test_weights_of_16_bits_keep_the_models_dtype(decoder: Decoder) -> None:
-    half = Decoder(str(decoder.directory), torch.bfloat16)
-    tensors = pack_block(quantized_block(half, RECIPES["W16A4"]))
-    for name in LINEARS:
-        assert tensors[f"{name}.weight"].dtype == torch.bfloat16
+EXACT = ("packed", "scale", "zero", "rotations", "permutations", "online_scale")
+"""What quantization brought along, in dtypes of its own."""
+
+
+@pytest.mark.parametrize("family", ["llama-biases", "qwen2", "qwen3", "gemma"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("recipe", ["W4A4", "W16A4", "divided online"])
+def test_what_is_not_quantized_keeps_the_models_dtype(
+    family: str, dtype: torch.dtype, recipe: str, tmp_path: Path
+) -> None:
+    """Norms with the smoothing in them, biases, weights of 16 bits: stored, and read again."""
+    directory = write_tiny_model(tmp_path, FAMILIES[family])
+    half = Decoder(str(directory), dtype)
+    tensors = pack_block(quantized_block(half, RECIPES[recipe]))
+    plain = {name: t for name, t in tensors.items() if not name.endswith(EXACT)}
+    biases = [name for name, _ in half.meta_block().named_parameters() if name.endswith("bias")]
+    weights = [f"{name}.weight" for name in LINEARS] if recipe == "W16A4" else []
+    assert plain.keys() >= {*biases, *weights, "post_attention_layernorm.norm.weight"}
+    assert {tensor.dtype for tensor in plain.values()} == {dtype}
+    again = unpack_block(fresh_block(half), tensors, RECIPES[recipe], dtype)
+    read = again.state_dict()
+    assert {name: tensor.dtype for name, tensor in read.items() if name in plain} == dict.fromkeys(
+        plain, dtype
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

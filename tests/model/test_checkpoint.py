@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -218,10 +220,11 @@ def test_a_path_that_leads_nowhere_asks_no_hub(name: str, monkeypatch: pytest.Mo
         find_model_directory(name)
 
 
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> str:
         raise OfflineModeIsEnabled("offline")
 
+    monkeypatch.setattr(checkpoint, "hub_answers", lambda: True)
     monkeypatch.setattr(checkpoint, "snapshot_download", fail)
     with pytest.raises(ValueError, match=r"owner/name.*OfflineModeIsEnabled.*check the name"):
         find_model_directory("owner/name")
@@ -232,13 +235,35 @@ def test_a_hub_name_is_fetched_without_pickles(
 ) -> None:
     asked = {}
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert not local_files_only
         asked[name] = allow_patterns
         return str(single)
 
+    monkeypatch.setattr(checkpoint, "hub_answers", lambda: True)
     monkeypatch.setattr(checkpoint, "snapshot_download", download)
     assert find_model_directory("owner/name") == single
     assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in asked["owner/name"])
+
+
+def test_a_silent_hub_is_asked_for_nothing(
+    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it gave before is used; what it did not is refused without another question."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(checkpoint, "hub_answers", lambda: False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"owner/name, and the hub does not answer: check .* netw"):
+        find_model_directory("owner/name")
+    cached = tmp_path / "cache" / "models--owner--name"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(single, cached / "snapshots" / ("0" * 40))
+    assert Decoder("owner/name", torch.float32).num_blocks == 2
 
 
 def test_read_json_names_the_file(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duquant.ops.permutation import inverse_permutation, zigzag_permutation
+from duquant.ops.permutation import zigzag_permutation
 from tests.outliers import seeds
 
 block_sizes, block_counts = st.integers(1, 9), st.integers(1, 7)
@@ -45,7 +45,7 @@ def test_permutation_is_a_bijection_and_its_inverse_undoes_it(
     x = torch.rand(width, generator=torch.Generator().manual_seed(seed))
     permutation = zigzag_permutation(x, block_size)
     assert sorted(permutation.tolist()) == list(range(width))
-    assert torch.equal(x[permutation][inverse_permutation(permutation)], x)
+    assert torch.equal(x[permutation][permutation.argsort()], x)
 
 
 @given(block_sizes, st.integers(2, 7), seeds)

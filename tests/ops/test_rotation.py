@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from duquant.ops.greedy_search import exchange_channels
 from duquant.ops.rotation import (
     Scope,
     Selector,
     block_rotate,
-    exchange_channels,
     find_rotation,
     random_base,
     random_orthogonal,

@@ -1,0 +1,55 @@
+"""Options of the Trainer that would change a run's numbers behind its back.
+
+Model, recipe and data decide the numbers, and only they are in a run's fingerprint. The Trainer can
+compute in another precision, leave data out, or change gradients on their way to the optimizer; a
+resumed run could do so halfway. Such options are refused, naming the one that does it openly.
+"""
+
+from lightning import Trainer
+
+Requirement = tuple[tuple[str, ...], str]
+"""How the accepted values are spelled, the usual one first (1 is one batch, 1.0 is all of them),
+and why no others are."""
+
+MEASURING: dict[str, Requirement] = {
+    "fast_dev_run": (("False",), "it skips what a run consists of"),
+    "precision": (("32-true",), "a run computes in the precision of model.dtype; set that instead"),
+    "overfit_batches": (("0.0", "0"), "it leaves data out; use data.num_samples"),
+    "limit_val_batches": (("1.0",), "it leaves data out; use data.validation_windows"),
+}
+"""What perplexities depend on."""
+
+CALIBRATING: dict[str, Requirement] = {
+    **MEASURING,
+    "limit_train_batches": (("1.0",), "it leaves data out; use data.num_samples"),
+    "accumulate_grad_batches": (("1",), "a step sees model.lwc.batch_size samples; set that"),
+    "gradient_clip_val": (
+        ("0", "0.0", "None"),
+        "clip factors learn from their gradients as they are; use model.lwc.learning_rate",
+    ),
+    "reload_dataloaders_every_n_epochs": (("1",), "every block has data of its own"),
+    "num_sanity_val_steps": (("0",), "half a model is not worth measuring"),
+    "val_check_interval": (("1.0",), "half a model is not worth measuring"),
+}
+"""What the quantized model depends on, too."""
+
+
+def require_supported(trainer: Trainer, stage: str) -> None:
+    """Check the Trainer's options before anything is written.
+
+    Args:
+        trainer: as it was built.
+        stage: ``fit``, or anything that only measures.
+
+    Raises:
+        ValueError: naming the option, its value, the only one that will do, and why.
+    """
+    for option, (accepted, reason) in (CALIBRATING if stage == "fit" else MEASURING).items():
+        value = getattr(trainer, option)
+        if str(value) not in accepted:
+            raise ValueError(f"trainer.{option} is {value}; it must be {accepted[0]}: {reason}")
+    if stage == "fit" and trainer.world_size > 1:
+        raise ValueError(
+            f"calibration runs in one process, but the trainer has {trainer.world_size}: set "
+            f"trainer.devices and trainer.num_nodes to 1"
+        )

@@ -1,0 +1,62 @@
+"""Where everything lies: FastChat's layout, so that its tools find the files.
+
+Link or copy the directory to FastChat's ``data/mt_bench`` and they read questions, answers and
+judgments as their own.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Mode = Literal["single", "pairwise"]
+
+
+@dataclass(frozen=True)
+class BenchDirectory:
+    """Paths below one directory.
+
+    Attributes:
+        path: the directory; it need not exist.
+    """
+
+    path: Path
+
+    @property
+    def questions(self) -> Path:
+        """The questions that were answered."""
+        return self.path / "question.jsonl"
+
+    def answers(self, model_id: str) -> Path:
+        """A model's answers."""
+        return self.path / "model_answer" / f"{model_id}.jsonl"
+
+    def settings(self, model_id: str) -> Path:
+        """How a model was asked."""
+        return self.path / "model_answer" / f"{model_id}.settings.json"
+
+    def models(self) -> list[str]:
+        """Names of the models that have answered."""
+        return sorted(file.stem for file in (self.path / "model_answer").glob("*.jsonl"))
+
+    def judgments(self, judge: str, mode: Mode) -> Path:
+        """A judge's scores, or comparisons."""
+        kind = "single" if mode == "single" else "pair"
+        return self.path / "model_judgment" / f"{_file_name(judge)}_{kind}.jsonl"
+
+    def replies(self, judge: str) -> Path:
+        """Everything a judge ever wrote, by what it was asked."""
+        return self.path / "model_judgment" / "replies" / f"{_file_name(judge)}.jsonl"
+
+    def judges(self) -> list[str]:
+        """File names of the judges that have judged."""
+        files = [f.stem for f in (self.path / "model_judgment").glob("*.jsonl")]
+        known = [f for f in files if f.endswith(("_single", "_pair"))]
+        return sorted({name.rpartition("_")[0] for name in known})
+
+    def results(self, judge: str) -> Path:
+        """The numbers that ``show`` prints."""
+        return self.path / f"results_{_file_name(judge)}.json"
+
+
+def _file_name(judge: str) -> str:
+    return judge.replace("/", "--")

@@ -1,0 +1,147 @@
+"""Let the judge read every match that it has not judged yet.
+
+A judgment is kept as long as it is of the same prompts: if a model has answered anew, or the
+prompts have changed, its old judgments are dropped from the file and asked for again. A reply
+without a verdict is asked for again a few times and then recorded as malformed, which is a result
+too: the next run does not ask again.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from duquant.evaluation.mt_bench.json_lines import (
+    Record,
+    append_record,
+    recover_records,
+    rewrite_records,
+)
+from duquant.evaluation.mt_bench.judgments import match_key
+from duquant.evaluation.mt_bench.matches import Match, MatchKey
+from duquant.evaluation.mt_bench.progress import StepProgress
+from duquant.evaluation.mt_bench.replies import Replies
+from duquant.evaluation.mt_bench.verdicts import NO_SCORE, score, winner
+
+WINNERS = ({"A": "model_1", "B": "model_2"}, {"A": "model_2", "B": "model_1"})
+"""Who A and B are, in the first order and in the second."""
+
+
+def judge_matches(
+    matches: list[Match],
+    path: Path,
+    judge: str,
+    replies: Replies,
+    attempts: int,
+    parallel: int,
+) -> None:
+    """Judge what is not judged yet.
+
+    Args:
+        matches: what to judge.
+        path: the file of judgments, in FastChat's schema.
+        judge: the judge's name.
+        replies: asks the judge.
+        attempts: replies asked for at most, until one has a verdict.
+        parallel: requests at a time.
+
+    Raises:
+        ValueError: if the endpoint does not answer; what was judged before is kept.
+    """
+    done = keep_current(path, matches, judge)
+    left = [match for match in matches if match.key not in done]
+    stopped = threading.Event()
+
+    def work(match: Match) -> Record | None:
+        if stopped.is_set():
+            return None
+        try:
+            return judge_match(match, judge, replies, attempts)
+        except BaseException:
+            stopped.set()
+            raise
+
+    with (
+        StepProgress("judging", len(matches), done=len(matches) - len(left)) as progress,
+        ThreadPoolExecutor(parallel) as pool,
+    ):
+        futures = {pool.submit(work, match): match for match in left}
+        try:
+            for future in as_completed(futures):
+                record = future.result()
+                if record is not None:
+                    append_record(path, record)
+                    match = futures[future]
+                    progress.step(f"question {match.question_id}, turn {match.turn}")
+        finally:
+            stopped.set()
+
+
+def keep_current(path: Path, matches: list[Match], judge: str) -> set[MatchKey]:
+    """Drop judgments of these matches that are of other prompts; returns what is judged."""
+    wanted = {match.key: match for match in matches}
+    records = recover_records(path)
+    kept, done = [], set()
+    for record in records:
+        key = match_key(record, str(path))
+        if key in wanted and not _is_of(record, wanted[key], judge):
+            continue
+        kept.append(record)
+        done.add(key)
+    if len(kept) < len(records):
+        rewrite_records(path, kept)
+    return done & wanted.keys()
+
+
+def judge_match(match: Match, judge: str, replies: Replies, attempts: int) -> Record:
+    """A judgment in FastChat's schema, of one game or, for two models, of two."""
+    common = {
+        "judge": [judge, match.prompt.name],
+        "turn": match.turn,
+        "tstamp": time.time(),
+    }
+    if len(match.models) == 1:
+        judgment = _ask(match, 0, replies, attempts, lambda text: score(text) != NO_SCORE)
+        return {
+            "question_id": match.question_id,
+            "model": match.models[0],
+            "user_prompt": match.user_prompts[0],
+            "judgment": judgment,
+            "score": score(judgment),
+            **common,
+        }
+    record: dict[str, Any] = {
+        "question_id": match.question_id,
+        "model_1": match.models[0],
+        "model_2": match.models[1],
+    }
+    for game, names in enumerate(WINNERS):
+        judgment = _ask(match, game, replies, attempts, lambda text: winner(text) != "error")
+        verdict = winner(judgment)
+        record[f"g{game + 1}_winner"] = names.get(verdict, verdict)
+        record[f"g{game + 1}_user_prompt"] = match.user_prompts[game]
+        record[f"g{game + 1}_judgment"] = judgment
+    return {**record, **common}
+
+
+def _ask(
+    match: Match,
+    game: int,
+    replies: Replies,
+    attempts: int,
+    has_verdict: Callable[[str], bool],
+) -> str:
+    judgment = ""
+    for attempt in range(attempts):
+        judgment = replies.ask(match.prompt.system, match.user_prompts[game], attempt)
+        if has_verdict(judgment):
+            break
+    return judgment
+
+
+def _is_of(record: Record, match: Match, judge: str) -> bool:
+    names = ("user_prompt",) if len(match.models) == 1 else ("g1_user_prompt", "g2_user_prompt")
+    prompts = tuple(record.get(name) for name in names)
+    return prompts == match.user_prompts and record.get("judge") == [judge, match.prompt.name]

@@ -1,0 +1,62 @@
+"""What a judge wrote, kept by what it was asked: nothing is paid for twice.
+
+The key of a reply is a digest of the whole request. A run that was interrupted between the two
+orders of a comparison, or after a malformed reply, finds what it has already; a changed answer or
+prompt gives another request, which is asked anew.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from pathlib import Path
+
+from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, Payload
+from duquant.evaluation.mt_bench.json_lines import append_record, recover_records
+
+
+class Replies:
+    """Asks an endpoint, unless it has already answered; may be used by several threads.
+
+    Args:
+        path: file of the replies.
+        endpoint: who is asked.
+    """
+
+    def __init__(self, path: Path, endpoint: ChatEndpoint) -> None:
+        self.path = path
+        self.endpoint = endpoint
+        self._lock = threading.Lock()
+        self._known: dict[str, str] = {
+            record["request"]: record["reply"]
+            for record in recover_records(path)
+            if isinstance(record.get("request"), str) and isinstance(record.get("reply"), str)
+        }
+
+    def ask(self, system: str, user: str, attempt: int) -> str:
+        """The reply to a prompt.
+
+        Args:
+            system: system prompt.
+            user: user prompt.
+            attempt: counts replies to the same prompt, from 0.
+
+        Raises:
+            ValueError: if the endpoint does not answer.
+        """
+        payload = self.endpoint.payload(system, user)
+        request = _digest(payload, attempt)
+        with self._lock:
+            if request in self._known:
+                return self._known[request]
+        reply = self.endpoint.ask(payload)
+        record = {"request": request, "reply": reply, "tstamp": time.time()}
+        with self._lock:
+            self._known[request] = reply
+            append_record(self.path, record)
+        return reply
+
+
+def _digest(payload: Payload, attempt: int) -> str:
+    text = json.dumps({"payload": payload, "attempt": attempt}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,103 @@
+"""The model card: ``README.md`` of a model directory, written from the run that made it.
+
+Hubs show it first, and it is what somebody finds who is handed the directory alone: what was done
+to which model, what it measured, what it takes on disk, and the two lines that load it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from duquant.config import Recipe
+from duquant.durable import write_text
+from duquant.model.checkpoint import INDEX, meta_tensors, read_json
+
+CARD = "README.md"
+KINDS = {
+    "packed": "packed weights",
+    "scale": "scales and zero points",
+    "zero": "scales and zero points",
+    "rotations": "rotations, permutations, smoothing",
+    "permutations": "rotations, permutations, smoothing",
+    "online_scale": "rotations, permutations, smoothing",
+}
+"""What each stored tensor counts as; everything else is not quantized."""
+UNQUANTIZED = "not quantized (embeddings, norms, head)"
+
+
+def write_model_card(
+    directory: Path, pretrained: str, recipe: Recipe, summary: Mapping[str, Any] | None = None
+) -> None:
+    """Write the card of a complete model directory.
+
+    Args:
+        directory: the model directory.
+        pretrained: the model it was made from, as the user named it.
+        recipe: how it was quantized.
+        summary: the run's ``summary.json``, once there is one.
+    """
+    name = Path(pretrained).name
+    bits = f"W{recipe.weight_bits}A{recipe.activation_bits}"
+    is_on_hub = pretrained.count("/") == 1 and not Path(pretrained).exists()
+    front = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["duquant", "quantized", bits.lower()],
+        base_model=pretrained if is_on_hub else None,
+    )
+    sections = [
+        f"---\n{front.to_yaml()}\n---",
+        f"# {name}, {bits} by DuQuant",
+        f"Weights of {recipe.weight_bits} and activations of {recipe.activation_bits} bits, made "
+        f"from `{name}`: channel smoothing, block rotations and a zigzag permutation at every "
+        f"linear layer's input{', learned weight clipping' if recipe.has_lwc else ''} (DuQuant, "
+        f"arXiv 2406.01721). Only safetensors and JSON: no pickles, no code.",
+        _loading(),
+        *([_perplexities(summary)] if summary else []),
+        _sizes(directory),
+        f"## Recipe\n\n```json\n{json.dumps(recipe.to_dict(), indent=2)}\n```",
+    ]
+    write_text(directory / CARD, "\n\n".join(sections) + "\n")
+
+
+def size_breakdown(directory: Path) -> dict[str, int]:
+    """Bytes on disk by what they are for, of a complete model directory."""
+    sizes: dict[str, int] = {}
+    files = sorted(set(read_json(directory / INDEX)["weight_map"].values()))
+    for name, tensor in meta_tensors(directory / file for file in files).items():
+        kind = KINDS.get(name.rpartition(".")[2], UNQUANTIZED)
+        sizes[kind] = sizes.get(kind, 0) + tensor.nbytes
+    return sizes
+
+
+def _loading() -> str:
+    return """## Load and run it
+
+```python
+import duquant
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
+inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
+cache = duquant.PackedCache(model)  # keys and values stay in a few bits
+print(tokenizer.decode(model.generate(**inputs, past_key_values=cache, max_new_tokens=40)[0]))
+```"""
+
+
+def _perplexities(summary: Mapping[str, Any]) -> str:
+    lines = ["| corpus | full precision | quantized |", "|---|---|---|"]
+    for corpus, values in summary["perplexity"].items():
+        lines.append(f"| {corpus} | {values['full_precision']:.3f} | {values['quantized']:.3f} |")
+    return "\n".join(["## Perplexity", "", *lines, "", f"Protocol: {summary['protocol']}."])
+
+
+def _sizes(directory: Path) -> str:
+    sizes = size_breakdown(directory)
+    lines = ["| part | MB |", "|---|---|"]
+    lines += [f"| {kind} | {size / 1e6:.2f} |" for kind, size in sizes.items()]
+    lines.append(f"| all | {sum(sizes.values()) / 1e6:.2f} |")
+    return "\n".join(["## Size", "", *lines])

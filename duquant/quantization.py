@@ -1,0 +1,148 @@
+"""Quantize from Python, without a command line: texts in, model directory out.
+
+The steps and the numbers are those of ``python cli.py fit``; what the command adds is a run
+directory: checkpoints to resume from, TensorBoard, perplexities, reports. For a night's work on a
+large model use the command.
+"""
+
+import logging
+import random
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from duquant.calibration import enter_block, finish_block, open_streams
+from duquant.config import Recipe
+from duquant.data.streams import BlockSamples
+from duquant.data.tokens import load_tokenizer, tokenize
+from duquant.data.windows import draw_windows
+from duquant.export.model_directory import ModelDirectory
+from duquant.model.batch import BlockBatch
+from duquant.model.decoder import Decoder
+from duquant.model.structure import linear_shapes, require_fitting_widths
+from duquant.modules.block import QuantBlock, block_generator
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def quantize(
+    model: Any,
+    texts: str | Sequence[str],
+    recipe: Recipe | None = None,
+    *,
+    output_dir: str | Path,
+    num_samples: int = 128,
+    sequence_length: int = 2048,
+    seed: int = 2,
+    dtype: str = "float32",
+    device: torch.device | str = "cpu",
+    on_block: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Calibrate a model on texts and write it quantized.
+
+    Args:
+        model: a model directory, a hub id, or a transformers model whose ``name_or_path`` leads to
+            its tokenizer.
+        texts: calibration text; several are joined by blank lines.
+        recipe: how to quantize (default: W4A4 DuQuant+LWC).
+        output_dir: the model directory to write; it must not exist or be empty.
+        num_samples: calibration windows drawn from the text.
+        sequence_length: tokens of a window.
+        seed: draws windows and random rotations.
+        dtype: dtype in which the model is read and run: float32, bfloat16 or float16.
+        device: where to compute.
+        on_block: told the index of every finished block and their number, for progress.
+
+    Returns:
+        ``output_dir``, ready for ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        ValueError: if model, texts, recipe or directory do not fit, with the remedy.
+    """
+    recipe, output, place = recipe or Recipe(), Path(output_dir), torch.device(device)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} is not an empty directory; choose another output_dir")
+    with ExitStack() as stack:
+        source = str(model)
+        if not isinstance(model, (str, Path)):
+            source = stack.enter_context(tempfile.TemporaryDirectory())
+            model.save_pretrained(source)
+            _find_tokenizer(model).save_pretrained(source)
+        decoder = Decoder(source, _dtype(dtype))
+        require_fitting_widths(decoder.meta_block(), recipe)
+        whole = texts if isinstance(texts, str) else "\n\n".join(texts)
+        tokens = tokenize(load_tokenizer(decoder.directory), whole, add_special_tokens=False)
+        windows = draw_windows(tokens, num_samples, sequence_length, random.Random(seed))
+        directory = ModelDirectory(output, recipe)
+        _calibrate(decoder, directory, windows, seed, place, on_block)
+    return output
+
+
+def _calibrate(
+    decoder: Decoder,
+    directory: ModelDirectory,
+    windows: Tensor,
+    seed: int,
+    device: torch.device,
+    on_block: Callable[[int, int], None] | None,
+) -> None:
+    recipe, shapes = directory.recipe, linear_shapes(decoder.meta_block())
+    streams = open_streams(decoder, windows, device, with_quantized=recipe.has_lwc)
+    for index, context in enumerate(decoder.contexts(windows.shape[1], device)):
+        block, generator = QuantBlock(shapes, recipe), block_generator(seed, index)
+        layer = decoder.load_block(index)
+        turn = enter_block(block, layer, streams, context, generator, device)
+        if turn.samples is not None:
+            _train(block, turn.samples, device)
+        assert block.quantized is not None
+        directory.write_block(index, block.quantized)
+        streams = finish_block(block, turn, device)
+        if on_block is not None:
+            on_block(index, decoder.num_blocks)
+    directory.complete(decoder)
+
+
+def _find_tokenizer(model: Any) -> Any:
+    directory = Path(model.name_or_path)
+    if not directory.is_dir():
+        raise ValueError(
+            f"the model's name_or_path is {model.name_or_path!r}, no directory to take its "
+            f"tokenizer from; give the model's directory or hub id instead of the model"
+        )
+    return load_tokenizer(directory)
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _train(block: QuantBlock, samples: BlockSamples, device: torch.device) -> None:
+    """Let a block learn its clip factors under a Trainer of its own."""
+    lwc = block.recipe.lwc
+    loader = DataLoader(samples, batch_size=lwc.batch_size, collate_fn=BlockBatch.collate)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+        trainer = Trainer(
+            max_epochs=lwc.epochs,
+            accelerator="cpu" if device.type == "cpu" else device.type,
+            devices=1 if device.index is None else [device.index],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(block, loader)
+    block.to(device)

@@ -1,0 +1,106 @@
+"""``report.html`` and ``report.md``: one run on a page, or several side by side.
+
+The page is one file that needs nothing else: charts are SVG in the text, pictures PNG in base64,
+and there is no script. Markdown has the same tables, for a pull request or an issue.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from duquant.durable import write_text
+from duquant.reporting.charts import draw_bars, draw_losses
+from duquant.reporting.run_contents import RunContents, read_run
+from duquant.reporting.tables import (
+    Table,
+    block_table,
+    cost_table,
+    environment_table,
+    perplexity_table,
+    recipe_table,
+    task_table,
+)
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+
+def write_report(directory: Path, runs: Sequence[RunContents]) -> list[Path]:
+    """Write the report of one or several runs.
+
+    Args:
+        directory: where ``report.html`` and ``report.md`` go.
+        runs: what they are about.
+
+    Returns:
+        The two files.
+    """
+    environment = Environment(
+        loader=PackageLoader("duquant.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    title = ", ".join(run.name for run in runs)
+    tables = [
+        table
+        for make in (perplexity_table, task_table, cost_table, recipe_table, environment_table)
+        if (table := make(runs)).rows
+    ]
+    page = environment.get_template("report.html.jinja").render(
+        title=title,
+        headline=[(run.name, run.summary["recipe_in_words"]) for run in runs],
+        tables=tables,
+        runs=[(run, block_table(run), _charts(run)) for run in runs],
+    )
+    files = [directory / HTML, directory / MARKDOWN]
+    write_text(files[0], page)
+    write_text(files[1], _markdown(title, [*tables, *(block_table(run) for run in runs)]))
+    return files
+
+
+def report(runs: list[str], output_dir: str | None = None) -> None:
+    """Put what runs did and measured on one page, side by side.
+
+    Args:
+        runs: run directories, as fit's --output_dir.
+        output_dir: where report.html and report.md go (default: the run's directory; of several
+            runs, the current one).
+    """
+    if not runs:
+        raise ValueError("no run was given: name at least one run directory")
+    contents = [read_run(Path(run), name) for run, name in zip(runs, _names(runs), strict=True)]
+    if output_dir is None:
+        output_dir = runs[0] if len(runs) == 1 else "."
+    for file in write_report(Path(output_dir), contents):
+        print(file)
+
+
+def _names(runs: Sequence[str]) -> list[str]:
+    """The folder's name of each run; what was given where two have the same."""
+    names = [Path(run).resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else list(runs)
+
+
+def _charts(run: RunContents) -> list[tuple[str, str]]:
+    blocks = run.summary["blocks"]
+    curves = {f"block {b['index']}": b["lwc_losses"] for b in blocks if len(b["lwc_losses"]) > 1}
+    charts = [("Learnable weight clipping", draw_losses(curves))] if curves else []
+    if blocks:
+        charts.append(("Time", draw_bars([block["seconds"] for block in blocks], "seconds")))
+        memory = [block["peak_memory_bytes"] / 1e9 for block in blocks]
+        charts.append(("Memory", draw_bars(memory, "peak so far, GB")))
+    return charts
+
+
+def _markdown(title: str, tables: Sequence[Table]) -> str:
+    parts = [f"# {title}"]
+    for table in tables:
+        lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+        parts.append("\n".join(f"| {' | '.join(_cell(c) for c in line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

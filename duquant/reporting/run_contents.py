@@ -1,0 +1,93 @@
+"""What a report says of one run, read from the files of its run directory.
+
+Nothing is computed again: the summary, the blocks' records, evaluations and pictures are what the
+run left. A part that is not there (no tasks evaluated, no model yet) is missing from the report.
+"""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from duquant.export.model_card import size_breakdown
+from duquant.model.checkpoint import INDEX, read_json
+
+VARIANTS = {
+    "full_precision": "full precision",
+    "round_to_nearest": "round to nearest",
+    "quantized": "quantized",
+}
+
+
+@dataclass(frozen=True)
+class RunContents:
+    """One run, as far as it got.
+
+    Attributes:
+        name: what the run is called in a table.
+        summary: ``summary.json``.
+        validation: ``validation.json`` of a later measurement, if there is one.
+        evaluations: every ``results.json`` below the run, by its folder.
+        pictures: the outlier picture of each block, as PNG bytes in base64.
+        sizes: bytes of the model directory by what they are for.
+    """
+
+    name: str
+    summary: dict[str, Any]
+    validation: dict[str, Any] | None
+    evaluations: dict[str, dict[str, Any]]
+    pictures: list[str]
+    sizes: dict[str, int]
+
+    @property
+    def perplexities(self) -> dict[str, dict[str, float]]:
+        """Perplexities by corpus and variant; a later measurement adds corpora."""
+        later = (self.validation or {}).get("perplexity", {})
+        return {**later, **self.summary["perplexity"]}
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as ``{"rotation.block_size": 128, …}``."""
+        return flat(self.summary["recipe"])
+
+
+def read_run(directory: Path, name: str | None = None) -> RunContents:
+    """Read a run directory.
+
+    Args:
+        directory: where fit put it.
+        name: what to call it (default: the folder's name).
+
+    Raises:
+        ValueError: if it holds no finished run, or a file of it is damaged, naming it.
+    """
+    file = directory / "summary.json"
+    if not file.is_file():
+        raise ValueError(f"{directory} holds no finished run: it has no summary.json")
+    validation = directory / "validation.json"
+    model = directory / "model"
+    return RunContents(
+        name=name or directory.resolve().name,
+        summary=read_json(file),
+        validation=read_json(validation) if validation.is_file() else None,
+        evaluations={
+            str(found.parent.relative_to(directory)): read_json(found)
+            for found in sorted(directory.rglob("results.json"))
+        },
+        pictures=[
+            base64.b64encode(picture.read_bytes()).decode()
+            for picture in sorted((directory / "blocks").glob("outliers_*.png"))
+        ],
+        sizes=size_breakdown(model) if (model / INDEX).is_file() else {},
+    )
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            result.update(flat(value, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = value
+    return result

@@ -1,0 +1,89 @@
+"""Trainer options: what would change a run's numbers is refused, by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callbacks.block_progression import BlockProgression
+from callbacks.trainer_options import CALIBRATING, MEASURING, require_supported
+from tests.in_process import (
+    LIGHTNING_WARNINGS,
+    FinishedRun,
+    calibrate,
+    small_data,
+    small_language_model,
+    small_trainer,
+    write_text,
+)
+from tests.small_run import write_small_model
+
+pytestmark = [
+    *LIGHTNING_WARNINGS,
+    pytest.mark.filterwarnings("ignore:.*mixed precision"),
+    pytest.mark.filterwarnings("ignore:.*`overfit_batches`"),
+]
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"fast_dev_run": True}, "fast_dev_run is True; it must be False"),
+    ({"precision": "bf16-true"}, r"precision is bf16-true; it must be 32-true: .*model\.dtype"),
+    ({"precision": "bf16-mixed"}, "precision is bf16-mixed"),
+    ({"precision": 64}, "precision is 64-true"),
+    ({"overfit_batches": 2}, r"overfit_batches is 2; .*data\.num_samples"),
+    ({"limit_val_batches": 0}, r"limit_val_batches is 0; .*data\.validation_windows"),
+    ({"limit_val_batches": 0.5}, "limit_val_batches is 0.5; it must be 1.0"),
+    ({"limit_train_batches": 1}, r"limit_train_batches is 1; it must be 1\.0: .*data\.num_samples"),
+    ({"limit_train_batches": 0.5}, "limit_train_batches is 0.5"),
+    ({"accumulate_grad_batches": 2}, r"_batches is 2; it must be 1: .*model\.lwc\.batch_size"),
+    ({"gradient_clip_val": 0.5}, r"gradient_clip_val is 0\.5; it must be 0: "),
+    ({"reload_dataloaders_every_n_epochs": 0}, "n_epochs is 0; it must be 1: every block"),
+    ({"reload_dataloaders_every_n_epochs": 3}, "n_epochs is 3; it must be 1"),
+    ({"num_sanity_val_steps": 2}, "num_sanity_val_steps is 2; it must be 0: half a model"),
+    ({"val_check_interval": 0.5}, r"val_check_interval is 0\.5; it must be 1\.0"),
+    ({"devices": 2}, r"one process, but the trainer has 2: set trainer\.devices"),
+    ({"num_nodes": 2, "strategy": "ddp"}, r"has 2: .*trainer\.num_nodes to 1"),
+]
+
+
+@pytest.mark.parametrize(("options", "complaint"), REFUSED)
+def test_what_would_change_the_numbers_is_refused(options: dict[str, Any], complaint: str) -> None:
+    trainer = small_trainer(**options)
+    with pytest.raises(ValueError, match=complaint):
+        require_supported(trainer, "fit")
+    if not options.keys() & MEASURING:
+        require_supported(trainer, "validate")
+
+
+def test_every_option_has_its_case() -> None:
+    assert CALIBRATING.keys() <= {option for options, _ in REFUSED for option in options}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"limit_train_batches": 1.0, "limit_val_batches": None, "overfit_batches": 0},
+        {"gradient_clip_val": 0.0, "precision": 32, "max_steps": 3, "max_time": "00:01:00:00"},
+    ],
+)
+def test_what_changes_nothing_is_not(options: dict[str, Any]) -> None:
+    require_supported(small_trainer(**options), "fit")
+
+
+def test_a_calibration_refuses_them_itself(tmp_path: Path) -> None:
+    source, text = write_small_model(tmp_path / "source", blocks=1), tmp_path / "text.txt"
+    model, data = (
+        small_language_model(source, tmp_path / "run"),
+        small_data(source, write_text(text)),
+    )
+    with pytest.raises(ValueError, match="accumulate_grad_batches is 2"):
+        calibrate(model, data, accumulate_grad_batches=2)
+    assert not model.output_dir.exists()
+
+
+def test_a_measurement_refuses_its_own(finished_run: FinishedRun) -> None:
+    """Half of the windows would be reported as all of them."""
+    model = small_language_model(finished_run.source, finished_run.output)
+    trainer = small_trainer(BlockProgression(), limit_val_batches=1)
+    with pytest.raises(ValueError, match=r"limit_val_batches is 1; it must be 1\.0"):
+        trainer.validate(model, finished_run.data, verbose=False)

@@ -1,0 +1,100 @@
+"""``duquant.quantize``: the command's model directory, from Python."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import duquant
+from duquant.model.checkpoint import INDEX, read_json
+from tests.in_process import (
+    LIGHTNING_WARNINGS,
+    LWC,
+    NO_LWC,
+    ROTATION,
+    calibrate,
+    small_data,
+    small_language_model,
+    write_text,
+)
+from tests.small_run import write_small_model
+
+pytestmark = LIGHTNING_WARNINGS
+SAMPLES = {"num_samples": 8, "sequence_length": 32}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_model(tmp_path_factory.mktemp("source"), blocks=2)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+def recipe(**options: Any) -> duquant.Recipe:
+    return duquant.Recipe(**{"rotation": ROTATION, "lwc": LWC, **options})
+
+
+@pytest.mark.parametrize("lwc", [LWC, NO_LWC], ids=["LWC", "no LWC"])
+def test_it_writes_the_tensors_of_the_command(
+    source: Path, text: Path, tmp_path: Path, lwc: Any
+) -> None:
+    model = small_language_model(source, tmp_path / "run", lwc=lwc)
+    calibrate(model, small_data(source, text, batch_size=lwc.batch_size))
+    finished = []
+    directory = duquant.quantize(
+        source,
+        text.read_text(encoding="utf-8"),
+        recipe(lwc=lwc),
+        output_dir=tmp_path / "model",
+        on_block=lambda index, count: finished.append((index, count)),
+        **SAMPLES,
+    )
+    assert finished == [(0, 2), (1, 2)]
+    for file in sorted(set(read_json(directory / INDEX)["weight_map"].values())):
+        ours, theirs = load_file(directory / file), load_file(model.directory.path / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_model_in_memory_gives_what_its_directory_does(
+    source: Path, text: Path, tmp_path: Path
+) -> None:
+    texts = text.read_text(encoding="utf-8").split("\n\n")
+    plain = recipe(lwc=NO_LWC)
+    first = duquant.quantize(source, texts, plain, output_dir=tmp_path / "1", **SAMPLES)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    second = duquant.quantize(model, texts, plain, output_dir=tmp_path / "2", **SAMPLES)
+    assert (second / "tokenizer.json").is_file()
+    block = "model-block-00001.safetensors"
+    ours, theirs = load_file(first / block), load_file(second / block)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_directory_with_something_in_it_is_left_alone(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not an empty directory"):
+        duquant.quantize(source, "text", output_dir=tmp_path)
+
+
+def test_a_short_text_is_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="calibration text has"):
+        duquant.quantize(source, "text", recipe(), output_dir=tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_unknown_dtype_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dtype is 'int8'; it must be one of float32"):
+        duquant.quantize(source, "text", output_dir=tmp_path / "model", dtype="int8")
+
+
+def test_a_model_without_a_tokenizer_says_what_to_give(source: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.name_or_path = "somewhere/else"
+    with pytest.raises(ValueError, match="name_or_path is 'somewhere/else'"):
+        duquant.quantize(model, "text", output_dir=tmp_path / "model")
