@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 import torch
 
+from duquant.evaluation import harness
 from duquant.evaluation.harness import EvaluatedModel, measure_task
 from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.record_layouts import LAYOUTS
 from duquant.evaluation.statistics import Measurement
 from duquant.evaluation.task_list import find_tasks
+from duquant.nn.packed_cache import PackedCache
 from tests.assets import ASSETS
+from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
 from tests.task_files import write_mmlu_files, write_task_files
 
+pytestmark = LIGHTNING_WARNINGS
 TASKS = ASSETS / "tasks"
 ITEMS = 50
 LETTERS = ("A", "B", "C", "D")
@@ -140,3 +144,53 @@ def test_prompts_of_mmlu_are_fitted_to_the_context(
     cut = measure_task(lm, "mmlu_anatomy", task, num_fewshot=5)
     assert cut.fewest_shots == 0
     assert cut.num_truncated == 2 * len(LETTERS), "nothing is left to drop but tokens"
+
+
+GENERATION = """
+task: sums
+custom_dataset: !function questions.read
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["."], max_gen_toks: 6}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+QUESTIONS = """
+from datasets import Dataset
+
+def read(**_):
+    texts = ["The value of a name", "If it is empty"]
+    return {"test": Dataset.from_list([{"question": text, "answer": "2"} for text in texts])}
+"""
+
+
+def test_text_is_generated_with_the_packed_cache(
+    finished_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same text as with an ordinary cache, since attention sees the same integers."""
+    (tmp_path / "sums.yaml").write_text(GENERATION)
+    (tmp_path / "questions.py").write_text(QUESTIONS)
+    task = find_tasks(["sums"], tasks_dir=tmp_path).tasks["sums"]
+    source = ModelSource.find(str(finished_run.output / "model"))
+    lm = EvaluatedModel(source, source.load("auto", "cpu", "auto"), batch_size=2)
+    caches: list[PackedCache] = []
+
+    class Watched(PackedCache):
+        def __init__(self, model: Any) -> None:
+            super().__init__(model)
+            caches.append(self)
+
+    monkeypatch.setattr(harness, "PackedCache", Watched)
+    measured = measure_task(lm, "sums", task)
+    packed = [instance.resps for instance in task.instances]
+    assert caches
+    assert caches[0].num_bytes() > 0
+    assert measured.log_likelihoods == []
+
+    def refused(model: Any) -> PackedCache:
+        raise ValueError("no packed cache")
+
+    monkeypatch.setattr(harness, "PackedCache", refused)
+    measure_task(lm, "sums", task)
+    assert [instance.resps for instance in task.instances] == packed
