@@ -1,21 +1,25 @@
-"""The command line: ``python cli.py fit|validate -c CONFIG …``.
+"""The command line: ``python cli.py fit|validate -c CONFIG …``, ``python cli.py evaluate …``.
 
 LightningCLI turns the typed signatures of :class:`LanguageModel`, :class:`CalibrationDataModule`
 and Lightning's ``Trainer`` into options and YAML keys. This file only names the subcommands and
 links what belongs together: one ``--output_dir``, one ``--data.seed``, one ``--model.pretrained``.
+Subcommands that need no Trainer are typed functions of their own, see :data:`VERBS`.
 """
 
+import inspect
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Union
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 
-from jsonargparse import auto_cli
+import docstring_parser
+from jsonargparse import ActionYesNo, Namespace
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -26,8 +30,10 @@ from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, pre
 from callbacks.run_summary import print_stored_summary
 from callbacks.trainer_options import require_supported
 from duquant.data.datamodule import CalibrationDataModule
+from duquant.evaluation.command import evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.modules.language_model import LanguageModel
+from duquant.reporting.report import report
 
 EXPECTED_WARNINGS = (
     ".*configure_optimizers. returned .None.*",
@@ -44,7 +50,14 @@ EXPECTED_WARNINGS = (
 DESCRIPTIONS = {
     "fit": "Calibrate a model block by block, write it quantized, and measure its perplexity.",
     "validate": "Measure the perplexity of a finished run's model beside the original's.",
+    "mtbench": "Let a model answer MT-Bench's questions, have them judged, show the scores.",
 }
+
+Verbs = Mapping[str, Union[Callable[..., None], "Verbs"]]
+MT_BENCH: Verbs = {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show}
+VERBS: Verbs = {"evaluate": evaluate, "mtbench": MT_BENCH, "report": report}
+"""Subcommands without a Trainer: a function whose signature and docstring are the options, or a
+table of further subcommands. Its module imports what is slow inside of the function."""
 
 
 FORMS = {"data.validation": "a mapping of names to texts, {mine: my_test.txt}"}
@@ -70,6 +83,29 @@ class DuQuantCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
         }
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        chooser = parser._subcommands_action
+        for choice in chooser._choices_actions:
+            choice.help = DESCRIPTIONS[choice.dest]
+        add_verbs(chooser, VERBS)
+
+    def _set_seed(self) -> None:
+        if self.subcommand not in VERBS:
+            super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer where the subcommand has them."""
+        if self.subcommand not in VERBS:
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand in VERBS:
+            options = self.parser.instantiate_classes(self.config)
+            run_verb(VERBS[subcommand], options[subcommand])
+        else:
+            super()._run_subcommand(subcommand)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options, ours before the Trainer's hundred."""
@@ -132,6 +168,51 @@ class DuQuantCLI(LightningCLI):
         return super()._instantiate_trainer(config, [*callbacks, *ours])
 
 
+def add_verbs(chooser: Any, verbs: Verbs) -> None:
+    """Add subcommands to what jsonargparse calls a subcommands action."""
+    for name, verb in verbs.items():
+        if isinstance(verb, Mapping):
+            parser = OneLineParser(description=DESCRIPTIONS[name])
+            chooser.add_subcommand(name, parser, help=DESCRIPTIONS[name])
+            add_verbs(parser.add_subcommands(), verb)
+        else:
+            about = docstring_parser.parse(verb.__doc__ or "")
+            parser = OneLineParser(description=about.short_description or "")
+            add_options(parser, verb)
+            chooser.add_subcommand(name, parser, help=about.short_description)
+
+
+def add_options(parser: OneLineParser, verb: Callable[..., None]) -> None:
+    """Turn a signature into options.
+
+    A bool becomes a flag, ``config`` also ``-c``, and a list without a default the arguments that
+    are no options.
+    """
+    help_of = {p.arg_name: p.description for p in docstring_parser.parse(verb.__doc__ or "").params}
+    parameters = inspect.signature(verb).parameters
+    flags = {name for name, p in parameters.items() if p.annotation is bool}
+    short = {"config"}.intersection(parameters)
+    bare = {n for n, p in parameters.items() if p.annotation == list[str] and p.default is p.empty}
+    parser.add_function_arguments(verb, as_group=False, skip={*flags, *short, *bare})
+    for name in sorted(bare):
+        parser.add_argument(name, nargs="+", type=str, help=help_of[name])
+    for name in sorted(short):
+        parser.add_argument("-c", f"--{name}", type=str, default=None, help=help_of[name])
+    for name in sorted(flags):
+        parser.add_argument(f"--{name}", action=ActionYesNo, default=False, help=help_of[name])
+
+
+def run_verb(verb: Callable[..., None] | Verbs, options: Namespace) -> None:
+    """Call the function that the command line chose with its options."""
+    if isinstance(verb, Mapping):
+        run_verb(verb[options.subcommand], options[options.subcommand])
+    else:
+        try:
+            verb(**{n: options[n] for n in inspect.signature(verb).parameters})
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None  # its progress has said how to continue
+
+
 def fail(message: str) -> NoReturn:
     """Say what is wrong in one line and leave with status 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
@@ -160,31 +241,13 @@ def build() -> DuQuantCLI:
     )
 
 
-def run_mt_bench(arguments: list[str]) -> None:
-    """Run ``mtbench answer|judge|show``, whose functions' signatures are their options."""
-    try:
-        auto_cli(
-            [mt_bench.answer, mt_bench.judge, mt_bench.show],
-            args=arguments,
-            as_positional=False,
-            prog="cli.py mtbench",
-            description="MT-Bench: a model answers two-turn questions, another judges the answers.",
-            parser_class=OneLineParser,
-        )
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None  # the progress has said how to continue
-
-
 def main() -> None:
     """Run the command line; mistakes of the user end in one line and status 2."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     try:
-        if sys.argv[1:2] == ["mtbench"]:
-            run_mt_bench(sys.argv[2:])
-        else:
-            build()
+        build()
     except (ValueError, OSError, MisconfigurationException) as error:
         fail(str(error))
 

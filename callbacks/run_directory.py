@@ -11,7 +11,6 @@ summary.json     perplexities and costs
 validation.json  what a later `validate` measured
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,6 @@ from duquant.modules.language_model import LanguageModel
 from duquant.modules.run_description import compare_runs
 
 RUN_FILE = "run.json"
-SAMPLES, SAMPLED_BYTES = 256, 1 << 14
-"""What is read of each weight file to recognize it: its start and places all over it."""
 SPARE_BYTES = 50 << 20
 
 
@@ -155,17 +152,9 @@ def _require_vocabulary(decoder: Decoder, largest: int) -> None:
 
 
 def _describe_model(decoder: Decoder) -> dict[str, Any]:
-    digest = hashlib.sha256((decoder.directory / "config.json").read_bytes())
-    for file in sorted(set(decoder.checkpoint.files.values())):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as opened:
-            for place in range(SAMPLES):
-                opened.seek(size * place // SAMPLES)
-                digest.update(opened.read(SAMPLED_BYTES))
     return {
         "type": decoder.config.model_type,
-        "weights": digest.hexdigest()[:16],
+        "weights": decoder.checkpoint.digest(),
         "dtype": str(decoder.dtype).removeprefix("torch."),
         "num_blocks": decoder.num_blocks,
     }

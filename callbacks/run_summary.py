@@ -14,7 +14,7 @@ from callbacks.block_events import BlockRecord
 from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_json
-from duquant.evaluation.perplexity import PROTOCOL
+from duquant.evaluation.perplexity import describe_windows
 from duquant.export.model_card import write_model_card
 from duquant.model.checkpoint import read_json
 from duquant.modules.language_model import (
@@ -87,10 +87,14 @@ def summarize(
 
 def describe_measurement(data: CalibrationDataModule) -> dict[str, Any]:
     """What perplexities are of: the texts, and how they are cut into windows."""
-    protocol = PROTOCOL.format(length=data.sequence_length)
+    protocol = describe_windows(data.sequence_length, data.stride)
     if data.validation_windows is not None:
         protocol += f", at most the first {data.validation_windows}"
-    return {"protocol": protocol, "corpora": data.validation}
+    return {
+        "protocol": protocol,
+        "protocols": {name: data.protocol(name).title for name in data.validation},
+        "corpora": data.validation,
+    }
 
 
 def print_stored_summary(
@@ -141,6 +145,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
             table.add_row(label, *(f"{value:.3f}" for value in values))
     console.print(table)
     skipped = sum(block["skipped_steps"] for block in summary["blocks"])
+    for corpus, title in summary.get("protocols", {}).items():
+        console.print(f"{corpus}: {title}", soft_wrap=True, highlight=False)
     console.print(
         f"{summary['protocol']}; calibrated in {summary['seconds']['total']:.0f} s, peak memory "
         f"{summary['peak_memory_bytes'] / 1e9:.1f} GB"

@@ -35,7 +35,7 @@ class HubCorpus:
         column: column that holds the text.
         joint: text between two documents.
         revision: branch of the dataset, or ``None``.
-        limit: documents used at most, 0 for all.
+        limit: documents joined at most, 0 for all.
     """
 
     path: str
@@ -103,11 +103,22 @@ def load_texts(source: str, split: Split) -> list[str]:
     """
     if source == MIX:
         return [text for part in MIX_PARTS for text in load_texts(part, split)]
+    documents, joint = load_documents(source, split)
+    limit = HUB_CORPORA[source].limit if source in HUB_CORPORA else 0
+    return [joint.join(documents[: limit or None])]
+
+
+def load_documents(source: str, split: Split) -> tuple[list[str], str]:
+    """All documents of a corpus that is no mix, and the joint between them.
+
+    Raises:
+        ValueError: if there is no such corpus or file, or it cannot be read.
+    """
     if source == PYTHON_TOPICS:
-        return ["\n\n".join(python_topics(split))]
+        return list(python_topics(split)), "\n\n"
     if source in HUB_CORPORA:
-        return [_load_from_hub(HUB_CORPORA[source], source, split)]
-    return [_load_local(require_source(source))]
+        return _load_from_hub(HUB_CORPORA[source], source, split), HUB_CORPORA[source].joint
+    return _load_local(require_source(source)), "\n\n"
 
 
 def require_source(source: str) -> Path:
@@ -125,12 +136,12 @@ def require_source(source: str) -> Path:
     return path
 
 
-def _load_local(path: Path) -> str:
+def _load_local(path: Path) -> list[str]:
     from datasets import load_dataset  # a second of import time that bad input need not wait for
 
     if path.suffix == ".txt":
         try:
-            return path.read_text(encoding="utf-8")
+            return [path.read_text(encoding="utf-8")]
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     try:
@@ -149,10 +160,10 @@ def _load_local(path: Path) -> str:
     wrong = next((n for n, text in enumerate(texts, 1) if not isinstance(text, str)), None)
     if wrong is not None:
         raise ValueError(f"{path}: {column} of row {wrong} is not text")
-    return "\n\n".join(texts)
+    return texts
 
 
-def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> str:
+def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> list[str]:
     from datasets import load_dataset
 
     part = corpus.splits[split]
@@ -172,8 +183,7 @@ def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> str:
             f"corpus {name} ({corpus.path}) did not come from the hub: {first_line(error)}; check "
             f"the network or give a local file instead"
         ) from error
-    documents = rows[: corpus.limit][corpus.column] if corpus.limit else rows[corpus.column]
-    return corpus.joint.join(documents)
+    return list(rows[corpus.column])
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from duquant.data.corpora import CORPUS_NAMES, load_texts, require_source
+from duquant.data.corpora import CORPUS_NAMES, MIX, load_documents, load_texts, require_source
+from duquant.data.protocols import Protocol, find_protocol
 from duquant.data.streams import BlockSamples
-from duquant.data.tokens import load_tokenizer, tokenize
 from duquant.data.windows import consecutive_windows, draw_windows
 from duquant.model.batch import BlockBatch
 from duquant.model.checkpoint import find_model_directory
+from duquant.model.tokenizer import load_tokenizer
 
 
 class CalibrationDataModule(LightningDataModule):
@@ -24,10 +25,13 @@ class CalibrationDataModule(LightningDataModule):
         tokenizer: model directory or hub id that holds the tokenizer.
         calibration: corpus to calibrate on: wikitext2, c4, ptb, pile, mix (from the hub),
             python_topics (from the interpreter), or a local .txt, .json, .jsonl or .parquet file.
-        validation: corpora to measure perplexity on, by the name they get in logs and reports.
+        validation: corpora to measure perplexity on, by the name they get in logs and reports; the
+            names c4_joined and c4_drawn choose between the two protocols of C4.
         num_samples: calibration windows.
         sequence_length: tokens of a window, in calibration and validation.
         validation_windows: windows used of each validation corpus (default: all).
+        stride: tokens between the starts of two validation windows, whose last so many predictions
+            are scored (default: sequence_length, windows do not overlap).
         validation_chunk: windows that pass through the model together; more of them load blocks
             less often and take more memory.
         batch_size: calibration samples per LWC step (set by model.lwc.batch_size).
@@ -44,6 +48,7 @@ class CalibrationDataModule(LightningDataModule):
         num_samples: int = 128,
         sequence_length: int = 2048,
         validation_windows: int | None = None,
+        stride: int | None = None,
         validation_chunk: int = 64,
         batch_size: int = 1,
         seed: int = 2,
@@ -56,12 +61,15 @@ class CalibrationDataModule(LightningDataModule):
         self.num_samples = num_samples
         self.sequence_length = sequence_length
         self.validation_windows = validation_windows
+        self.stride = sequence_length if stride is None else stride
         self.validation_chunk = validation_chunk
         self.batch_size = batch_size
         self.seed = seed
         self.add_special_tokens = add_special_tokens
         self.samples: BlockSamples | None = None
         self._tokens: dict[tuple[str, str], list[Tensor]] = {}
+        self._windows: dict[str, Tensor] = {}
+        self._tokenizer: Any = None
         self._require_sense()
 
     def _require_sense(self) -> None:
@@ -70,11 +78,17 @@ class CalibrationDataModule(LightningDataModule):
             "sequence_length": 2,
             "validation_chunk": 1,
             "validation_windows": 1,
+            "stride": 1,
         }
         for name, least in minima.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}")
+        if self.stride > self.sequence_length:
+            raise ValueError(
+                f"data.stride is {self.stride}; it must be at most {self.sequence_length}, the "
+                f"data.sequence_length"
+            )
         if not self.validation:
             raise ValueError("data.validation is empty; name a corpus, {name: file}")
         for source in self.validation.values():
@@ -99,12 +113,26 @@ class CalibrationDataModule(LightningDataModule):
         return torch.cat(windows)
 
     def corpus_windows(self, name: str) -> Tensor:
-        """Windows ``(windows, sequence_length)`` of one validation corpus."""
-        tokens = torch.cat(self._tokenize(self.validation[name], "validation"))
-        try:
-            return consecutive_windows(tokens, self.sequence_length, self.validation_windows)
-        except ValueError as error:
-            raise ValueError(f"validation corpus {name}: {error}") from error
+        """Windows ``(windows, sequence_length)`` of one validation corpus, by its protocol."""
+        if name not in self._windows:
+            source, length = self.validation[name], self.sequence_length
+            try:
+                if source == MIX:
+                    tokens = torch.cat(self._tokenize(source, "validation"))
+                    windows = consecutive_windows(tokens, length, stride=self.stride)
+                else:
+                    documents, joint = load_documents(source, "validation")
+                    windows = self.protocol(name).windows(
+                        documents, joint, self._token_ids, length, self.stride
+                    )
+            except ValueError as error:
+                raise ValueError(f"validation corpus {name}: {error}") from error
+            self._windows[name] = windows
+        return self._windows[name][: self.validation_windows]
+
+    def protocol(self, name: str) -> Protocol:
+        """Which windows of a validation corpus are measured."""
+        return find_protocol(name, self.validation[name])
 
     def description(self) -> dict[str, Any]:
         """What decides the calibrated numbers, for fingerprints; texts by their token hash."""
@@ -141,9 +169,12 @@ class CalibrationDataModule(LightningDataModule):
 
     def _tokenize(self, source: str, split: Any) -> list[Tensor]:
         if (source, split) not in self._tokens:
-            tokenizer = load_tokenizer(find_model_directory(self.tokenizer_source))
-            self._tokens[source, split] = [
-                tokenize(tokenizer, text, add_special_tokens=self.add_special_tokens)
-                for text in load_texts(source, split)
-            ]
+            texts = load_texts(source, split)
+            self._tokens[source, split] = [self._token_ids(text) for text in texts]
         return self._tokens[source, split]
+
+    def _token_ids(self, text: str) -> Tensor:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(find_model_directory(self.tokenizer_source))
+        ids = self._tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids
+        return torch.tensor(ids)

@@ -1,4 +1,4 @@
-"""Token windows: drawn at random for calibration, laid end to end for perplexity."""
+"""Token windows: drawn at random for calibration, laid through the text for perplexity."""
 
 import random
 
@@ -36,13 +36,16 @@ def draw_windows(tokens: Tensor, count: int, length: int, generator: random.Rand
     return torch.stack([tokens[start : start + length] for start in starts])
 
 
-def consecutive_windows(tokens: Tensor, length: int, limit: int | None = None) -> Tensor:
-    """Windows without overlap from the start of the text; a shorter rest is dropped.
+def consecutive_windows(
+    tokens: Tensor, length: int, limit: int | None = None, stride: int | None = None
+) -> Tensor:
+    """Windows from the start of the text, end to end or overlapping; a shorter rest is dropped.
 
     Args:
         tokens: one long sequence, shape ``(n,)``.
         length: tokens of a window.
         limit: windows at most (default: all).
+        stride: tokens between the starts of two windows (default: ``length``, no overlap).
 
     Returns:
         Shape ``(windows, length)``.
@@ -50,12 +53,9 @@ def consecutive_windows(tokens: Tensor, length: int, limit: int | None = None) -
     Raises:
         ValueError: if the text is shorter than one window.
     """
-    count = tokens.numel() // length
-    if count == 0:
+    if tokens.numel() < length:
         raise ValueError(
             f"the text has {tokens.numel()} tokens, fewer than one window of {length}: give a "
             f"longer text or a smaller sequence_length"
         )
-    if limit is not None:
-        count = min(count, limit)
-    return tokens[: count * length].view(count, length)
+    return tokens.unfold(0, length, stride or length)[:limit]

@@ -3,6 +3,8 @@
 The text is tokenized whole, cut into windows that do not overlap, and every window is scored alone:
 the mean negative log-likelihood of its tokens after the first. Perplexity is the exponential of the
 mean over windows. Windows are equally long, so that is the mean over predicted tokens as well.
+With a stride, windows overlap and only the last predictions of each count, so that every one of
+them sees at least ``length - stride`` tokens; the number gets smaller, the time longer.
 
 Hidden states of many windows go through one block before the next block is loaded, so measuring a
 model takes the memory of one block, and the same weights serve several variants of it (full
@@ -19,7 +21,6 @@ from torchmetrics import MeanMetric
 
 from duquant.model.decoder import BlockContext, Decoder
 
-PROTOCOL = "non-overlapping windows of {length} tokens, mean loss over windows"
 BlockLoader = Callable[[int], Mapping[str, nn.Module]]
 """Loads block ``index`` of every variant."""
 TOKENS_AT_ONCE = 4096
@@ -42,18 +43,27 @@ class Perplexity(MeanMetric):
         return super().compute().exp()
 
 
-def window_losses(logits: Tensor, windows: Tensor) -> Tensor:
+def describe_windows(length: int, stride: int) -> str:
+    """How windows are laid and scored, in words."""
+    if stride == length:
+        return f"non-overlapping windows of {length} tokens, mean loss over windows"
+    return f"windows of {length} tokens every {stride}, mean loss of their last {stride}"
+
+
+def window_losses(logits: Tensor, windows: Tensor, num_scored: int | None = None) -> Tensor:
     """Mean negative log-likelihood of each window.
 
     Args:
         logits: ``(windows, tokens, vocabulary)``, any float dtype; scored in float32.
         windows: token ids ``(windows, tokens)``.
+        num_scored: predictions that count, from the window's end (default: all).
 
     Returns:
         float32 of shape ``(windows,)``.
     """
-    scores = logits[:, :-1].float().transpose(1, 2)
-    return F.cross_entropy(scores, windows[:, 1:], reduction="none").mean(dim=1)
+    first = 0 if num_scored is None else max(0, windows.shape[1] - 1 - num_scored)
+    scores = logits[:, first:-1].float().transpose(1, 2)
+    return F.cross_entropy(scores, windows[:, first + 1 :], reduction="none").mean(dim=1)
 
 
 @torch.no_grad()
@@ -64,6 +74,7 @@ def stream_losses(
     windows: Tensor,
     device: torch.device,
     on_block: Callable[[int], Any] | None = None,
+    num_scored: int | None = None,
 ) -> dict[str, Tensor]:
     """Losses of windows under several variants of one model, one block in memory at a time.
 
@@ -74,6 +85,7 @@ def stream_losses(
         windows: token ids ``(windows, tokens)``.
         device: where to compute.
         on_block: told each finished block's index.
+        num_scored: predictions of a window that count, from its end (default: all).
 
     Returns:
         Per variant, the losses ``(windows,)`` on the CPU.
@@ -93,7 +105,7 @@ def stream_losses(
     return {
         name: torch.cat(
             [
-                window_losses(decoder.logits(x.to(device)), piece.to(device)).cpu()
+                window_losses(decoder.logits(x.to(device)), piece.to(device), num_scored).cpu()
                 for x, piece in zip(stream, pieces, strict=True)
             ]
         )
@@ -105,3 +117,31 @@ def run_block(block: nn.Module, x: Tensor, context: BlockContext, device: torch.
     """One block's output ``(batch, tokens, hidden)``, computed on ``device``, kept on the CPU."""
     output: Tensor = block(x.to(device), **context)
     return output.cpu()
+
+
+@torch.no_grad()
+def model_losses(
+    model: Any,
+    windows: Tensor,
+    num_scored: int | None = None,
+    on_windows: Callable[[int], Any] | None = None,
+) -> Tensor:
+    """Losses of windows under a model that lies in memory whole.
+
+    Args:
+        model: a transformers model.
+        windows: token ids ``(windows, tokens)``.
+        num_scored: predictions of a window that count, from its end (default: all).
+        on_windows: told how many windows have just been scored.
+
+    Returns:
+        float32 ``(windows,)`` on the CPU.
+    """
+    losses = []
+    for piece in windows.split(max(1, TOKENS_AT_ONCE // windows.shape[1])):
+        ids = piece.to(model.device)
+        logits = model(input_ids=ids, use_cache=False).logits
+        losses.append(window_losses(logits, ids, num_scored).cpu())
+        if on_windows is not None:
+            on_windows(len(piece))
+    return torch.cat(losses)

@@ -5,6 +5,7 @@ tensors, so memory holds one block and never the model. Pickles (``*.bin``) are 
 run code.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ DTYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
 """safetensors' names of dtypes."""
+SAMPLES, SAMPLED_BYTES = 256, 1 << 14
+"""What is read of each weight file to recognize it: its start and places all over it."""
 FILES_OF_A_MODEL = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -130,6 +133,18 @@ class Checkpoint:
             for file, names in by_file.items()
             for name, tensor in _read(file, names)
         }
+
+    def digest(self) -> str:
+        """What the configuration and places all over the weights say, 16 hexadecimal digits."""
+        digest = hashlib.sha256((self.directory / "config.json").read_bytes())
+        for file in sorted(set(self.files.values())):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}".encode())
+            with file.open("rb") as opened:
+                for place in range(SAMPLES):
+                    opened.seek(size * place // SAMPLES)
+                    digest.update(opened.read(SAMPLED_BYTES))
+        return digest.hexdigest()[:16]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, read from the file's header."""

@@ -206,6 +206,7 @@ class LanguageModel(LightningModule):
             windows,
             self.device,
             on_block=self.on_block_evaluated,
+            num_scored=self.trainer.datamodule.stride,  # type: ignore[attr-defined]
         )
         metrics = list(self._metrics.values())[dataloader_idx]
         for variant, values in losses.items():

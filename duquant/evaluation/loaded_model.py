@@ -1,0 +1,154 @@
+"""The model that is evaluated: a quantized model directory, a full-precision one, or a run's.
+
+Everything that can be wrong with it is found before its weights are read.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from duquant.evaluation.quiet import quiet
+from duquant.export.hugging_face import QUANT_METHOD, set_execution
+from duquant.model.checkpoint import (
+    Checkpoint,
+    find_model_directory,
+    first_line,
+    read_json,
+)
+from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
+from duquant.nn.execution import Backend
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model directory with its tokenizer, checked but not loaded.
+
+    Attributes:
+        name: what the user called it.
+        directory: where it lies.
+        tokenizer: its tokenizer.
+        config: its ``config.json``.
+    """
+
+    name: str
+    directory: Path
+    tokenizer: Any
+    config: dict[str, Any]
+
+    @classmethod
+    def find(cls, name: str, tokenizer: str | None = None) -> "ModelSource":
+        """Look for a model and its tokenizer.
+
+        Args:
+            name: a directory, a hub id, or "quickstart".
+            tokenizer: directory or hub id of another tokenizer.
+
+        Raises:
+            ValueError: if weights or tokenizer are missing, damaged, or do not belong together.
+        """
+        directory = find_model_directory(name)
+        Checkpoint(directory)
+        config = read_json(directory / "config.json")
+        if not isinstance(config, dict) or "vocab_size" not in config:
+            raise ValueError(f"{directory / 'config.json'} is damaged: it has no vocab_size")
+        source = directory if tokenizer is None else find_model_directory(tokenizer)
+        loaded = load_tokenizer(source)
+        require_matching_vocabulary(loaded, int(config["vocab_size"]), source)
+        return cls(name, directory, loaded, config)
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """Recipe of a quantized model."""
+        quantization = self.config.get("quantization_config") or {}
+        is_ours = quantization.get("quant_method") == QUANT_METHOD
+        return quantization["recipe"] if is_ours else None
+
+    @property
+    def label(self) -> str:
+        """``W4A4`` or ``full precision``, for tables."""
+        if self.recipe is None:
+            return "full precision"
+        return f"W{self.recipe['weight_bits']}A{self.recipe['activation_bits']}"
+
+    @property
+    def max_length(self) -> int:
+        """Positions of the model."""
+        return int(self.config.get("max_position_embeddings") or 2048)
+
+    def description(self) -> dict[str, Any]:
+        """What decides its numbers, for fingerprints: no paths."""
+        return {
+            "weights": Checkpoint(self.directory).digest(),
+            "vocabulary": len(self.tokenizer),
+            "kind": self.label,
+        }
+
+    def load(self, dtype: Dtype, device: str, backend: Backend) -> Any:
+        """Read the weights.
+
+        Args:
+            dtype: what the model computes in; "auto" is what it is stored in, and float32 on a CPU,
+                where half precision is slow.
+            device: where it goes; "auto" is the GPU if there is one.
+            backend: arithmetic of a quantized model.
+
+        Raises:
+            ValueError: if transformers cannot load it.
+        """
+        from transformers import AutoModelForCausalLM
+
+        place = find_device(device)
+        if dtype == "auto" and place.type == "cpu":
+            dtype = "float32"
+        try:
+            with quiet():
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.directory,
+                    dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+                    local_files_only=True,
+                )
+                model = model.to(place).eval()
+        except Exception as error:
+            raise ValueError(f"{self.directory} cannot be loaded: {first_line(error)}") from error
+        if self.recipe is not None:
+            set_execution(model, backend)
+        return model
+
+
+def find_device(device: str) -> torch.device:
+    """A device by name; "auto" is the GPU if there is one.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {device}: {first_line(error)}") from error
+
+
+def model_of_run(run: str) -> str:
+    """Directory of the quantized model of a finished run.
+
+    Args:
+        run: the run directory, or the ``config.yaml`` in it.
+
+    Raises:
+        ValueError: if there is no run, or it is not finished.
+    """
+    path = Path(run).expanduser()
+    directory = path.parent if path.suffix in (".yaml", ".yml") else path
+    if not (directory / "run.json").is_file():
+        raise ValueError(f"{directory} holds no run: give a run directory or its config.yaml")
+    if not (directory / "model" / "config.json").is_file():
+        raise ValueError(
+            f"{directory} has no finished model yet: fit with --ckpt_path last finishes it"
+        )
+    return str(directory / "model")

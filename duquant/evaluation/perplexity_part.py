@@ -1,0 +1,54 @@
+"""Perplexity of a loaded model on one corpus, as a part of an evaluation."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from duquant.data.datamodule import CalibrationDataModule
+from duquant.evaluation.perplexity import model_losses
+from duquant.evaluation.statistics import Measurement, perplexity_of
+
+PERPLEXITY = "perplexity_"
+"""What the names of such parts begin with."""
+
+
+def measure_perplexity(
+    model: Any,
+    texts: CalibrationDataModule,
+    part: str,
+    on_windows: Callable[[int], Any] | None = None,
+) -> Measurement:
+    """Perplexity with the standard error over windows.
+
+    Args:
+        model: a transformers model.
+        texts: knows the windows of the corpus.
+        part: :data:`PERPLEXITY` and the corpus.
+        on_windows: told how many windows have just been scored.
+    """
+    name, started = part.removeprefix(PERPLEXITY), time.monotonic()
+    windows = texts.corpus_windows(name)
+    losses = [float(loss) for loss in model_losses(model, windows, texts.stride, on_windows)]
+    return Measurement(
+        name=part,
+        version=texts.protocol(name).title,
+        num_fewshot=0,
+        num_items=len(losses),
+        available_items=len(losses),
+        metrics={"perplexity": perplexity_of(losses)},
+        seconds=time.monotonic() - started,
+    )
+
+
+def corpus_digest(texts: CalibrationDataModule) -> dict[str, Any]:
+    """What decides a perplexity besides the model: by corpus, its tokens, windows and protocol."""
+    return {
+        name: {
+            "tokens": hashlib.sha256(texts.corpus_windows(name).numpy().tobytes()).hexdigest()[:16],
+            "length": texts.sequence_length,
+            "stride": texts.stride,
+            "protocol": texts.protocol(name).title,
+        }
+        for name in texts.validation
+    }
