@@ -26,7 +26,7 @@ from duquant.ops.packing import packed_width
 from duquant.ops.quantized_tokens import encode_tokens
 
 torch.set_num_threads(1)
-HIDDEN, INTERMEDIATE, BLOCKS = 1024, 2816, 3
+HIDDEN, INTERMEDIATE, BLOCKS = 1024, 2816, 8
 SHAPES = [(HIDDEN, HIDDEN)] * 4 + [(INTERMEDIATE, HIDDEN)] * 2 + [(HIDDEN, INTERMEDIATE)]
 
 
