@@ -1,8 +1,8 @@
 """What quantized weights take in memory, by the module's own count and by the operating system's.
 
-The process in question builds a block after the other and runs a token through each. Its peak is
-filled up first (importing leaves a high one), then a block brings the temporary memory; what the
-peak grows by from there on is what the blocks hold.
+The process in question builds blocks, as loading does, and runs a token through each. What its
+resident set grows by is what the blocks hold. The peak would hold temporary memory too, which is
+that of one linear, however many there are.
 """
 
 import json
@@ -17,11 +17,12 @@ from duquant.ops.integer_product import engine
 from tests.assets import REPOSITORY
 
 MEASURE = """
-import gc, json, resource, sys
+import gc, json, resource
 import torch
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.ops.affine import AffineGrid
+from duquant.ops.freed_memory import return_freed_memory
 from duquant.ops.packing import packed_width
 from duquant.ops.quantized_tokens import encode_tokens
 
@@ -42,28 +43,39 @@ def linear(rows, columns, memory):
         dtype=torch.bfloat16,
     )
     made.execution = Execution("integer", memory)
-    grid = AffineGrid(torch.ones(1, 1), torch.zeros(1, 1))
-    made(encode_tokens(torch.ones(1, columns), grid))
     return made
 
 
-def peak():
-    unit = 1 if sys.platform == "darwin" else 1024
+def block(memory):
+    return [linear(*shape, memory) for shape in SHAPES]
+
+
+def run(linears):
+    grid = AffineGrid(torch.ones(1, 1), torch.zeros(1, 1))
+    for each in linears:
+        each(encode_tokens(torch.ones(1, each.in_features), grid))
+    return linears
+
+
+def resident():
     gc.collect()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with open("/proc/self/statm") as opened:
+        return int(opened.read().split()[1]) * resource.getpagesize()
 
 
 bf16 = sum(2 * rows * columns for rows, columns in SHAPES)
 kept, result = [], {}
 for memory in ("packed", "fast"):
-    ballast, high = 1 << 22, peak()
-    while peak() < high + ballast:
-        kept.append(torch.ones(ballast, dtype=torch.uint8))
-    kept += [linear(*shape, memory) for shape in SHAPES]
-    before = peak()
-    blocks = [[linear(*shape, memory) for shape in SHAPES] for _ in range(BLOCKS)]
+    kept.append(run(block(memory)))  # what the first run leaves behind does not count
+    return_freed_memory()
+    before = resident()
+    blocks = [block(memory) for _ in range(BLOCKS)]
+    for each in blocks:
+        run(each)
+    if memory == "packed":
+        return_freed_memory()  # what unpacking left; fast linears do that themselves
     result[memory] = {
-        "system": (peak() - before) / BLOCKS / bf16,
+        "system": (resident() - before) / BLOCKS / bf16,
         "counted": sum(made.resident_bytes() for made in blocks[0]) / bf16,
     }
     kept += blocks
@@ -72,7 +84,7 @@ print(json.dumps(result))
 
 
 @pytest.mark.skipif(engine(torch.device("cpu")) is None, reason="this processor has no int8 engine")
-@pytest.mark.skipif(sys.platform == "win32", reason="resource is a module of Unix")
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident set is read from /proc")
 def test_weights_take_what_is_promised() -> None:
     process = subprocess.run(
         [sys.executable, "-c", MEASURE],
