@@ -50,10 +50,13 @@ EXPECTED_WARNINGS = (
 DESCRIPTIONS = {
     "fit": "Calibrate a model block by block, write it quantized, and measure its perplexity.",
     "validate": "Measure the perplexity of a finished run's model beside the original's.",
-    "mtbench": "Let a model answer MT-Bench's questions, have them judged, show the scores.",
 }
 
 Verbs = Mapping[str, Union[Callable[..., None], "Verbs"]]
+TABLES = {
+    "mtbench": "Let a model answer MT-Bench's questions, have them judged, show the scores.",
+}
+"""What a subcommand is about that is a table of further ones."""
 MT_BENCH: Verbs = {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show}
 VERBS: Verbs = {"evaluate": evaluate, "mtbench": MT_BENCH, "report": report}
 """Subcommands without a Trainer: a function whose signature and docstring are the options, or a
@@ -87,6 +90,7 @@ class DuQuantCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         chooser = parser._subcommands_action
+        assert chooser is not None
         for choice in chooser._choices_actions:
             choice.help = DESCRIPTIONS[choice.dest]
         add_verbs(chooser, VERBS)
@@ -172,8 +176,8 @@ def add_verbs(chooser: Any, verbs: Verbs) -> None:
     """Add subcommands to what jsonargparse calls a subcommands action."""
     for name, verb in verbs.items():
         if isinstance(verb, Mapping):
-            parser = OneLineParser(description=DESCRIPTIONS[name])
-            chooser.add_subcommand(name, parser, help=DESCRIPTIONS[name])
+            parser = OneLineParser(description=TABLES[name])
+            chooser.add_subcommand(name, parser, help=TABLES[name])
             add_verbs(parser.add_subcommands(), verb)
         else:
             about = docstring_parser.parse(verb.__doc__ or "")
