@@ -6,20 +6,16 @@ links what belongs together: one ``--output_dir``, one ``--data.seed``, one ``--
 Subcommands that need no Trainer are typed functions of their own, see :data:`VERBS`.
 """
 
-import inspect
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Union
+from typing import Any, NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 
-import docstring_parser
-from jsonargparse import ActionYesNo, Namespace
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -34,6 +30,7 @@ from duquant.evaluation.command import evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
+from duquant.verbs import Verbs, add_verbs, run_verb
 
 EXPECTED_WARNINGS = (
     ".*configure_optimizers. returned .None.*",
@@ -52,7 +49,6 @@ DESCRIPTIONS = {
     "validate": "Measure the perplexity of a finished run's model beside the original's.",
 }
 
-Verbs = Mapping[str, Union[Callable[..., None], "Verbs"]]
 TABLES = {
     "mtbench": "Let a model answer MT-Bench's questions, have them judged, show the scores.",
 }
@@ -93,7 +89,7 @@ class DuQuantCLI(LightningCLI):
         assert chooser is not None
         for choice in chooser._choices_actions:
             choice.help = DESCRIPTIONS[choice.dest]
-        add_verbs(chooser, VERBS)
+        add_verbs(chooser, VERBS, TABLES, OneLineParser)
 
     def _set_seed(self) -> None:
         if self.subcommand not in VERBS:
@@ -170,51 +166,6 @@ class DuQuantCLI(LightningCLI):
             with_checkpoints=config["enable_checkpointing"] is not False,
         )
         return super()._instantiate_trainer(config, [*callbacks, *ours])
-
-
-def add_verbs(chooser: Any, verbs: Verbs) -> None:
-    """Add subcommands to what jsonargparse calls a subcommands action."""
-    for name, verb in verbs.items():
-        if isinstance(verb, Mapping):
-            parser = OneLineParser(description=TABLES[name])
-            chooser.add_subcommand(name, parser, help=TABLES[name])
-            add_verbs(parser.add_subcommands(), verb)
-        else:
-            about = docstring_parser.parse(verb.__doc__ or "")
-            parser = OneLineParser(description=about.short_description or "")
-            add_options(parser, verb)
-            chooser.add_subcommand(name, parser, help=about.short_description)
-
-
-def add_options(parser: OneLineParser, verb: Callable[..., None]) -> None:
-    """Turn a signature into options.
-
-    A bool becomes a flag, ``config`` also ``-c``, and a list without a default the arguments that
-    are no options.
-    """
-    help_of = {p.arg_name: p.description for p in docstring_parser.parse(verb.__doc__ or "").params}
-    parameters = inspect.signature(verb).parameters
-    flags = {name for name, p in parameters.items() if p.annotation is bool}
-    short = {"config"}.intersection(parameters)
-    bare = {n for n, p in parameters.items() if p.annotation == list[str] and p.default is p.empty}
-    parser.add_function_arguments(verb, as_group=False, skip={*flags, *short, *bare})
-    for name in sorted(bare):
-        parser.add_argument(name, nargs="+", type=str, help=help_of[name])
-    for name in sorted(short):
-        parser.add_argument("-c", f"--{name}", type=str, default=None, help=help_of[name])
-    for name in sorted(flags):
-        parser.add_argument(f"--{name}", action=ActionYesNo, default=False, help=help_of[name])
-
-
-def run_verb(verb: Callable[..., None] | Verbs, options: Namespace) -> None:
-    """Call the function that the command line chose with its options."""
-    if isinstance(verb, Mapping):
-        run_verb(verb[options.subcommand], options[options.subcommand])
-    else:
-        try:
-            verb(**{n: options[n] for n in inspect.signature(verb).parameters})
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None  # its progress has said how to continue
 
 
 def fail(message: str) -> NoReturn:

@@ -23,6 +23,7 @@ FLOORS = {
     "duquant": 3,
     "duquant.calibration": 3,
     "duquant.quantization": 3,
+    "duquant.verbs": 0,
     "duquant.modules": 3,
     "duquant.data": 3,
     "duquant.evaluation": 3,

@@ -153,7 +153,7 @@ def test_another_dtype_casts_everything_but_grids_and_transforms(
 
 @integers_needed
 def test_saving_while_running_in_integers_stores_the_same_tensors(
-    llama: QuantizedDirectory, tmp_path: Path
+    llama: QuantizedDirectory, tmp_path: Path, without_kernel: None
 ) -> None:
     model = llama.load()
     duquant.set_execution(model, "integer")

@@ -228,7 +228,7 @@ def test_no_form_it_takes_changes_what_is_stored(bits: int, group_size: int | No
 
 
 @integers_needed
-def test_the_fast_form_replaces_the_packed_one() -> None:
+def test_the_fast_form_replaces_the_packed_one(without_kernel: None) -> None:
     linear = packed_linear()
     linear.execution = INTEGER
     linear.prepare()
@@ -285,7 +285,7 @@ def test_casting_changes_the_output_and_keeps_the_grid(dtype: torch.dtype) -> No
 
 
 @integers_needed
-def test_packed_weights_stay_packed() -> None:
+def test_packed_weights_stay_packed(without_kernel: None) -> None:
     linear = packed_linear(shape=(64, 256))
     tokens = quantized_input(linear, outlier_activation(3, 256, seed=0))
     linear.execution = INTEGER
@@ -302,7 +302,7 @@ def test_packed_weights_stay_packed() -> None:
 
 
 @integers_needed
-def test_resident_bytes_count_the_form_in_use() -> None:
+def test_resident_bytes_count_the_form_in_use(without_kernel: None) -> None:
     linear = packed_linear(shape=(64, 256))
     linear.execution = INTEGER
     linear.prepare()

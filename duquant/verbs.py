@@ -1,0 +1,69 @@
+"""Subcommands that are functions: signatures become options, docstrings their help.
+
+What needs no Trainer needs no class either. ``evaluate``, ``mtbench answer`` and ``report`` are
+typed functions that anybody can call; jsonargparse reads what they take.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Union
+
+import docstring_parser
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+Verbs = Mapping[str, Union[Callable[..., None], "Verbs"]]
+"""A function by its name, or a table of further ones."""
+
+
+def add_verbs(
+    chooser: Any, verbs: Verbs, tables: Mapping[str, str], parser_class: type[ArgumentParser]
+) -> None:
+    """Add subcommands to what jsonargparse calls a subcommands action.
+
+    Args:
+        chooser: where the subcommands go.
+        verbs: functions, or tables of further ones, by name.
+        tables: what each table is about.
+        parser_class: parses every subcommand.
+    """
+    for name, verb in verbs.items():
+        if isinstance(verb, Mapping):
+            parser = parser_class(description=tables[name])
+            chooser.add_subcommand(name, parser, help=tables[name])
+            add_verbs(parser.add_subcommands(), verb, tables, parser_class)
+        else:
+            about = docstring_parser.parse(verb.__doc__ or "")
+            parser = parser_class(description=about.short_description or "")
+            add_options(parser, verb)
+            chooser.add_subcommand(name, parser, help=about.short_description)
+
+
+def add_options(parser: ArgumentParser, verb: Callable[..., None]) -> None:
+    """Turn a signature into options.
+
+    A bool becomes a flag, ``config`` also ``-c``, and a list without a default the arguments that
+    are no options.
+    """
+    help_of = {p.arg_name: p.description for p in docstring_parser.parse(verb.__doc__ or "").params}
+    parameters = inspect.signature(verb).parameters
+    flags = {name for name, p in parameters.items() if p.annotation is bool}
+    short = {"config"}.intersection(parameters)
+    bare = {n for n, p in parameters.items() if p.annotation == list[str] and p.default is p.empty}
+    parser.add_function_arguments(verb, as_group=False, skip={*flags, *short, *bare})
+    for name in sorted(bare):
+        parser.add_argument(name, nargs="+", type=str, help=help_of[name])
+    for name in sorted(short):
+        parser.add_argument("-c", f"--{name}", type=str, default=None, help=help_of[name])
+    for name in sorted(flags):
+        parser.add_argument(f"--{name}", action=ActionYesNo, default=False, help=help_of[name])
+
+
+def run_verb(verb: Callable[..., None] | Verbs, options: Namespace) -> None:
+    """Call the function that the command line chose with its options."""
+    if isinstance(verb, Mapping):
+        run_verb(verb[options.subcommand], options[options.subcommand])
+    else:
+        try:
+            verb(**{n: options[n] for n in inspect.signature(verb).parameters})
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None  # its progress has said how to continue
