@@ -139,7 +139,12 @@ class BlockProgression(Callback):
         if model.recipe.has_lwc and model.recipe.lwc.augmented_loss:
             augmented = _run_stream(block, streams.quantized, context, device)
         self._next_statistic, reports = model.current_block.to(device).enter(
-            block, peaks, context, streams.statistic.to(device), model.generator(index)
+            block,
+            peaks,
+            context,
+            streams.statistic.to(device),
+            streams.quantized,
+            model.generator(index),
         )
         self._target = target
         data.samples = (

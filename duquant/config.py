@@ -113,15 +113,24 @@ class LWCConfig:
         learning_rate: AdamW's rate for the factors' logits.
         batch_size: calibration samples per step.
         augmented_loss: also match the full-precision block's output on the quantized stream.
+        initialization: where the factors start: ``search`` takes for every row the ratio that costs
+            its linear's output least, ``constant`` takes sigmoid(4) (the authors' code).
+        schedule: the learning rate falls to 0 over a block's steps along a ``cosine``, or stays
+            ``constant`` (the authors' code).
+        zero_point_gradient: learn through the zero points as well; off in the authors' code.
     """
 
     epochs: int = 20
     learning_rate: float = 1e-2
     batch_size: int = 1
     augmented_loss: bool = False
+    initialization: Literal["search", "constant"] = "search"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    zero_point_gradient: bool = True
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers and the choices."""
+        _require_choices("lwc", self)
         if self.epochs < 0:
             raise ValueError(f"lwc.epochs is {self.epochs}; it must be 0 (no LWC) or more")
         if not self.learning_rate > 0:

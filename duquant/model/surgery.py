@@ -92,6 +92,7 @@ def insert_quantizers(
             bits=recipe.weight_bits,
             symmetric=recipe.symmetric,
             group_size=recipe.group_size,
+            zero_point_gradient=recipe.lwc.zero_point_gradient,
         )
     return assemble(block, recipe, sites, linears, scales)
 
