@@ -291,6 +291,24 @@ def test_entering_a_trained_block_again_repeats_the_rotations_and_keeps_the_fact
         assert parameter.requires_grad
 
 
+def test_the_zero_point_gradient_is_an_option(bench: Bench) -> None:
+    """The same loss, another gradient for every linear."""
+    gradients = []
+    for option in (False, True):
+        lwc = replace(CONSTANT, zero_point_gradient=option)
+        block = bench.entered(replace(RECIPE, weight_bits=3, lwc=lwc))
+        loss = block.training_step(bench.batches()[0], 0)
+        assert loss is not None
+        loss.backward()
+        gradients.append((loss.detach(), [parameter.grad for parameter in block.parameters()]))
+    (plain_loss, plain), (loss, with_zero_point) = gradients
+    assert torch.equal(plain_loss, loss)
+    for first, second in zip(plain, with_zero_point, strict=True):
+        assert first is not None
+        assert second is not None
+        assert not torch.equal(first, second)
+
+
 # Where the factors start
 
 
