@@ -33,12 +33,17 @@ FLOORS = {
     "duquant.model": 2,
     "duquant.nn": 1,
     "duquant.config": 0,
+    "duquant.recipe_parts": 0,
     "duquant.durable": 0,
     "duquant.ops": 0,
 }
 STRANGERS = [{"duquant.modules", "duquant.data"}]
 """Rooms on one floor without a door between them; they meet in callbacks."""
-DOORS = [("duquant.config", "duquant.ops")]
+DOORS = [
+    ("duquant.config", "duquant.ops"),
+    ("duquant.config", "duquant.recipe_parts"),
+    ("duquant.recipe_parts", "duquant.ops"),
+]
 """Doors between rooms below the third floor, importer first."""
 
 Sources = dict[str, str]
