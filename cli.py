@@ -3,7 +3,7 @@
 LightningCLI turns the typed signatures of :class:`LanguageModel`, :class:`CalibrationDataModule`
 and Lightning's ``Trainer`` into options and YAML keys. This file only names the subcommands and
 links what belongs together: one ``--output_dir``, one ``--data.seed``, one ``--model.pretrained``.
-Subcommands that need no Trainer stand in :data:`VERBS`.
+Subcommands that need no Trainer are typed functions of their own, see :data:`VERBS`.
 """
 
 import logging
@@ -29,6 +29,7 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.modules.language_model import LanguageModel
+from duquant.reporting.report import report
 from duquant.verbs import Verbs, add_verbs, run_verb
 
 EXPECTED_WARNINGS = (
@@ -48,11 +49,14 @@ DESCRIPTIONS = {
     "validate": "Measure the perplexity of a finished run's model beside the original's.",
 }
 
-VERBS: Verbs = {
-    "evaluate": Evaluate,
-    "mtbench": {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show},
+TABLES = {
+    "mtbench": "Let a model answer MT-Bench's questions, have them judged, show the scores.",
 }
-"""Subcommands that need no Trainer."""
+"""What a subcommand is about that is a table of further ones."""
+MT_BENCH: Verbs = {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show}
+VERBS: Verbs = {"evaluate": Evaluate, "mtbench": MT_BENCH, "report": report}
+"""Subcommands without a Trainer: a function whose signature and docstring are the options, or a
+table of further subcommands. Its module imports what is slow inside of the function."""
 
 
 FORMS = {"data.validation": "a mapping of names to texts, {mine: my_test.txt}"}
@@ -81,7 +85,11 @@ class DuQuantCLI(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
-        add_verbs(parser._subcommands_action, VERBS, OneLineParser)
+        chooser = parser._subcommands_action
+        assert chooser is not None
+        for choice in chooser._choices_actions:
+            choice.help = DESCRIPTIONS[choice.dest]
+        add_verbs(chooser, VERBS, TABLES, OneLineParser)
 
     def _set_seed(self) -> None:
         if self.subcommand not in VERBS:
@@ -89,17 +97,13 @@ class DuQuantCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer where the subcommand has them."""
-        if self.subcommand in VERBS:
-            self.config_init = self.parser.instantiate_classes(self.config)
-        else:
+        if self.subcommand not in VERBS:
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand in VERBS:
-            try:
-                run_verb(VERBS[subcommand], self.config_init[subcommand])
-            except KeyboardInterrupt:
-                raise SystemExit(130) from None  # its progress has said how to continue
+            options = self.parser.instantiate_classes(self.config)
+            run_verb(VERBS[subcommand], options[subcommand])
         else:
             super()._run_subcommand(subcommand)
 

@@ -90,8 +90,11 @@ def describe_measurement(data: CalibrationDataModule) -> dict[str, Any]:
     protocol = describe_windows(data.sequence_length, data.stride)
     if data.validation_windows is not None:
         protocol += f", at most the first {data.validation_windows}"
-    titles = {name: data.protocol(name).title for name in data.validation}
-    return {"protocol": protocol, "protocols": titles, "corpora": data.validation}
+    return {
+        "protocol": protocol,
+        "protocols": {name: data.protocol(name).title for name in data.validation},
+        "corpora": data.validation,
+    }
 
 
 def print_stored_summary(
@@ -106,7 +109,7 @@ def print_stored_summary(
         return
     summary, console = read_json(path), console or Console()
     print_summary(summary, console)
-    if any(summary.get(key) != value for key, value in describe_measurement(data).items()):
+    if any(summary[key] != value for key, value in describe_measurement(data).items()):
         console.print(
             f"These are not the texts or windows asked for now: the run is finished, and python "
             f"cli.py validate -c {output_dir / 'config.yaml'} --data.validation … measures others.",

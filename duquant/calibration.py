@@ -76,7 +76,7 @@ def enter_block(
     if recipe.has_lwc and recipe.lwc.augmented_loss:
         augmented = _run_stream(layer, streams.quantized, context, device)
     statistic, reports = block.to(device).enter(
-        layer, peaks, context, streams.statistic.to(device), generator
+        layer, peaks, context, streams.statistic.to(device), streams.quantized, generator
     )
     samples = BlockSamples(streams.quantized, target, augmented) if recipe.has_lwc else None
     return BlockTurn(samples, reports, target, streams.quantized, statistic.cpu())

@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 from duquant.calibration import enter_block, finish_block, open_streams
 from duquant.config import Recipe
 from duquant.data.streams import BlockSamples
-from duquant.data.tokens import load_tokenizer, tokenize
 from duquant.data.windows import draw_windows
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
 from duquant.model.decoder import Decoder
 from duquant.model.structure import linear_shapes, require_fitting_widths
+from duquant.model.tokenizer import load_tokenizer
 from duquant.modules.block import QuantBlock, block_generator
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -79,7 +79,8 @@ def quantize(
         decoder = Decoder(source, _dtype(dtype))
         require_fitting_widths(decoder.meta_block(), recipe)
         whole = texts if isinstance(texts, str) else "\n\n".join(texts)
-        tokens = tokenize(load_tokenizer(decoder.directory), whole, add_special_tokens=False)
+        tokenizer = load_tokenizer(decoder.directory)
+        tokens = torch.tensor(tokenizer(whole, add_special_tokens=False).input_ids)
         windows = draw_windows(tokens, num_samples, sequence_length, random.Random(seed))
         directory = ModelDirectory(output, recipe)
         _calibrate(decoder, directory, windows, seed, place, on_block)

@@ -1,8 +1,8 @@
-"""Subcommands without a Trainer: typed functions and classes become options of the command line.
+"""Subcommands that are functions: signatures become options, docstrings their help.
 
-A verb is a function whose signature and docstring are its options, a class of options whose objects
-are called, or a table of further verbs. Their modules import what is slow only when they are
-called, because the command line reads the signatures of all of them.
+What needs no Trainer needs no class either. ``mtbench answer`` and ``report`` are typed functions
+that anybody can call; jsonargparse reads what they take. Where options are many, as for
+``evaluate``, they are a class of their own, whose object is called.
 """
 
 import inspect
@@ -14,21 +14,25 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 Verb = Callable[..., Any]
 Verbs = Mapping[str, Union[Verb, "Verbs"]]
+"""A function or a class by its name, or a table of further ones."""
 
 
-def add_verbs(chooser: Any, verbs: Verbs, parser_class: type[ArgumentParser]) -> None:
-    """Add subcommands.
+def add_verbs(
+    chooser: Any, verbs: Verbs, tables: Mapping[str, str], parser_class: type[ArgumentParser]
+) -> None:
+    """Add subcommands to what jsonargparse calls a subcommands action.
 
     Args:
-        chooser: what ``parser.add_subcommands()`` gives.
-        verbs: what is added.
-        parser_class: how each of them is parsed.
+        chooser: where the subcommands go.
+        verbs: functions, or tables of further ones, by name.
+        tables: what each table is about.
+        parser_class: parses every subcommand.
     """
     for name, verb in verbs.items():
         if isinstance(verb, Mapping):
-            parser = parser_class()
-            chooser.add_subcommand(name, parser, help=", ".join(verb))
-            add_verbs(parser.add_subcommands(), verb, parser_class)
+            parser = parser_class(description=tables[name])
+            chooser.add_subcommand(name, parser, help=tables[name])
+            add_verbs(parser.add_subcommands(), verb, tables, parser_class)
         else:
             about = docstring_parser.parse(verb.__doc__ or "")
             parser = parser_class(description=about.short_description or "")
@@ -37,12 +41,20 @@ def add_verbs(chooser: Any, verbs: Verbs, parser_class: type[ArgumentParser]) ->
 
 
 def add_options(parser: ArgumentParser, verb: Verb) -> None:
-    """Turn a signature into options: a bool into a flag, ``config`` also into ``-c``."""
+    """Turn a signature into options.
+
+    A bool becomes a flag, ``config`` also ``-c``, and a list without a default the arguments that
+    are no options.
+    """
     help_of = {p.arg_name: p.description for p in docstring_parser.parse(verb.__doc__ or "").params}
-    flags = {n for n, p in inspect.signature(verb).parameters.items() if p.annotation is bool}
-    short = {"config"}.intersection(inspect.signature(verb).parameters)
+    parameters = inspect.signature(verb).parameters
+    flags = {name for name, p in parameters.items() if p.annotation is bool}
+    short = {"config"}.intersection(parameters)
+    bare = {n for n, p in parameters.items() if p.annotation == list[str] and p.default is p.empty}
     add = parser.add_class_arguments if isinstance(verb, type) else parser.add_function_arguments
-    add(verb, as_group=False, skip={*flags, *short})
+    add(verb, as_group=False, skip={*flags, *short, *bare})
+    for name in sorted(bare):
+        parser.add_argument(name, nargs="+", type=str, help=help_of[name])
     for name in sorted(short):
         parser.add_argument("-c", f"--{name}", type=str, default=None, help=help_of[name])
     for name in sorted(flags):
@@ -54,6 +66,9 @@ def run_verb(verb: Verb | Verbs, options: Namespace) -> None:
     if isinstance(verb, Mapping):
         run_verb(verb[options.subcommand], options[options.subcommand])
     else:
-        made = verb(**{n: options[n] for n in inspect.signature(verb).parameters})
-        if isinstance(verb, type):
-            made()
+        try:
+            made = verb(**{n: options[n] for n in inspect.signature(verb).parameters})
+            if isinstance(verb, type):
+                made()
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None  # its progress has said how to continue

@@ -25,3 +25,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> "FinishedRun":
     from tests.in_process import finish_run
 
     return finish_run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integer products by PyTorch alone, as on a machine without a compiler."""
+    from duquant.ops import kernels
+
+    monkeypatch.setattr(kernels, "is_available", lambda: False)

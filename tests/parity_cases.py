@@ -104,7 +104,12 @@ class ModelCase:
             ),
             clipping=ClippingConfig(weight_ratio=ratio, activation_ratio=given["lac"] or 1.0),
             lwc=LWCConfig(
-                epochs=given["epochs"] if self.has_lwc else 0, learning_rate=given["lwc_lr"]
+                epochs=given["epochs"] if self.has_lwc else 0,
+                learning_rate=given["lwc_lr"],
+                batch_size=1,
+                initialization="constant",
+                schedule="constant",
+                zero_point_gradient=False,
             ),
         )
 

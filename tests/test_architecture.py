@@ -3,7 +3,7 @@
 5  cli
 4  callbacks
 3  duquant.calibration, duquant.quantization: where modules, data and export meet
-   duquant.modules, data, evaluation, export, reporting, quickstart, verbs
+   duquant.modules, data, evaluation, export, reporting, quickstart
 2  duquant.model
 1  duquant.nn
 0  duquant.ops, duquant.config
@@ -23,7 +23,7 @@ FLOORS = {
     "duquant": 3,
     "duquant.calibration": 3,
     "duquant.quantization": 3,
-    "duquant.verbs": 3,
+    "duquant.verbs": 0,
     "duquant.modules": 3,
     "duquant.data": 3,
     "duquant.evaluation": 3,
@@ -33,12 +33,17 @@ FLOORS = {
     "duquant.model": 2,
     "duquant.nn": 1,
     "duquant.config": 0,
+    "duquant.recipe_parts": 0,
     "duquant.durable": 0,
     "duquant.ops": 0,
 }
 STRANGERS = [{"duquant.modules", "duquant.data"}]
 """Rooms on one floor without a door between them; they meet in callbacks."""
-DOORS = [("duquant.config", "duquant.ops")]
+DOORS = [
+    ("duquant.config", "duquant.ops"),
+    ("duquant.config", "duquant.recipe_parts"),
+    ("duquant.recipe_parts", "duquant.ops"),
+]
 """Doors between rooms below the third floor, importer first."""
 
 Sources = dict[str, str]

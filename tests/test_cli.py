@@ -89,8 +89,8 @@ BAD_OPTIONS = {
     ),
     "missing model": (["--model.pretrained", "./nowhere"], ["no model directory ./nowhere"]),
     "some batches": (
-        ["--trainer.limit_train_batches", "1"],
-        ["limit_train_batches is 1;", "must be 1.0", "data.num_samples"],
+        ["--trainer.limit_train_batches", "0.5"],
+        ["limit_train_batches is 0.5;", "must be 1.0", "data.num_samples"],
     ),
     "half precision": (
         ["--trainer.precision", "bf16-true"],

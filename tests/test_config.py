@@ -51,6 +51,8 @@ SECTIONS = {
         ("lwc", "learning_rate", -1e-3),
         ("lwc", "learning_rate", math.nan),
         ("lwc", "batch_size", 0),
+        ("lwc", "initialization", "zero"),
+        ("lwc", "schedule", "linear"),
     ],
 )
 def test_a_section_refuses_and_names_option_and_value(
@@ -73,6 +75,7 @@ def test_a_section_refuses_and_names_option_and_value(
         ("rotation", {"block_size": 96, "selector": "outlier"}),
         ("clipping", {"weight_ratio": 1.0, "activation_ratio": 1.0}),
         ("lwc", {"epochs": 0, "batch_size": 1}),
+        ("lwc", {"initialization": "constant", "schedule": "constant"}),
     ],
 )
 def test_the_limits_themselves_are_allowed(section: str, options: dict[str, Any]) -> None:
@@ -103,7 +106,7 @@ def test_group_size_is_at_least_one() -> None:
 
 
 def test_a_fixed_ratio_and_lwc_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match=r"weight_ratio is 0\.8 while LWC .* 20 epochs"):
+    with pytest.raises(ValueError, match=r"weight_ratio is 0\.8 while LWC .* 8 epochs"):
         Recipe(clipping=ClippingConfig(weight_ratio=0.8))
     assert Recipe(clipping=ClippingConfig(weight_ratio=0.7), lwc=NO_LWC).weight_ratio == 0.7
 

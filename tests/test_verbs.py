@@ -42,7 +42,7 @@ VERBS: Verbs = {"greet": greet, "numbers": {"count": Count}}
 @pytest.fixture
 def parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
-    add_verbs(parser.add_subcommands(), VERBS, ArgumentParser)
+    add_verbs(parser.add_subcommands(), VERBS, {"numbers": "Numbers."}, ArgumentParser)
     called.clear()
     return parser
 
@@ -67,7 +67,7 @@ def test_the_verb_is_called_with_its_options(
 
 def test_help_is_the_docstring(parser: ArgumentParser, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
-        (["--help"], ["Greet somebody.", "count"]),
+        (["--help"], ["Greet somebody.", "Numbers."]),
         (["greet", "--help"], ["Greet somebody.", "whom.", "-c CONFIG", "shout."]),
         (["numbers", "count", "--help"], ["Count up.", "where it ends."]),
     ):

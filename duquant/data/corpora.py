@@ -169,7 +169,7 @@ def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> list[str]:
     part = corpus.splits[split]
     files = corpus.files and {part: corpus.files[part]}
     try:
-        with _straight_to_the_cache_without_a_hub():
+        with straight_to_the_cache_without_a_hub():
             rows = load_dataset(
                 corpus.path,
                 corpus.name,
@@ -187,7 +187,7 @@ def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> list[str]:
 
 
 @contextmanager
-def _straight_to_the_cache_without_a_hub() -> Iterator[None]:
+def straight_to_the_cache_without_a_hub() -> Iterator[None]:
     """Keep datasets, which takes no argument for it, from asking a silent hub six times."""
     from datasets import config
 

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from duquant.data.corpora import CORPUS_NAMES, MIX, load_documents, load_texts, require_source
 from duquant.data.protocols import Protocol, find_protocol
 from duquant.data.streams import BlockSamples
-from duquant.data.tokens import load_tokenizer, tokenize
 from duquant.data.windows import consecutive_windows, draw_windows
 from duquant.model.batch import BlockBatch
 from duquant.model.checkpoint import find_model_directory
+from duquant.model.tokenizer import load_tokenizer
 
 
 class CalibrationDataModule(LightningDataModule):
@@ -176,4 +176,5 @@ class CalibrationDataModule(LightningDataModule):
     def _token_ids(self, text: str) -> Tensor:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(find_model_directory(self.tokenizer_source))
-        return tokenize(self._tokenizer, text, add_special_tokens=self.add_special_tokens)
+        ids = self._tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids
+        return torch.tensor(ids)

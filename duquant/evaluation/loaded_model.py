@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from duquant.data.tokens import load_tokenizer
 from duquant.evaluation.command import Dtype
 from duquant.evaluation.quiet import quiet
 from duquant.export.hugging_face import QUANT_METHOD, set_execution
@@ -19,7 +18,7 @@ from duquant.model.checkpoint import (
     first_line,
     read_json,
 )
-from duquant.model.vocabulary import require_matching_vocabulary
+from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
 from duquant.nn.execution import Backend
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import lm_eval
 from lm_eval.tasks import TaskManager
 
+from duquant.data.corpora import straight_to_the_cache_without_a_hub
 from duquant.evaluation.local_items import TASKS_DIRECTORY, file_digest, items_file, read_items
 from duquant.evaluation.mmlu import local_subjects, mmlu_groups, subject_digest
 from duquant.evaluation.quiet import quiet
@@ -145,7 +146,7 @@ def _add_from_lm_eval(
     found: TaskList, name: str, file: Path | None, tasks_dir: Path | None
 ) -> None:
     try:
-        with quiet():
+        with quiet(), straight_to_the_cache_without_a_hub():
             manager = TaskManager(
                 include_path=None if tasks_dir is None else str(tasks_dir),
                 include_defaults=file is None,

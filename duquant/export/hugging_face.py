@@ -6,10 +6,11 @@ Here every decoder block gets the modules its stored tensors describe; after tha
 tensors, places them and dispatches devices as for any model. No code comes with the directory.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
@@ -44,17 +45,19 @@ class DuquantConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        recipe: dict[str, Any],
+        recipe: dict[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
         blocks: list[str] | None = None,
         quant_method: str = QUANT_METHOD,
         **unknown: Any,
     ) -> None:
-        if format_version > FORMAT_VERSION:
+        if not isinstance(format_version, int) or format_version > FORMAT_VERSION:
             raise ValueError(
                 f"the model directory has format version {format_version}; this duquant reads "
                 f"versions up to {FORMAT_VERSION}: install a newer one"
             )
+        if recipe is None:
+            raise ValueError("quantization_config has no recipe: the model directory is damaged")
         if unknown:
             raise ValueError(f"quantization_config has an unknown key: {min(unknown)}")
         Recipe.from_dict(recipe)
@@ -97,7 +100,12 @@ class DuquantQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         recipe = Recipe.from_dict(self.quantization_config.recipe)
         stored = meta_tensors(Path(file) for file in kwargs["checkpoint_files"])
-        for index, block in enumerate(_blocks(model)):
+        blocks, digests = _blocks(model), self.quantization_config.blocks
+        if digests and len(digests) != len(blocks):
+            raise ValueError(
+                f"config.json asks for {len(blocks)} blocks; the quantized model has {len(digests)}"
+            )
+        for index, block in enumerate(blocks):
             prefix = f"model.layers.{index}."
             tensors = {
                 name.removeprefix(prefix): tensor
@@ -108,6 +116,7 @@ class DuquantQuantizer(HfQuantizer):
                 unpack_block(block, tensors, recipe, model.dtype)
             except ValueError as error:
                 raise ValueError(f"block {index} of the quantized model: {error}") from error
+        _require_stored(model, stored)
         model.set_attn_implementation(ATTENTION_NAME)
         return model
 
@@ -150,6 +159,21 @@ def register() -> None:
     register_attention()
     AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = DuquantConfig
     AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = DuquantQuantizer
+
+
+def _require_stored(model: Any, stored: Mapping[str, Tensor]) -> None:
+    """Refuse what transformers would draw at random or report in a table."""
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    for name, parameter in model.named_parameters():
+        if name not in stored:
+            if name in tied:
+                continue
+            raise ValueError(f"the quantized model lacks {name}")
+        if stored[name].shape != parameter.shape:
+            raise ValueError(
+                f"the quantized model's {name} has shape {tuple(stored[name].shape)}; config.json "
+                f"asks for {tuple(parameter.shape)}"
+            )
 
 
 def _blocks(model: Any) -> list[nn.Module]:

@@ -22,13 +22,13 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 EMBEDDED = {"quickstart": Path(__file__).parents[1] / "quickstart" / "model"}
 """Models inside the package, by name."""
-SAMPLES, SAMPLED_BYTES = 256, 1 << 14
-"""What is read of each weight file to recognize it: its start and places all over it."""
 DTYPES = {
     "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
 """safetensors' names of dtypes."""
+SAMPLES, SAMPLED_BYTES = 256, 1 << 14
+"""What is read of each weight file to recognize it: its start and places all over it."""
 FILES_OF_A_MODEL = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 

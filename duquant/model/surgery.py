@@ -99,6 +99,7 @@ def insert_quantizers(
             bits=recipe.weight_bits,
             symmetric=recipe.symmetric,
             group_size=recipe.group_size,
+            zero_point_gradient=recipe.lwc.zero_point_gradient,
         )
     install_modules(block, recipe, sites, linears)
     return QuantizedBlock(block, sites, linears, scales)

@@ -7,13 +7,14 @@ replicates it.
 
 The life of a block:
 
-    enter     smooth, insert quantizers, search rotations on the statistic stream
+    enter     smooth, insert quantizers, search rotations on the statistic stream, then the clip
+              factors' first values on the calibration samples
     train     LWC: mean squared error between the quantized block's output on the quantized stream
               and the full-precision block's output on its own stream (DuQuant section 3.1)
     finish    pack, freeze, hand its output to the next block, drop the weights
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -22,17 +23,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from duquant.config import Recipe
+from duquant.evaluation.perplexity import TOKENS_AT_ONCE
 from duquant.model.batch import BlockBatch
+from duquant.model.clip_initialization import search_clips
 from duquant.model.decoder import BlockContext
 from duquant.model.site_report import SiteReport, report_site
 from duquant.model.smoothing import smooth_block
 from duquant.model.structure import Site, short_name
 from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
+from duquant.modules.clip_optimizer import clip_optimizer, set_learning_rate
 from duquant.nn.clipping import INITIAL_LOGIT, ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
 from duquant.ops.rotation import BaseSource
-
-SMALLEST_GRADIENT = 1e-15
 
 
 class QuantBlock(LightningModule):
@@ -44,6 +46,7 @@ class QuantBlock(LightningModule):
     """
 
     skipped_steps: Tensor
+    has_begun: Tensor
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], recipe: Recipe) -> None:
         super().__init__()
@@ -53,6 +56,7 @@ class QuantBlock(LightningModule):
             {short_name(name): _new_clip(shape, recipe) for name, shape in shapes.items()}
         )
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("has_begun", torch.zeros((), dtype=torch.bool))
         self.quantized: QuantizedBlock | None = None
         self.context: BlockContext = {}
 
@@ -63,6 +67,7 @@ class QuantBlock(LightningModule):
         peaks: Mapping[str, Tensor],
         context: BlockContext,
         statistic: Tensor,
+        samples: Tensor,
         generator: torch.Generator,
         *,
         draw_base: BaseSource | None = None,
@@ -74,12 +79,14 @@ class QuantBlock(LightningModule):
             peaks: ``max|x|`` per channel of every site under full precision.
             context: what the block's forward needs beside hidden states.
             statistic: calibration tensor ``(1, tokens, hidden)`` of the rotation search.
+            samples: the block's calibration inputs ``(samples, tokens, hidden)``, on any device;
+                they decide where the clip factors start, unless a checkpoint already did.
             generator: randomness of the search.
             draw_base: replaces the random base matrices, in tests.
 
         Returns:
             The block's output on ``statistic`` and what each site's transform did. Both are
-            computed with the clip factors' initial values, also when training was resumed.
+            computed with the clip factors at sigmoid(4), also when training was resumed.
         """
         scales, online = smooth_block(block, peaks, self.recipe)
         clips = {name: self._clip(name) for name in self.linear_names}
@@ -99,6 +106,7 @@ class QuantBlock(LightningModule):
                 observe=observe,
                 draw_base=draw_base,
             )
+        self._begin(samples.split(max(1, TOKENS_AT_ONCE // statistic.shape[1])), statistic.device)
         return output, reports
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -127,6 +135,10 @@ class QuantBlock(LightningModule):
         self.skipped_steps += 1
         return True
 
+    def on_train_batch_start(self, batch: BlockBatch, batch_idx: int) -> None:
+        """Follow the schedule when the block trains alone."""
+        set_learning_rate(self.trainer, self.recipe.lwc, batch_idx)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Guard the factors when the block trains alone."""
         self.drop_unusable_gradients()
@@ -143,6 +155,15 @@ class QuantBlock(LightningModule):
     def clip_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Learned factors on maximum and minimum, by linear; empty without LWC."""
         return {name: clip() for name, clip in self.clips.items() if isinstance(clip, ClipFactors)}
+
+    def _begin(self, pieces: Iterable[Tensor], device: torch.device) -> None:
+        """Choose the factors that training starts from, once in the life of a block."""
+        if self.recipe.has_lwc and not self.has_begun:
+            if self.recipe.lwc.initialization == "search":
+                assert self.quantized is not None
+                on_device = (piece.to(device) for piece in pieces)
+                search_clips(self.quantized, self, on_device, self.recipe)
+            self.has_begun.fill_(True)
 
     def _clip(self, linear: str) -> ClipFactors | FixedClip:
         clip = self.clips[short_name(linear)]
@@ -164,17 +185,6 @@ class QuantBlock(LightningModule):
 def block_generator(seed: int, index: int) -> torch.Generator:
     """Randomness of block ``index``'s rotation search, on the CPU."""
     return torch.Generator().manual_seed(seed * 1_000_003 + index)
-
-
-def clip_optimizer(parameters: Iterator[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW for clip factors.
-
-    The loss is a mean over activations, which may be small numbers: gradients of 1e-11 are usual
-    on small models. AdamW's own ``eps`` of 1e-8 would swallow them and nothing would be learned.
-    """
-    return torch.optim.AdamW(
-        parameters, lr=recipe.lwc.learning_rate, weight_decay=0.0, eps=SMALLEST_GRADIENT
-    )
 
 
 def _new_clip(shape: tuple[int, int], recipe: Recipe) -> ClipFactors | FixedClip:

@@ -33,7 +33,8 @@ from duquant.model.batch import BlockBatch
 from duquant.model.decoder import Decoder
 from duquant.model.structure import LINEARS, linear_shapes, require_fitting_widths
 from duquant.model.surgery import insert_quantizers
-from duquant.modules.block import QuantBlock, block_generator, clip_optimizer
+from duquant.modules.block import QuantBlock, block_generator
+from duquant.modules.clip_optimizer import clip_optimizer, set_learning_rate
 from duquant.modules.run_description import compare_runs
 from duquant.nn.clipping import FixedClip
 
@@ -158,6 +159,10 @@ class LanguageModel(LightningModule):
         if loss is not None:
             self.log("lwc/loss", loss, prog_bar=True)
         return loss
+
+    def on_train_batch_start(self, batch: BlockBatch, batch_idx: int) -> None:
+        """Follow the current block's schedule."""
+        set_learning_rate(self.trainer, self.recipe.lwc, batch_idx)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let no gradient that is not finite reach the factors."""

@@ -1,7 +1,8 @@
 """Clip factors of a weight: two numbers per row that shrink its range.
 
-``ClipFactors`` learns them (LWC: logits that start at 4.0 and pass through a sigmoid, so a row
-starts at 98 % of its range and can only shrink); ``FixedClip`` holds one ratio for all rows.
+``ClipFactors`` learns them (LWC: logits that pass through a sigmoid, so a range can only shrink;
+they start at 4.0, 98 % of the range, or where a search puts them); ``FixedClip`` holds one ratio
+for all rows.
 Both return ``(high, low)`` ready for :func:`duquant.ops.affine.affine_grid`.
 """
 
@@ -26,6 +27,12 @@ class ClipFactors(nn.Module):
     def forward(self) -> tuple[Tensor, Tensor]:
         """Factors on each row's maximum and minimum, both of shape ``(rows, 1)``."""
         return self.high_logit.sigmoid(), self.low_logit.sigmoid()
+
+    @torch.no_grad()
+    def start_at(self, ratios: Tensor) -> None:
+        """Begin with one ratio for both ends of each row, between 0 and 1, shape ``(rows, 1)``."""
+        for logit in (self.high_logit, self.low_logit):
+            logit.copy_(ratios.logit())
 
 
 class FixedClip(nn.Module):

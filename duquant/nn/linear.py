@@ -32,6 +32,7 @@ class QuantLinear(nn.Module):
         bits: bits of the weight; 16 leaves it alone.
         symmetric: centre every row's range on zero.
         group_size: inputs that share a scale, a divisor of ``in`` (default: all).
+        zero_point_gradient: let the clip factors learn through the zero points too.
         site: transform of the input, if this linear is its only reader.
     """
 
@@ -47,6 +48,7 @@ class QuantLinear(nn.Module):
         bits: int,
         symmetric: bool = False,
         group_size: int | None = None,
+        zero_point_gradient: bool = False,
         site: SiteTransform | None = None,
     ) -> None:
         super().__init__()
@@ -56,6 +58,7 @@ class QuantLinear(nn.Module):
         self.bits = bits
         self.symmetric = symmetric
         self.group_size = group_size
+        self.zero_point_gradient = zero_point_gradient
         self.site = site
         self.is_frozen = False
 
@@ -73,7 +76,12 @@ class QuantLinear(nn.Module):
         high, low = self.clip()
         rows = split_groups(self.weight, self.group_size)
         quantized = fake_quantize_rows(
-            rows, self.bits, symmetric=self.symmetric, clip_high=high, clip_low=low
+            rows,
+            self.bits,
+            symmetric=self.symmetric,
+            clip_high=high,
+            clip_low=low,
+            zero_point_gradient=self.zero_point_gradient,
         )
         return quantized.reshape(self.weight.shape)
 

@@ -11,7 +11,7 @@ In exact arithmetic both are equal. The integer products are exact, so the integ
 the rounding of a handful of float32 operations, while the reference accumulates one per input:
 the two differ by at most ``(in + 8) · ε · Σ|x̂ ŵ|`` per output, with ``ε`` the unit roundoff of the
 dtype the reference multiplies in (2⁻²⁴ for float32; 2⁻⁸ for bfloat16, which also rounds ``x̂`` and
-``ŵ`` themselves).
+``ŵ`` themselves). A bias counts as one more term.
 
 The packed weight is the layer's state. Faster forms are made from it at first use, and it is made
 from them again when somebody saves.
@@ -28,6 +28,7 @@ from duquant.nn.exact_buffers import ExactBuffers
 from duquant.nn.execution import Execution
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import AffineGrid, dequantize
+from duquant.ops.freed_memory import return_freed_memory
 from duquant.ops.integer_product import (
     IntegerWeight,
     columns_at_once,
@@ -154,6 +155,7 @@ class PackedLinear(ExactBuffers):
         self.panels = panels
         if takes_memory:
             self.packed = None
+            return_freed_memory()
         return panels
 
     def restore(self) -> None:

@@ -6,12 +6,18 @@ closed form. With ``n = 2**bits - 1``, ``t = x / s``, rounding of ``t`` differen
 identity, the zero point ``z`` a constant, and an entry called *inside* when clamping to ``0 … n``
 did not touch it:
 
-    ∂x̂/∂x = [inside]        ∂x̂/∂s = (q − z) − [inside] · t
+    ∂x̂/∂x = [inside]        s · ∂x̂/∂s = x̂ − [inside] · x
 
 and ``s = (high − low) / n`` passes the sum over the row on to the row's ends. The symmetric variant
 has ``s = max(|high|, |low|) / (2**(bits-1) - 1)``.
 
-Values are exactly those of the reference; a test compares the gradients.
+The authors' zero point is a constant to the clip factors. It need not be: ``z = −low / s``, its
+rounding differentiated as the identity too, moves every clamped entry. With ``o`` the sum of the
+gradients that arrive at them, ``zero_point_gradient`` adds ``o`` to the gradient of ``low`` and
+``−o · low / s`` to that of ``s``: clamped entries then follow the end of the range they sit at.
+
+Values are exactly those of the reference; a test compares the gradients. Masks are floats and
+maxima come without indices: on a CPU, booleans and indices cost more than arithmetic.
 """
 
 from typing import Any
@@ -35,14 +41,19 @@ def fake_quantize_rows(
     symmetric: bool = False,
     clip_high: Tensor | float = 1.0,
     clip_low: Tensor | float = 1.0,
+    zero_point_gradient: bool = False,
 ) -> Tensor:
     """Quantize and dequantize rows, differentiable in ``x`` and in the clip factors.
 
-    Args and shapes are those of :func:`duquant.ops.affine.affine_grid`.
+    Arguments and shapes are those of :func:`duquant.ops.affine.affine_grid`. With
+    ``zero_point_gradient`` the clip factors (not ``x``) learn through the zero point as well; a
+    symmetric range has none to learn through.
     """
     if bits >= UNQUANTIZED_BITS:
         return x
-    result: Tensor = _FakeQuantizeRows.apply(x, clip_high, clip_low, bits, symmetric)
+    result: Tensor = _FakeQuantizeRows.apply(
+        x, clip_high, clip_low, bits, symmetric, zero_point_gradient and not symmetric
+    )
     return result
 
 
@@ -55,32 +66,43 @@ class _FakeQuantizeRows(torch.autograd.Function):
         clip_low: Tensor | float,
         bits: int,
         symmetric: bool,
+        zero_point_gradient: bool,
     ) -> Tensor:
         grid = affine_grid(x, bits, symmetric=symmetric, clip_high=clip_high, clip_low=clip_low)
         levels = (x / grid.scale).round_().add_(grid.zero)
         q = levels.clamp(0, 2**bits - 1)
+        if not any(ctx.needs_input_grad):
+            return dequantize(q, grid)
+        outside = levels.sub_(q).abs_().clamp_(max=1)
+        quantized = dequantize(q, grid)
         ctx.bits, ctx.symmetric, ctx.clips = bits, symmetric, (clip_high, clip_low)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x, q, levels == q, grid.scale, grid.zero)
-        return dequantize(q, grid)
+        ctx.zero_point_gradient = zero_point_gradient
+        ctx.save_for_backward(x, quantized, outside, grid.scale)
+        return quantized
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, q, inside, scale, zero = ctx.saved_tensors
+        x, quantized, outside, scale = ctx.saved_tensors
         clip_high, clip_low = ctx.clips
-        highest, lowest = x.max(dim=-1, keepdim=True), x.min(dim=-1, keepdim=True)
-        high, low = clip_high * highest.values, clip_low * lowest.values
-        steps = (q - zero).sub_((x / scale).mul_(inside))
-        to_scale = (grad * steps).sum(dim=-1, keepdim=True)
+        highest, lowest = x.amax(dim=-1, keepdim=True), x.amin(dim=-1, keepdim=True)
+        high, low = clip_high * highest, clip_low * lowest
+        inside = 1 - outside
+        distance = torch.addcmul(quantized, inside, x, value=-1)
+        to_scale = distance.mul_(grad).sum(dim=-1, keepdim=True) / scale
         to_high, to_low = _gradient_of_ends(to_scale, scale, high, low, ctx.bits, ctx.symmetric)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = grad * inside
-            to_x.scatter_add_(-1, highest.indices, to_high * clip_high)
-            to_x.scatter_add_(-1, lowest.indices, to_low * clip_low)
-        to_clip_high = to_high * highest.values if ctx.needs_input_grad[1] else None
-        to_clip_low = to_low * lowest.values if ctx.needs_input_grad[2] else None
-        return to_x, to_clip_high, to_clip_low, None, None
+            to_x = inside.mul_(grad)
+            to_x.scatter_add_(-1, x.argmax(dim=-1, keepdim=True), to_high * clip_high)
+            to_x.scatter_add_(-1, x.argmin(dim=-1, keepdim=True), to_low * clip_low)
+        if ctx.zero_point_gradient:
+            clamped = (outside * grad).sum(dim=-1, keepdim=True)
+            clamped = clamped * ((low / scale).abs() < LARGEST_SCALE)
+            more = _gradient_of_ends(-clamped * low / scale, scale, high, low, ctx.bits, False)
+            to_high, to_low = to_high + more[0], to_low + more[1] + clamped
+        to_clip_high = to_high * highest if ctx.needs_input_grad[1] else None
+        to_clip_low = to_low * lowest if ctx.needs_input_grad[2] else None
+        return to_x, to_clip_high, to_clip_low, None, None, None
 
 
 def _gradient_of_ends(

@@ -47,6 +47,16 @@ SUBJECTS = {
 }
 
 
+AUTHORS_TRAINING = LWCConfig(
+    epochs=20,
+    learning_rate=1e-2,
+    batch_size=1,
+    initialization="constant",
+    schedule="constant",
+    zero_point_gradient=False,
+)
+
+
 def recipes(block_size: int) -> dict[str, Recipe]:
     """The table's rows, in order."""
     rotation = RotationConfig(block_size=block_size, selector="outlier", scope="per_block")
@@ -76,6 +86,11 @@ def recipes(block_size: int) -> dict[str, Recipe]:
         learned = ClippingConfig(activation_ratio=0.9)
         rows[f"DuQuant+LWC, {selector}, {scope}"] = replace(
             duquant, rotation=rotated, clipping=learned, lwc=LWCConfig()
+        )
+    for selector, scope in kinds[:4]:
+        rotated = replace(rotation, selector=selector, scope=scope)  # type: ignore[arg-type]
+        rows[f"authors' LWC training, {selector}, {scope}"] = replace(
+            duquant, rotation=rotated, clipping=ClippingConfig(), lwc=AUTHORS_TRAINING
         )
     return rows
 

@@ -1,6 +1,7 @@
 """One block that learns its clip factors, alone under a Trainer."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,25 @@ from duquant.model.decoder import Decoder
 from duquant.model.site_report import SiteReport
 from duquant.model.smoothing import observe_peaks
 from duquant.model.structure import LINEARS, SITES, linear_shapes, short_name
-from duquant.modules.block import QuantBlock, clip_optimizer
+from duquant.modules.block import QuantBlock
+from duquant.nn.clipping import INITIAL_LOGIT
 from tests.block_by_block import CPU
 from tests.in_process import LIGHTNING_WARNINGS, ROTATION, small_trainer
 from tests.tiny_models import FAMILIES, token_ids, write_tiny_model
 
 pytestmark = LIGHTNING_WARNINGS
 SAMPLES, TOKENS, BATCH, EPOCHS = 8, 16, 2, 4
-RECIPE = Recipe(rotation=ROTATION, lwc=LWCConfig(learning_rate=0.1, batch_size=BATCH))
+CONSTANT = LWCConfig(
+    epochs=EPOCHS,
+    learning_rate=0.1,
+    batch_size=BATCH,
+    initialization="constant",
+    schedule="constant",
+    zero_point_gradient=False,
+)
+"""The authors' training: far from the optimum at first, so that it shows; every step alike."""
+RECIPE = Recipe(rotation=ROTATION, lwc=CONSTANT)
+SEARCH = replace(RECIPE, lwc=replace(CONSTANT, initialization="search"))
 
 
 class Bench:
@@ -42,12 +54,15 @@ class Bench:
     def new_block(self, recipe: Recipe = RECIPE) -> QuantBlock:
         return QuantBlock(linear_shapes(self.decoder.meta_block()), recipe)
 
-    def enter(self, block: QuantBlock, *, seed: int = 0) -> tuple[Tensor, dict[str, SiteReport]]:
+    def enter(
+        self, block: QuantBlock, *, seed: int = 0, samples: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, SiteReport]]:
         return block.enter(
             self.decoder.load_block(0),
             self.peaks,
             self.context,
             self.stream.mean(dim=0, keepdim=True),
+            self.stream if samples is None else samples,
             torch.Generator().manual_seed(seed),
         )
 
@@ -121,7 +136,9 @@ def test_only_clip_factors_are_parameters(bench: Bench) -> None:
         for side in ("high", "low")
     }
     assert {n: tuple(p.shape) for n, p in block.named_parameters()} == expected
-    assert set(block.state_dict()) == {*expected, "skipped_steps"}, "no weight in a checkpoint"
+    assert set(block.state_dict()) == {*expected, "skipped_steps", "has_begun"}, (
+        "no weight in a checkpoint"
+    )
     assert set(block.clip_factors()) == {short_name(name) for name in LINEARS}
 
 
@@ -149,7 +166,7 @@ def test_the_loss_is_the_mean_squared_error(bench: Bench) -> None:
 
 
 def test_the_augmented_loss_adds_a_second_target(bench: Bench) -> None:
-    augmented = Recipe(rotation=ROTATION, lwc=LWCConfig(augmented_loss=True))
+    augmented = replace(RECIPE, lwc=replace(CONSTANT, augmented_loss=True))
     batch = bench.batches()[0]
     batch = batch._replace(augmented_target=batch.target + 0.5)
     plain = bench.entered().training_step(batch, 0)
@@ -274,6 +291,67 @@ def test_entering_a_trained_block_again_repeats_the_rotations_and_keeps_the_fact
         assert parameter.requires_grad
 
 
+def test_the_zero_point_gradient_is_an_option(bench: Bench) -> None:
+    """The same loss, another gradient for every linear."""
+    gradients = []
+    for option in (False, True):
+        lwc = replace(CONSTANT, zero_point_gradient=option)
+        block = bench.entered(replace(RECIPE, weight_bits=3, lwc=lwc))
+        loss = block.training_step(bench.batches()[0], 0)
+        assert loss is not None
+        loss.backward()
+        gradients.append((loss.detach(), [parameter.grad for parameter in block.parameters()]))
+    (plain_loss, plain), (loss, with_zero_point) = gradients
+    assert torch.equal(plain_loss, loss)
+    for first, second in zip(plain, with_zero_point, strict=True):
+        assert first is not None
+        assert second is not None
+        assert not torch.equal(first, second)
+
+
+# Where the factors start
+
+
+@pytest.mark.parametrize("options", [{}, {"group_size": 16}, {"symmetric": True}])
+def test_searched_factors_start_nearer_to_the_target(bench: Bench, options: dict[str, Any]) -> None:
+    # What is left of the error is the weights', and large enough for clipping to matter.
+    options = {**options, "activation_bits": 16, "weight_bits": 3}
+    losses = {
+        recipe.lwc.initialization: mean_loss(bench.entered(recipe), bench.batches())
+        for recipe in (replace(RECIPE, **options), replace(SEARCH, **options))
+    }
+    assert losses["search"] < 0.8 * losses["constant"]
+
+
+def test_the_statistic_stream_does_not_depend_on_where_factors_start(bench: Bench) -> None:
+    outputs = [bench.enter(bench.new_block(recipe))[0] for recipe in (RECIPE, SEARCH)]
+    assert torch.equal(*outputs)
+
+
+def test_a_search_that_was_interrupted_by_nothing_is_not_repeated(bench: Bench) -> None:
+    """A restored block keeps its factors; a new one finds the same ones again."""
+    first, restored, again = (bench.new_block(SEARCH) for _ in range(3))
+    bench.enter(first)
+    train(first, bench.batches())
+    restored.load_state_dict(first.state_dict())
+    bench.enter(restored)
+    for ours, theirs in zip(first.parameters(), restored.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    bench.enter(again)
+    expected = bench.entered(SEARCH)
+    for ours, theirs in zip(again.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert not torch.equal(ours, torch.full_like(ours, INITIAL_LOGIT))
+
+
+def test_a_sample_that_overflows_does_not_decide_where_factors_start(bench: Bench) -> None:
+    stream = bench.stream.clone()
+    stream[3, 0, 0] = float("inf")
+    block = bench.new_block(SEARCH)
+    bench.enter(block, samples=stream)
+    assert all(torch.isfinite(parameter).all() for parameter in block.parameters())
+
+
 def test_released_blocks_keep_their_factors_only(bench: Bench) -> None:
     block = bench.entered()
     block.release()
@@ -282,13 +360,3 @@ def test_released_blocks_keep_their_factors_only(bench: Bench) -> None:
     assert len(list(block.parameters())) == 2 * len(LINEARS)
     with pytest.raises(AssertionError, match="enter a block first"):
         block(bench.stream)
-
-
-@pytest.mark.parametrize("gradient", [1e-3, 1e-7, 1e-11])
-def test_small_gradients_move_the_factors_as_far_as_large_ones(gradient: float) -> None:
-    """Gradients of LWC are means over many small numbers; AdamW must not take them for nothing."""
-    factor = torch.nn.Parameter(torch.zeros(1))
-    recipe = Recipe(lwc=LWCConfig(learning_rate=0.01))
-    factor.grad = torch.full((1,), gradient)
-    clip_optimizer(iter([factor]), recipe).step()
-    assert factor.item() == pytest.approx(-0.01, rel=1e-3)  # eps is 1e-4 of the smallest gradient

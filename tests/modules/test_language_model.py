@@ -41,9 +41,12 @@ EPOCHS = 4
 CLIPPING_MATTERS: dict[str, Any] = {
     "weight_bits": 3,
     "activation_bits": 16,
-    "lwc": LWCConfig(epochs=EPOCHS, learning_rate=0.2),
+    "lwc": LWCConfig(
+        epochs=EPOCHS, learning_rate=0.2, initialization="constant", schedule="constant"
+    ),
 }
-"""Weights in few bits under exact activations: what is left of the error is what clipping changes.
+"""Weights in few bits under exact activations: what is left of the error is what clipping changes,
+and factors that start far from where a search would put them have something to learn.
 Over four seeds the last epoch's loss is 0.80 to 0.95 of the first one's, in both blocks."""
 
 

@@ -35,3 +35,11 @@ def test_fixed_ratio_has_nothing_to_train() -> None:
     clip = FixedClip(0.8)
     assert clip() == (0.8, 0.8)
     assert not list(clip.parameters())
+
+
+def test_factors_start_where_they_are_told() -> None:
+    factors, ratios = ClipFactors(2), torch.tensor([[0.4], [0.98]])
+    factors.start_at(ratios)
+    for factor in factors():
+        torch.testing.assert_close(factor, ratios)
+        assert factor.requires_grad

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from duquant.ops.affine import fake_quantize
+from duquant.ops.affine import (
+    LARGEST_SCALE,
+    SMALLEST_SCALE,
+    AffineGrid,
+    dequantize,
+    fake_quantize,
+    quantize,
+    round_straight_through,
+)
 from duquant.ops.fake_quantize import fake_quantize_rows
 from tests.outliers import outlier_activation, seeds
 
@@ -43,6 +51,48 @@ def test_gradients_are_autograds(
         # Sums of 24 terms in float64, in another order; terms are as large as the largest entry.
         scale = float(x.detach().abs().max())
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10 * (1 + scale))
+
+
+@given(seeds, st.integers(2, 8), ratios, ratios, st.sampled_from([-7, 0, 5]))
+def test_the_zero_point_passes_its_gradient_on_where_asked(
+    seed: int, bits: int, high_ratio: float, low_ratio: float, exponent: int
+) -> None:
+    x, high, low = inputs(seed, high_ratio, low_ratio, exponent=exponent)
+    x = x.detach()
+    upstream = torch.randn(
+        x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    y = fake_quantize_rows(x, bits, clip_high=high, clip_low=low, zero_point_gradient=True)
+    written = torch.autograd.grad(y, (high, low), upstream)
+    top, bottom = high * x.amax(-1, keepdim=True), low * x.amin(-1, keepdim=True)
+    scale = ((top - bottom) / (2**bits - 1)).clamp(SMALLEST_SCALE, LARGEST_SCALE)
+    zero = round_straight_through((-bottom / scale).clamp(-LARGEST_SCALE, LARGEST_SCALE))
+    grid = AffineGrid(scale, zero)
+    reference = dequantize(quantize(x, grid, bits), grid)
+    torch.testing.assert_close(y, reference, rtol=1e-12, atol=1e-12)
+    expected = torch.autograd.grad(reference, (high, low), upstream)
+    for one, other in zip(written, expected, strict=True):
+        # As above; zero points up to 1e4 multiply what cancels in the reference.
+        atol = 1e-8 * (1 + float(x.abs().max()))
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=atol)
+
+
+def test_a_symmetric_zero_point_has_no_gradient() -> None:
+    x, *_ = inputs(0, 1, 1)
+    gradients = []
+    for zero_point_gradient in (False, True):
+        _, *clips = inputs(0, 0.7, 0.6)
+        high, low = clips
+        y = fake_quantize_rows(
+            x.detach(),
+            4,
+            symmetric=True,
+            clip_high=high,
+            clip_low=low,
+            zero_point_gradient=zero_point_gradient,
+        )
+        gradients.append(torch.autograd.grad(y.square().sum(), clips))
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
 @given(seeds, st.integers(2, 8), st.booleans(), ratios)

@@ -68,3 +68,28 @@ def test_a_value_that_does_not_fit_is_refused(bits: int, negative: bool) -> None
     with pytest.raises(ValueError, match=f"do not fit into {bits} bits") as error:
         pack(torch.tensor([[0, value]]), bits)
     assert str(value) in str(error.value)
+
+
+def packed_bit_by_bit(row: list[int], bits: int) -> list[int]:
+    stored = [0] * packed_width(len(row), bits)
+    for place in range(len(row) * bits):
+        integer, bit = divmod(place, bits)
+        stored[place // 8] |= (row[integer] >> bit & 1) << (place % 8)
+    return stored
+
+
+@given(st.sampled_from((2, 4, 8)), st.integers(1, 37), seeds)
+def test_widths_that_divide_a_byte_take_a_shorter_way_to_the_same_bytes(
+    bits: int, columns: int, seed: int
+) -> None:
+    q = random_integers(3, columns, bits, seed)
+    packed = pack(q, bits)
+    assert packed.tolist() == [packed_bit_by_bit(row, bits) for row in q.tolist()]
+    assert torch.equal(unpack(packed, bits, columns).int(), q)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_bytes_that_are_not_contiguous_unpack_too(bits: int) -> None:
+    q = random_integers(4, 9, bits, seed=0)
+    packed = torch.cat([pack(q, bits), torch.full((4, 2), 255, dtype=torch.uint8)], dim=1)
+    assert torch.equal(unpack(packed[:, :-2], bits, 9).int(), q)

@@ -1,9 +1,33 @@
-"""Whether a tokenizer is the model's own."""
+"""The tokenizer of a model directory, and whether it is the model's own."""
 
+from pathlib import Path
 from typing import Any
+
+from duquant.model.checkpoint import first_line
 
 SMALLEST_SHARE = 0.9
 """Models round their vocabulary up (Qwen2.5: 151,665 tokens in 151,936 rows), but never by much."""
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Read a tokenizer; it gets no length limit, texts are tokenized whole.
+
+    Raises:
+        ValueError: if the directory has none that works.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        files = [*directory.glob("tokenizer.*"), *directory.glob("vocab.*")]
+        reason = first_line(error) if files else "there is no tokenizer.json"
+        raise ValueError(
+            f"{directory} has no usable tokenizer ({reason}): copy the files of the model's own "
+            f"tokenizer there"
+        ) from error
+    tokenizer.model_max_length = 2**62
+    return tokenizer
 
 
 def require_matching_vocabulary(tokenizer: Any, vocab_size: int, source: object) -> None:

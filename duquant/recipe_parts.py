@@ -1,0 +1,144 @@
+"""The parts of a recipe: smoothing, rotation, clipping, learned clipping.
+
+Frozen dataclasses that check themselves when built; :class:`duquant.config.Recipe` joins them.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin
+
+from duquant.ops.rotation import Scope, Selector
+
+
+@dataclass(frozen=True)
+class SmoothingConfig:
+    """Move part of the activations' channel magnitudes into the weights before rotating.
+
+    Args:
+        enabled: smooth at all.
+        alpha: share of the difficulty moved into the weights, 0 to 1 (default: 0.5 with LWC, 0.6
+            without).
+        weights: which weight maxima enter the scale: those of the site's ``first`` linear (q for
+            q/k/v, up for gate/up, as the authors' code) or of ``all`` of them.
+        attention_output: with grouped-query attention, one scale per ``key_value_channel`` (folds
+            into v_proj, free at run time) or per ``query_channel`` (divided online, as the
+            authors' code).
+    """
+
+    enabled: bool = True
+    alpha: float | None = None
+    weights: Literal["first", "all"] = "first"
+    attention_output: Literal["key_value_channel", "query_channel"] = "key_value_channel"
+
+    def __post_init__(self) -> None:
+        """Check the numbers and the choices."""
+        _require_choices("smoothing", self)
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"smoothing.alpha is {self.alpha}; it must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class RotationConfig:
+    """The dual transformation of every site: greedy block rotation and zigzag permutation.
+
+    Args:
+        block_size: channels of a rotation block, at least 2; divides every linear's input width.
+        max_steps: greedy steps of each rotation search, at least 1.
+        permutation_times: how often rotation and permutation are repeated before the last
+            rotation; 0 means one rotation and no permutation.
+        selector: how a step chooses the channel it spreads: ``outlier`` (the paper's Algorithm 1),
+            ``authors`` (their released code), or no search at all: ``hadamard``, ``random``,
+            ``none`` (no transformation).
+        scope: one rotation ``shared`` by all blocks of a site (the authors' code) or a search
+            ``per_block`` (the paper).
+    """
+
+    block_size: int = 128
+    max_steps: int = 256
+    permutation_times: int = 1
+    selector: Selector = "outlier"
+    scope: Scope = "shared"
+
+    def __post_init__(self) -> None:
+        """Check the numbers and the choices."""
+        _require_choices("rotation", self)
+        if self.block_size < 2:
+            raise ValueError(f"rotation.block_size is {self.block_size}; it must be at least 2")
+        if self.max_steps < 1:
+            raise ValueError(f"rotation.max_steps is {self.max_steps}; it must be at least 1")
+        if self.permutation_times < 0:
+            raise ValueError(
+                f"rotation.permutation_times is {self.permutation_times}; it must be 0 or more"
+            )
+        if self.selector == "hadamard" and self.block_size & (self.block_size - 1):
+            raise ValueError(
+                f"rotation.block_size is {self.block_size}; the hadamard selector needs a power "
+                f"of two"
+            )
+
+
+@dataclass(frozen=True)
+class ClippingConfig:
+    """Fixed clip factors: shrink every row's range before choosing its scale.
+
+    Args:
+        weight_ratio: factor on the weights' range, above 0 and at most 1 (default: 0.8 without
+            LWC; with LWC the factors are learned and this must stay unset).
+        activation_ratio: factor on every token's range, above 0 and at most 1.
+    """
+
+    weight_ratio: float | None = None
+    activation_ratio: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("weight_ratio", "activation_ratio"):
+            ratio = getattr(self, name)
+            if ratio is not None and not 0 < ratio <= 1:
+                raise ValueError(f"clipping.{name} is {ratio}; it must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class LWCConfig:
+    """Learnable weight clipping: train each output channel's clip factors, block by block.
+
+    The defaults were measured against the authors' training (20 epochs, rate 0.01, batch 1,
+    constant start and rate, no zero-point gradient), which these options also describe.
+
+    Args:
+        epochs: passes over the calibration samples per block; 0 turns LWC off.
+        learning_rate: AdamW's first rate for the factors' logits.
+        batch_size: calibration samples per step.
+        augmented_loss: also match the full-precision block's output on the quantized stream.
+        initialization: where the factors start: ``search`` takes for every row the ratio that costs
+            its linear's output least, ``constant`` takes sigmoid(4) (the authors' code).
+        schedule: the learning rate falls to 0 over a block's steps along a ``cosine``, or stays
+            ``constant`` (the authors' code).
+        zero_point_gradient: learn through the zero points as well; off in the authors' code.
+    """
+
+    epochs: int = 8
+    learning_rate: float = 0.5
+    batch_size: int = 4
+    augmented_loss: bool = False
+    initialization: Literal["search", "constant"] = "search"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    zero_point_gradient: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the numbers and the choices."""
+        _require_choices("lwc", self)
+        if self.epochs < 0:
+            raise ValueError(f"lwc.epochs is {self.epochs}; it must be 0 (no LWC) or more")
+        if not self.learning_rate > 0:
+            raise ValueError(f"lwc.learning_rate is {self.learning_rate}; it must be above 0")
+        if self.batch_size < 1:
+            raise ValueError(f"lwc.batch_size is {self.batch_size}; it must be at least 1")
+
+
+def _require_choices(section: str, config: Any) -> None:
+    for option in fields(config):
+        value, choices = getattr(config, option.name), get_args(option.type)
+        if get_origin(option.type) is Literal and value not in choices:
+            raise ValueError(
+                f"{section}.{option.name} is {value!r}; it must be one of {', '.join(choices)}"
+            )

@@ -1,0 +1,124 @@
+"""The model card: what somebody learns who is handed the directory alone."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from duquant.config import LWCConfig, Recipe
+from duquant.export.model_card import CARD, size_breakdown, write_model_card
+from duquant.export.packed_block import packed_bytes
+from duquant.model.structure import linear_shapes
+from tests.block_by_block import small_recipe
+from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
+from tests.quantized_directory import QuantizedDirectory, write_quantized
+from tests.tiny_models import FAMILIES
+
+pytestmark = LIGHTNING_WARNINGS
+SUMMARY = {
+    "perplexity": {
+        "wikitext2": {"full_precision": 5.4721, "quantized": 6.2808},
+        "c4": {"full_precision": 6.973, "quantized": 7.9},
+    },
+    "protocol": "non-overlapping windows of 2048 tokens",
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> QuantizedDirectory:
+    return write_quantized(tmp_path_factory.mktemp("llama"), FAMILIES["llama-tied"])
+
+
+def card(directory: Path) -> ModelCard:
+    loaded: ModelCard = ModelCard.load(directory / CARD)
+    return loaded
+
+
+def rewritten(written: QuantizedDirectory, pretrained: str, recipe: Recipe) -> ModelCard:
+    write_model_card(written.path, pretrained, recipe, SUMMARY)
+    return card(written.path)
+
+
+def test_a_complete_directory_has_one(written: QuantizedDirectory, tmp_path: Path) -> None:
+    directory = write_quantized(tmp_path, FAMILIES["llama"])
+    found = card(directory.path)
+    assert found.data.library_name == "transformers"
+    assert found.data.pipeline_tag == "text-generation"
+    assert found.data.tags == ["duquant", "quantized", "w4a4"]
+    assert found.data.base_model is None, "a path of this machine is nobody's base model"
+    assert str(tmp_path) not in found.content
+    assert "# source, W4A4 by DuQuant" in found.text
+    assert "## Perplexity" not in found.text, "nothing was measured yet"
+
+
+def test_a_model_of_the_hub_is_the_base_model(written: QuantizedDirectory) -> None:
+    found = rewritten(written, "meta-llama/Llama-2-7b-hf", written.recipe)
+    assert found.data.base_model == "meta-llama/Llama-2-7b-hf"
+    assert "# Llama-2-7b-hf, W4A4 by DuQuant" in found.text
+
+
+def test_perplexities_are_those_of_the_summary(written: QuantizedDirectory) -> None:
+    text = rewritten(written, "owner/name", written.recipe).text
+    assert "| wikitext2 | 5.472 | 6.281 |" in text
+    assert "| c4 | 6.973 | 7.900 |" in text
+    assert "Protocol: non-overlapping windows of 2048 tokens." in text
+
+
+def test_the_recipe_can_be_read_back(written: QuantizedDirectory) -> None:
+    recipe = replace(small_recipe(3), group_size=16, lwc=LWCConfig(epochs=5))
+    text = rewritten(written, "owner/name", recipe).text
+    (stored,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert Recipe.from_dict(json.loads(stored)) == recipe
+    assert "learned weight clipping" in text
+    assert "learned weight clipping" not in rewritten(written, "a/b", small_recipe()).text
+
+
+def test_how_to_load_is_python_that_compiles(written: QuantizedDirectory) -> None:
+    text = rewritten(written, "owner/name", written.recipe).text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    compile(code, CARD, "exec")
+    assert "import duquant" in code
+    assert "AutoModelForCausalLM.from_pretrained(" in code
+    assert "trust_remote_code" not in text
+
+
+def test_sizes_add_up_to_every_stored_tensor(written: QuantizedDirectory) -> None:
+    sizes = size_breakdown(written.path)
+    tensors = {
+        name: tensor
+        for file in written.path.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+    assert sum(sizes.values()) == sum(tensor.nbytes for tensor in tensors.values())
+    packed = sum(t.nbytes for name, t in tensors.items() if name.endswith(".packed"))
+    assert sizes["packed weights"] == packed
+    text = rewritten(written, "owner/name", written.recipe).text
+    for kind, size in sizes.items():
+        assert f"| {kind} | {size / 1e6:.2f} |" in text
+    assert f"| all | {sum(sizes.values()) / 1e6:.2f} |" in text
+
+
+def test_a_finished_run_writes_what_it_measured(finished_run: FinishedRun) -> None:
+    summary = json.loads((finished_run.output / "summary.json").read_text())
+    found = card(finished_run.output / "model")
+    values = summary["perplexity"]["topics"]
+    line = f"| topics | {values['full_precision']:.3f} | {values['quantized']:.3f} |"
+    assert line in found.text
+    assert summary["protocol"] in found.text
+
+
+def test_a_block_of_llama_2_7b_takes_less_than_a_third_of_its_bf16_linears() -> None:
+    """Rotations and norms included: shared ones of 128 channels are small change."""
+    config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_attention_heads=32)
+    with torch.device("meta"):
+        block = LlamaDecoderLayer(config, 0).to(torch.bfloat16)
+    linears = sum(2 * rows * columns for rows, columns in linear_shapes(block).values())
+    assert linears == 2 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert packed_bytes(block, Recipe()) <= 0.30 * linears
