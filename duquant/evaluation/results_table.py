@@ -7,7 +7,7 @@ from rich.table import Table
 
 from duquant.evaluation.statistics import Difference, Measurement, Metric, difference
 
-WIDTH = 110
+WIDTH = 120
 """Columns where there is no terminal to ask."""
 LARGE = 10_000
 Measurements = Mapping[str, Measurement]
@@ -38,7 +38,7 @@ def print_results(
     for label in [*labels, "difference"] if len(measured) == 2 else labels:
         table.add_column(label, justify="right", no_wrap=True)
     if len(measured) == 2:
-        table.add_column("> error", justify="center")
+        table.add_column("> error", justify="center", no_wrap=True, min_width=len("> error"))
     for name, own in measured[0].items():
         for metric, value in own.metrics.items():
             cells = [name, metric, format_metric(value)]

@@ -1,6 +1,7 @@
 """lm-eval's numbers of a loaded model, against a loop over transformers without lm-eval."""
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,28 @@ from duquant.evaluation.record_layouts import LAYOUTS
 from duquant.evaluation.statistics import Measurement
 from duquant.evaluation.task_list import find_tasks
 from duquant.nn.packed_cache import PackedCache
+from duquant.quickstart import MODEL_DIRECTORY
 from tests.assets import ASSETS
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
+from tests.small_run import VOCABULARY
 from tests.task_files import write_mmlu_files, write_task_files
+from tests.tiny_models import write_tiny_model
 
 pytestmark = LIGHTNING_WARNINGS
 TASKS = ASSETS / "tasks"
 ITEMS = 50
+SMALL = {"model_type": "llama", "num_hidden_layers": 2, "max_position_embeddings": 1024}
 LETTERS = ("A", "B", "C", "D")
 
 
 @pytest.fixture(scope="module")
-def source() -> ModelSource:
-    return ModelSource.find("quickstart")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """Two random blocks with the embedded model's tokenizer and context."""
+    directory = tmp_path_factory.mktemp("model")
+    write_tiny_model(directory, {**SMALL, "vocab_size": VOCABULARY})
+    for file in MODEL_DIRECTORY.glob("tokenizer*"):
+        shutil.copy(file, directory)
+    return ModelSource.find(str(directory))
 
 
 @pytest.fixture(scope="module")
