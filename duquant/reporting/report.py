@@ -22,6 +22,8 @@ from duquant.reporting.tables import (
     task_table,
 )
 
+RESULTS = (perplexity_table, task_table, cost_table)
+SETTINGS = (recipe_table, environment_table)
 HTML, MARKDOWN = "report.html", "report.md"
 
 
@@ -43,20 +45,20 @@ def write_report(directory: Path, runs: Sequence[RunContents]) -> list[Path]:
         lstrip_blocks=True,
     )
     title = ", ".join(run.name for run in runs)
-    tables = [
-        table
-        for make in (perplexity_table, task_table, cost_table, recipe_table, environment_table)
-        if (table := make(runs)).rows
-    ]
+    results = [t for make in RESULTS if (t := make(runs)).rows]
+    settings = [make(runs) for make in SETTINGS]
     page = environment.get_template("report.html.jinja").render(
         title=title,
         headline=[(run.name, run.summary["recipe_in_words"]) for run in runs],
-        tables=tables,
+        results=results,
+        settings=settings,
         runs=[(run, block_table(run), _charts(run)) for run in runs],
     )
     files = [directory / HTML, directory / MARKDOWN]
     write_text(files[0], page)
-    write_text(files[1], _markdown(title, [*tables, *(block_table(run) for run in runs)]))
+    write_text(
+        files[1], _markdown(title, [*results, *(block_table(run) for run in runs), *settings])
+    )
     return files
 
 
