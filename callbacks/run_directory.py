@@ -9,6 +9,8 @@ blocks/          one record and one picture per block
 tensorboard/     curves, histograms, pictures
 summary.json     perplexities and costs
 validation.json  what a later `validate` measured
+report.html, .md the run on a page
+evaluation/      what a later `evaluate` measured
 """
 
 import shutil

@@ -251,5 +251,8 @@ def test_validation_may_use_other_texts(finished_run: FinishedRun, tmp_path: Pat
 
 def test_the_documented_files_are_there(finished_run: FinishedRun) -> None:
     names = {file.name for file in finished_run.output.iterdir()}
-    assert names == {"run.json", "model", "checkpoints", "blocks", "tensorboard", "summary.json"}
+    assert names == {
+        "run.json", "model", "checkpoints", "blocks", "tensorboard", "summary.json",
+        "report.html", "report.md",
+    }  # fmt: skip
     assert not list(finished_run.output.rglob(".*")), "no temporary file stays"
