@@ -11,6 +11,8 @@ from typing import Literal
 from rich.console import Console
 
 from duquant.nn.execution import Backend
+from duquant.reporting.report import write_report
+from duquant.reporting.run_contents import read_run
 
 DEFAULT_SEED = 1234
 """lm-eval's own."""
@@ -99,6 +101,16 @@ class Evaluate:
         from duquant.evaluation.evaluation import Evaluation  # imports lm-eval, which takes seconds
 
         Evaluation(self, Console(stderr=True)).run(Console())
+        if self.run_directory is not None and self.run_directory in self.output.resolve().parents:
+            write_report(self.run_directory, [read_run(self.run_directory)])
+
+    @property
+    def run_directory(self) -> Path | None:
+        """Directory of the run that is evaluated; ``None`` for a model directory."""
+        given = Path(str(self.run or self.config)).expanduser().resolve()
+        if self.model is not None:
+            return None
+        return given.parent if given.is_file() else given
 
     @property
     def task_names(self) -> list[str]:
