@@ -116,11 +116,11 @@ class LWCConfig:
         zero_point_gradient: learn through the zero points as well; off in the authors' code.
     """
 
-    epochs: int = 8
-    learning_rate: float = 0.5
-    batch_size: int = 4
+    epochs: int = 20
+    learning_rate: float = 0.2
+    batch_size: int = 2
     augmented_loss: bool = False
-    initialization: Literal["search", "constant"] = "search"
+    initialization: Literal["search", "constant"] = "constant"
     schedule: Literal["cosine", "constant"] = "cosine"
     zero_point_gradient: bool = True
 
