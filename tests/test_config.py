@@ -106,7 +106,7 @@ def test_group_size_is_at_least_one() -> None:
 
 
 def test_a_fixed_ratio_and_lwc_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match=r"weight_ratio is 0\.8 while LWC .* 8 epochs"):
+    with pytest.raises(ValueError, match=r"weight_ratio is 0\.8 while LWC .* 20 epochs"):
         Recipe(clipping=ClippingConfig(weight_ratio=0.8))
     assert Recipe(clipping=ClippingConfig(weight_ratio=0.7), lwc=NO_LWC).weight_ratio == 0.7
 

@@ -94,7 +94,7 @@ def test_a_finished_model_holds_no_weights(finished_run: FinishedRun) -> None:
     assert model.is_calibrated
     assert all(block.quantized is None for block in model.blocks)
     names = {name.split(".")[2] for name in model.state_dict() if name.startswith("blocks.")}
-    assert names == {"clips", "skipped_steps"}
+    assert names == {"clips", "has_begun", "skipped_steps"}
     assert not (finished_run.output / "streams").exists()
 
 
