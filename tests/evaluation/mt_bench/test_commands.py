@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import cli
+from duquant.evaluation.mt_bench import commands
 from tests.assets import REPOSITORY
 from tests.chat_bench import (
     read_lines,
@@ -187,5 +188,5 @@ def test_control_c_ends_quietly(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_verb", interrupt)
+    monkeypatch.setattr(commands, "collect_results", interrupt)
     assert command("show") == (130, "", "")
