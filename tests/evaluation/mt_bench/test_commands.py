@@ -188,5 +188,5 @@ def test_control_c_ends_quietly(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "collect_results", interrupt)
+    monkeypatch.setattr(commands, "BenchDirectory", interrupt)
     assert command("show") == (130, "", "")
