@@ -51,7 +51,9 @@ class DuquantConfig(QuantizationConfigMixin):
         quant_method: str = QUANT_METHOD,
         **unknown: Any,
     ) -> None:
-        if not isinstance(format_version, int) or format_version > FORMAT_VERSION:
+        if not isinstance(format_version, int) or format_version < 1:
+            raise ValueError(f"format_version is {format_version!r}; it must be a whole number")
+        if format_version > FORMAT_VERSION:
             raise ValueError(
                 f"the model directory has format version {format_version}; this duquant reads "
                 f"versions up to {FORMAT_VERSION}: install a newer one"

@@ -83,7 +83,7 @@ def _library() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # no home directory: RuntimeError
         return None
     library.int4_product.argtypes = [
         *[ctypes.c_void_p] * 3,
