@@ -23,7 +23,7 @@ from tests.task_files import write_mmlu_files, write_task_files
 from tests.tiny_models import write_tiny_model
 
 pytestmark = LIGHTNING_WARNINGS
-TASKS = ASSETS / "tasks"
+TASKS = ASSETS / "assets" / "tasks"
 ITEMS = 50
 SMALL = {"model_type": "llama", "num_hidden_layers": 2, "max_position_embeddings": 1024}
 LETTERS = ("A", "B", "C", "D")

@@ -8,7 +8,7 @@ from duquant.evaluation.local_items import file_digest, read_items, read_task
 from tests.assets import ASSETS
 from tests.task_files import write_task_files
 
-TASKS = ASSETS / "tasks"
+TASKS = ASSETS / "assets" / "tasks"
 PUBLISHED_ITEMS = {
     "arc_easy": 2376,
     "arc_challenge": 1172,

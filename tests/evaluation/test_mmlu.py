@@ -13,7 +13,7 @@ from duquant.evaluation.quiet import quiet
 from tests.assets import ASSETS
 from tests.task_files import write_mmlu_files
 
-MMLU = ASSETS / "tasks" / "mmlu"
+MMLU = ASSETS / "assets" / "tasks" / "mmlu"
 
 
 def test_categories_are_lm_evals() -> None:

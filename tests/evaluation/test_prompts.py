@@ -20,7 +20,7 @@ from duquant.evaluation.task_list import find_tasks
 from tests.assets import ASSETS
 from tests.task_files import PREPARED, PUBLISHED, write_mmlu_files, write_task_files
 
-TASKS = ASSETS / "tasks"
+TASKS = ASSETS / "assets" / "tasks"
 LIMIT = 60
 DEFINITIONS = {
     "arc_easy": "arc/arc_easy.yaml",
