@@ -69,7 +69,7 @@ def test_interrupted_by_the_keyboard_says_how_to_continue(
     process = start("fit", *arguments(model, output))
     assert process.stderr is not None
     process.stderr.readline()
-    time.sleep(0.5)
+    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode != 0
