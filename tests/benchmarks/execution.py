@@ -24,14 +24,11 @@ from duquant.config import LWCConfig, Recipe, RotationConfig
 from duquant.export.packed_block import pack_block, unpack_block
 from duquant.model.execution import configure_execution
 from duquant.model.structure import LINEARS, SITES
-from duquant.model.surgery import insert_quantizers
 from duquant.nn.attention import ATTENTION_NAME
-from duquant.nn.clipping import FixedClip
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
-from duquant.ops.dual_transform import DualTransform
-from duquant.ops.permutation import zigzag_permutation
+from tests.benchmarks.loading import quantize
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
@@ -58,15 +55,7 @@ def plain_block(config: LlamaConfig, dtype: torch.dtype) -> nn.Module:
 def quantized_block(config: LlamaConfig, dtype: torch.dtype) -> nn.Module:
     """The same kind of block, W4A4 with random rotations and permutations."""
     recipe = Recipe(rotation=RotationConfig(selector="random"), lwc=LWCConfig(epochs=0))
-    block = plain_block(config, torch.float32)
-    clips = {name: FixedClip(1.0) for name in LINEARS}
-    quantized = insert_quantizers(block, recipe, clips, {}, {})
-    size = recipe.rotation.block_size
-    for site in quantized.sites.values():
-        rotations = torch.linalg.qr(torch.randn(2, 1, size, size)).Q
-        order = zigzag_permutation(torch.rand(site.width), size)
-        site.install(DualTransform(rotations, order.unsqueeze(0)))
-    tensors = pack_block(quantized)
+    tensors = pack_block(quantize(plain_block(config, torch.float32), recipe))
     with torch.device("meta"):
         fresh = LlamaDecoderLayer(config, 0)
     return unpack_block(fresh, tensors, recipe, dtype).eval().requires_grad_(False)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from duquant.evaluation.mt_bench.chat_template import ChatTemplate, Message
 from duquant.evaluation.mt_bench.questions import Question
@@ -53,32 +53,6 @@ def fingerprint(directory: Path) -> str:
             opened.seek(max(0, size // 2 - SAMPLE_BYTES // 2))
             digest.update(opened.read(SAMPLE_BYTES))
     return digest.hexdigest()
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a model directory.
-
-    Raises:
-        ValueError: if it has none that works.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:
-        raise ValueError(f"{directory} has no usable tokenizer: {first_line(error)}") from error
-
-
-def choose_device(device: str) -> torch.device:
-    """The device of a name; "auto" is a GPU if there is one.
-
-    Raises:
-        ValueError: if there is no such device here.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=device).device
-    except Exception as error:
-        raise ValueError(f"device is {device!r}, which cannot be used here") from error
 
 
 def load_model(directory: Path, dtype: Dtype, device: torch.device) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from duquant.durable import write_json
+from duquant.evaluation.loaded_model import find_device
 from duquant.evaluation.mt_bench.answering import (
     answer_questions,
     answered,
@@ -21,11 +22,9 @@ from duquant.evaluation.mt_bench.bench_directory import BenchDirectory, Mode
 from duquant.evaluation.mt_bench.chat_model import (
     ChatModel,
     Dtype,
-    choose_device,
     find_chat_model,
     fingerprint,
     load_model,
-    load_tokenizer,
 )
 from duquant.evaluation.mt_bench.chat_template import TemplateName, choose_template
 from duquant.evaluation.mt_bench.endpoint import (
@@ -40,6 +39,7 @@ from duquant.evaluation.mt_bench.opponents import answers_of, choose_opponents
 from duquant.evaluation.mt_bench.questions import load_questions
 from duquant.evaluation.mt_bench.replies import Replies
 from duquant.evaluation.mt_bench.results import collect_results
+from duquant.model.tokenizer import load_tokenizer
 
 
 def answer(
@@ -73,7 +73,7 @@ def answer(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; at least 1 is needed")
-    asked, place = load_questions(questions, limit), choose_device(device)
+    asked, place = load_questions(questions, limit), find_device(device)
     bench = BenchDirectory(output_dir)
     require_same_questions(bench, questions)
     directory = find_chat_model(pretrained)

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
+from duquant.evaluation.loaded_model import find_device
 from duquant.evaluation.mt_bench.chat_model import (
     ChatModel,
-    choose_device,
     find_chat_model,
     fingerprint,
     load_model,
-    load_tokenizer,
 )
 from duquant.evaluation.mt_bench.chat_template import choose_template
 from duquant.evaluation.mt_bench.questions import Question
+from duquant.model.tokenizer import load_tokenizer
 from duquant.nn.packed_cache import PackedCache
 from tests.chat_bench import write_chat_model
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
@@ -122,7 +122,7 @@ def test_fingerprint_tells_models_apart(directory: Path, tmp_path: Path) -> None
 def test_unusable_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be loaded: "):
         load_model(tmp_path, "float32", torch.device("cpu"))
-    with pytest.raises(ValueError, match="device is 'nonsense'"):
-        choose_device("nonsense")
+    with pytest.raises(ValueError, match="there is no device nonsense"):
+        find_device("nonsense")
     with pytest.raises(ValueError, match="no usable tokenizer"):
         load_tokenizer(tmp_path)

@@ -137,7 +137,7 @@ def test_bad_answer_options(tmp_path: Path, command: Callable[..., Outcome]) -> 
     assert_refused(refuse("--questions", "nowhere.jsonl"), "there is no file nowhere.jsonl")
     template = ("--chat_template", "mistral")
     assert_refused(refuse(*template, "--model_id", "a/b"), "model_id is 'a/b'")
-    assert_refused(refuse(*template, "--device", "nonsense"), "device is 'nonsense'")
+    assert_refused(refuse(*template, "--device", "nonsense"), "there is no device nonsense")
     assert not bench.exists(), "nothing may be written"
 
 
