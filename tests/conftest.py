@@ -30,6 +30,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> "FinishedRun":
 @pytest.fixture
 def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Integer products by PyTorch alone, as on a machine without a compiler."""
-    from duquant.ops import kernels
+    from duquant.ops.kernels import int4
 
-    monkeypatch.setattr(kernels, "is_available", lambda: False)
+    monkeypatch.setattr(int4, "is_available", lambda: False)

@@ -67,6 +67,11 @@ def affine_grid(
     """
     high = clip_high * x.amax(dim=-1, keepdim=True)
     low = clip_low * x.amin(dim=-1, keepdim=True)
+    return grid_of_range(high, low, bits, symmetric=symmetric)
+
+
+def grid_of_range(high: Tensor, low: Tensor, bits: int, *, symmetric: bool = False) -> AffineGrid:
+    """The grid of rows whose range, clipped already, is ``low … high``, both ``(..., rows, 1)``."""
     if symmetric:
         largest = torch.maximum(high.abs(), low.abs())
         middle = 2 ** (bits - 1) - 1

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from duquant.ops.permutation import zigzag_permutation
+from duquant.ops.permutation import permute_channels, zigzag_permutation
 from duquant.ops.rotation import block_rotate
 
 RotationFinder = Callable[[Tensor], Tensor]
@@ -47,7 +47,7 @@ def apply_transform(x: Tensor, transform: DualTransform) -> Tensor:
     for index, rotation in enumerate(transform.rotations):
         x = block_rotate(x, rotation.to(x.dtype))
         if index < len(transform.permutations):
-            x = x.index_select(-1, transform.permutations[index])
+            x = permute_channels(x, transform.permutations[index])
     return x
 
 

@@ -16,8 +16,8 @@ rounding differentiated as the identity too, moves every clamped entry. With ``o
 gradients that arrive at them, ``zero_point_gradient`` adds ``o`` to the gradient of ``low`` and
 ``−o · low / s`` to that of ``s``: clamped entries then follow the end of the range they sit at.
 
-Values are exactly those of the reference; a test compares the gradients. Masks are floats and
-maxima come without indices: on a CPU, booleans and indices cost more than arithmetic.
+Values are exactly those of the reference; a test compares the gradients. On a CPU the three passes
+over the rows run in C (:mod:`duquant.ops.kernels.rows`); the same in PyTorch stands below it.
 """
 
 from typing import Any
@@ -29,9 +29,11 @@ from duquant.ops.affine import (
     LARGEST_SCALE,
     SMALLEST_SCALE,
     UNQUANTIZED_BITS,
-    affine_grid,
+    AffineGrid,
     dequantize,
+    grid_of_range,
 )
+from duquant.ops.kernels import rows
 
 
 def fake_quantize_rows(
@@ -68,41 +70,76 @@ class _FakeQuantizeRows(torch.autograd.Function):
         symmetric: bool,
         zero_point_gradient: bool,
     ) -> Tensor:
-        grid = affine_grid(x, bits, symmetric=symmetric, clip_high=clip_high, clip_low=clip_low)
-        levels = (x / grid.scale).round_().add_(grid.zero)
-        q = levels.clamp(0, 2**bits - 1)
-        if not any(ctx.needs_input_grad):
-            return dequantize(q, grid)
-        outside = levels.sub_(q).abs_().clamp_(max=1)
-        quantized = dequantize(q, grid)
-        ctx.bits, ctx.symmetric, ctx.clips = bits, symmetric, (clip_high, clip_low)
-        ctx.zero_point_gradient = zero_point_gradient
-        ctx.save_for_backward(x, quantized, outside, grid.scale)
-        return quantized
+        x = x.contiguous()
+        highest, lowest = _extremes(x)
+        grid = grid_of_range(clip_high * highest, clip_low * lowest, bits, symmetric=symmetric)
+        if any(ctx.needs_input_grad):
+            ctx.bits, ctx.symmetric, ctx.clips = bits, symmetric, (clip_high, clip_low)
+            ctx.zero_point_gradient = zero_point_gradient
+            ctx.save_for_backward(x, highest, lowest, *grid)
+        return _quantize_dequantize(x, grid, bits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, quantized, outside, scale = ctx.saved_tensors
+        x, highest, lowest, scale, zero = ctx.saved_tensors
         clip_high, clip_low = ctx.clips
-        highest, lowest = x.amax(dim=-1, keepdim=True), x.amin(dim=-1, keepdim=True)
         high, low = clip_high * highest, clip_low * lowest
-        inside = 1 - outside
-        distance = torch.addcmul(quantized, inside, x, value=-1)
-        to_scale = distance.mul_(grad).sum(dim=-1, keepdim=True) / scale
+        distance, clamped, to_x = _sums(
+            x, grad, AffineGrid(scale, zero), ctx.bits, wants_input=ctx.needs_input_grad[0]
+        )
+        to_scale = distance / scale
         to_high, to_low = _gradient_of_ends(to_scale, scale, high, low, ctx.bits, ctx.symmetric)
-        to_x = None
-        if ctx.needs_input_grad[0]:
-            to_x = inside.mul_(grad)
-            to_x.scatter_add_(-1, x.argmax(dim=-1, keepdim=True), to_high * clip_high)
-            to_x.scatter_add_(-1, x.argmin(dim=-1, keepdim=True), to_low * clip_low)
+        if to_x is not None:
+            to_x.scatter_add_(-1, _position(x, highest), to_high * clip_high)
+            to_x.scatter_add_(-1, _position(x, lowest), to_low * clip_low)
         if ctx.zero_point_gradient:
-            clamped = (outside * grad).sum(dim=-1, keepdim=True)
             clamped = clamped * ((low / scale).abs() < LARGEST_SCALE)
             more = _gradient_of_ends(-clamped * low / scale, scale, high, low, ctx.bits, False)
             to_high, to_low = to_high + more[0], to_low + more[1] + clamped
         to_clip_high = to_high * highest if ctx.needs_input_grad[1] else None
         to_clip_low = to_low * lowest if ctx.needs_input_grad[2] else None
         return to_x, to_clip_high, to_clip_low, None, None, None
+
+
+def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest and smallest entry of every row."""
+    if rows.serves(x):
+        return rows.row_extremes(x)
+    return x.amax(dim=-1, keepdim=True), x.amin(dim=-1, keepdim=True)
+
+
+def _quantize_dequantize(x: Tensor, grid: AffineGrid, bits: int) -> Tensor:
+    if rows.serves(x):
+        return rows.quantize_rows(x, grid, bits)
+    levels = (x / grid.scale).round_().add_(grid.zero)
+    return dequantize(levels.clamp_(0, 2**bits - 1), grid)
+
+
+def _sums(
+    x: Tensor, grad: Tensor, grid: AffineGrid, bits: int, *, wants_input: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``Σ (x̂ − [inside] x) g``, ``Σ [outside] g`` of every row, and ``[inside] g`` if wanted."""
+    if rows.serves(x):
+        return rows.quantize_rows_gradient(
+            x, grad.contiguous(), grid, bits, wants_input=wants_input
+        )
+    levels = (x / grid.scale).round_().add_(grid.zero)
+    q = levels.clamp(0, 2**bits - 1)
+    outside = levels.sub_(q).abs_().clamp_(max=1)  # floats: masks cost more than arithmetic
+    inside = 1 - outside
+    distance = dequantize(q, grid).addcmul_(inside, x, value=-1).mul_(grad)
+    return (
+        distance.sum(dim=-1, keepdim=True),
+        outside.mul_(grad).sum(dim=-1, keepdim=True),
+        inside.mul_(grad) if wants_input else None,
+    )
+
+
+def _position(x: Tensor, extreme: Tensor) -> Tensor:
+    """Column of the first entry of each row that equals the row's extreme."""
+    if rows.serves(x):
+        return rows.find_in_rows(x, extreme)
+    return (x == extreme).to(torch.uint8).argmax(dim=-1, keepdim=True)
 
 
 def _gradient_of_ends(

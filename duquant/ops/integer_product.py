@@ -10,8 +10,8 @@ with ``q'_w = q_w − 2**(w-1)`` and ``z'_w = z_w − 2**(w-1)``, because int8 u
 activations by *signed* weights. Only the first sum is a matrix product; the second is known when
 the weight is prepared, the third is a row sum.
 
-Engines: for packed 4-bit weights on x86 our own kernel (:mod:`duquant.ops.kernels`); otherwise on
-x86 PyTorch's FBGEMM kernels (AVX2, AVX512, VNNI); on CUDA, ``torch._int_mm``. Two limits of FBGEMM
+Engines: for packed 4-bit weights on x86 our own (:mod:`duquant.ops.kernels.int4`); otherwise on x86
+PyTorch's FBGEMM kernels (AVX2, AVX512, VNNI); on CUDA, ``torch._int_mm``. Two limits of FBGEMM
 decide how the work is cut:
 
 * it returns float32, which counts exactly to ``2**24``: ``columns_at_once`` keeps every sum below;
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from duquant.ops import kernels
 from duquant.ops.affine import AffineGrid
+from duquant.ops.kernels import int4
 from duquant.ops.packing import unpack
 
 WIDEST_BITS = 8
@@ -108,12 +108,12 @@ def prepare_packed(
     """
     fits = (
         weight_bits == PACKED_BITS
-        and 2**activation_bits - 1 <= kernels.LARGEST_ACTIVATION
+        and 2**activation_bits - 1 <= int4.LARGEST_ACTIVATION
         and columns % 2 == 0
         and columns <= columns_at_once(activation_bits, weight_bits)
         and packed.device.type == "cpu"
     )
-    if not fits or not kernels.is_available():
+    if not fits or not int4.is_available():
         return None
     return _PackedWeight(packed, largest=2**activation_bits - 1)
 
@@ -161,12 +161,12 @@ class _PackedWeight:
         self.largest = largest
 
     def product(self, q: Tensor) -> Tensor:
-        product: Tensor = kernels.int4_product(q, self.packed, self.largest)
+        product: Tensor = int4.int4_product(q, self.packed, self.largest)
         return product
 
     def integers(self) -> Tensor:
         q = unpack(self.packed, PACKED_BITS, 2 * self.packed.shape[1])
-        return (q.to(torch.int16) - kernels.OFFSET).to(torch.int8)
+        return (q.to(torch.int16) - int4.OFFSET).to(torch.int8)
 
 
 class _FbgemmWeight:

@@ -7,6 +7,9 @@ block means is bounded by the largest gap between neighbours in the sorted order
 then evens out the new blocks.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -32,3 +35,28 @@ def zigzag_permutation(magnitude: Tensor, block_size: int) -> Tensor:
     rounds = order.view(block_size, num_blocks).clone()
     rounds[1::2] = rounds[1::2].flip(dims=[1])
     return rounds.t().reshape(width)
+
+
+def permute_channels(x: Tensor, permutation: Tensor) -> Tensor:
+    """``x[..., permutation]``, with a gradient that is a permutation too.
+
+    Autograd would add gradients into zeros, because indices may repeat; these do not.
+
+    Args:
+        x: shape ``(..., width)``.
+        permutation: int64 of shape ``(width,)``, each channel once.
+    """
+    result: Tensor = _PermuteChannels.apply(x, permutation)
+    return result
+
+
+class _PermuteChannels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, permutation: Tensor) -> Tensor:
+        ctx.save_for_backward(permutation)
+        return x.gather(-1, permutation.expand(x.shape))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (permutation,) = ctx.saved_tensors
+        return grad.gather(-1, permutation.argsort().expand(grad.shape)), None

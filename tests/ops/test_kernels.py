@@ -8,17 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duquant.ops import kernels
+from duquant.ops.kernels import int4
 from duquant.ops.packing import pack
 from tests.outliers import seeds
 
 pytestmark = pytest.mark.skipif(
-    not kernels.is_available(), reason="needs an x86 processor with AVX2 and a C compiler"
+    not int4.is_available(), reason="needs an x86 processor with AVX2 and a C compiler"
 )
 
 
 def expected(q: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    return q.long() @ (w.long() - kernels.OFFSET).T
+    return q.long() @ (w.long() - int4.OFFSET).T
 
 
 @given(
@@ -34,7 +34,7 @@ def test_products_are_exact(seed: int, rows: int, out: int, columns: int, larges
     w = torch.randint(0, 16, (out, columns), generator=generator, dtype=torch.uint8)
     q[0] = largest
     w[0] = 15
-    product = kernels.int4_product(q, pack(w, 4), largest)
+    product = int4.int4_product(q, pack(w, 4), largest)
     assert torch.equal(product.long(), expected(q, w))
 
 
@@ -44,7 +44,7 @@ def test_the_largest_sums_are_exact(columns: int, largest: int) -> None:
     q = torch.full((5, columns), largest, dtype=torch.uint8)
     w = torch.full((3, columns), 15, dtype=torch.uint8)
     w[1] = 0
-    assert torch.equal(kernels.int4_product(q, pack(w, 4), largest).long(), expected(q, w))
+    assert torch.equal(int4.int4_product(q, pack(w, 4), largest).long(), expected(q, w))
 
 
 def test_threads_and_tokens_change_nothing() -> None:
@@ -55,7 +55,7 @@ def test_threads_and_tokens_change_nothing() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            assert torch.equal(kernels.int4_product(q, packed, 15).long(), expected(q, w))
+            assert torch.equal(int4.int4_product(q, packed, 15).long(), expected(q, w))
     finally:
         torch.set_num_threads(before)
 
@@ -67,7 +67,7 @@ def test_the_operator_is_sound() -> None:
 
 
 def test_it_can_be_turned_off() -> None:
-    code = "from duquant.ops import kernels; print(kernels.is_available())"
+    code = "from duquant.ops.kernels import int4; print(int4.is_available())"
     output = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         env={"DUQUANT_KERNELS": "0", "PATH": "", "PYTHONPATH": ":".join(sys.path)},

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duquant.ops.permutation import zigzag_permutation
+from duquant.ops.permutation import permute_channels, zigzag_permutation
 from tests.outliers import seeds
 
 block_sizes, block_counts = st.integers(1, 9), st.integers(1, 7)
@@ -61,3 +61,15 @@ def test_block_means_differ_by_at_most_the_widest_gap(
     gap = magnitude.sort().values.diff().max()
     # Two rounds (there and back) differ between blocks by at most (K - 1) gaps at the far ends.
     assert means.max() - means.min() <= gap * (num_blocks - 1)
+
+
+def test_permuting_channels_is_indexing_with_its_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(12, generator=generator)
+    upstream = torch.randn(2, 3, 12, generator=generator)
+    results = []
+    for permute in (permute_channels, lambda x, p: x[..., p]):
+        x = torch.randn(2, 3, 12, generator=generator.manual_seed(1)).requires_grad_()
+        y = permute(x, order)
+        results.append((y.detach(), *torch.autograd.grad(y, x, upstream)))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))

@@ -1,0 +1,76 @@
+"""Compile a C source of this folder and load it.
+
+A library is compiled for the machine it runs on and kept in the user's cache directory under a name
+that changes with source, compiler, processor and PyTorch. It needs an x86 processor with AVX2 and a
+C compiler. ``DUQUANT_KERNELS=0`` turns all kernels off.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+SECONDS_TO_COMPILE = 60
+# ISO C never fuses a product and a sum; exceptions and errno do not matter here.
+FLAGS = [
+    "-O3",
+    "-march=native",
+    "-std=c11",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
+FLAGS += ["-fopenmp", "-shared", "-fPIC"]
+
+
+def load_library(name: str) -> ctypes.CDLL | None:
+    """The library of ``name.c``, or ``None`` where it cannot be had."""
+    wanted = os.environ.get("DUQUANT_KERNELS", "1") != "0"
+    is_x86 = platform.machine() in ("x86_64", "AMD64") and platform.system() == "Linux"
+    has_vectors = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if not (wanted and is_x86 and has_vectors and compiler):
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(Path(__file__).with_name(f"{name}.c"), compiler)))
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # no home directory: RuntimeError
+        return None
+
+
+def _compiled(source: Path, compiler: str) -> Path:
+    # PyTorch's own OpenMP library, or two pools of threads would fight for the cores
+    openmp = [str(file) for file in (Path(torch.__file__).parent / "lib").glob("libgomp*")][:1]
+    command = [compiler, *FLAGS]
+    identity = [source.read_bytes(), " ".join(command + openmp).encode(), _processor()]
+    identity.append(subprocess.check_output([compiler, "--version"], timeout=SECONDS_TO_COMPILE))
+    name = hashlib.sha256(b"\0".join(identity)).hexdigest()[:16]
+    library = _cache_directory() / f"{source.stem}-{name}.so"
+    if not library.is_file():
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            built = Path(folder) / library.name
+            command += [str(source), "-o", str(built), *openmp]
+            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS_TO_COMPILE)
+            built.replace(library)
+    return library
+
+
+def _processor() -> bytes:
+    """What the processor can do: a cache directory may be shared by several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return next((line for line in lines if line.startswith(b"flags")), b"")
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(base) / "duquant"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory

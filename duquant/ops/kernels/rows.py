@@ -1,0 +1,102 @@
+"""Fake quantization of rows in C: what LWC spends its time on beside matrix products.
+
+PyTorch needs some twenty passes over a weight to quantize it and to learn from it, each as slow as
+memory; ``fake_quantize.c`` needs three. Values are equal to the last bit; the sums over a row that
+make up a gradient are added in another order. Scales and zero points stay PyTorch's: there is one
+definition of them, in :mod:`duquant.ops.affine`.
+
+All tensors are contiguous float32 on the CPU.
+"""
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from duquant.ops.affine import AffineGrid, affine_grid, dequantize, quantize
+from duquant.ops.kernels.compiler import load_library
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the kernels can take ``x``, never while a graph is compiled: that has its own."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and _library() is not None
+    )
+
+
+def row_extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest and smallest entry of every row of ``(..., rows, columns)``, ``(..., rows, 1)``."""
+    high, low = _per_row(x), _per_row(x)
+    _call("row_extremes", x, (x, high, low))
+    return high, low
+
+
+def quantize_rows(x: Tensor, grid: AffineGrid, bits: int) -> Tensor:
+    """Quantized and dequantized ``x``; the grid's tensors are ``(..., rows, 1)``."""
+    out = torch.empty_like(x)
+    _call("quantize_rows", x, (x, *grid, out), 2**bits - 1)
+    return out
+
+
+def quantize_rows_gradient(
+    x: Tensor, gradient: Tensor, grid: AffineGrid, bits: int, *, wants_input: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sums that make up the gradient, see the formulas of :mod:`duquant.ops.fake_quantize`.
+
+    Args:
+        x: as it was quantized.
+        gradient: what arrives at the quantized values.
+        grid: scales and zero points.
+        bits: width of the integers.
+        wants_input: compute the third result.
+
+    Returns:
+        ``Σ (x̂ − [inside] x) g`` and ``Σ [outside] g`` of every row, and ``[inside] g``.
+    """
+    to_scale, clamped = _per_row(x), _per_row(x)
+    to_x = torch.empty_like(x) if wants_input else None
+    tensors = (x, gradient, *grid, to_scale, clamped, to_x)
+    _call("quantize_rows_gradient", x, tensors, 2**bits - 1)
+    return to_scale, clamped, to_x
+
+
+def find_in_rows(x: Tensor, values: Tensor) -> Tensor:
+    """First column of each row that holds the row's value; int64 ``(..., rows, 1)``."""
+    at = torch.empty_like(values, dtype=torch.int64)
+    _call("find_in_rows", x, (x, values, at))
+    return at
+
+
+def _per_row(x: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], 1)
+
+
+def _call(name: str, x: Tensor, tensors: tuple[Tensor | None, ...], *numbers: float) -> None:
+    library = _library()
+    assert library is not None
+    columns = x.shape[-1]
+    pointers = [None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors]
+    sizes = [ctypes.c_int64(x.numel() // columns), ctypes.c_int64(columns)]
+    floats = [ctypes.c_float(number) for number in numbers]
+    getattr(library, name)(*pointers, *sizes, *floats, ctypes.c_int(torch.get_num_threads()))
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    library = load_library("fake_quantize")
+    return library if library is not None and _is_right(library) else None
+
+
+def _is_right(library: ctypes.CDLL) -> bool:
+    """Compare one small row with plain arithmetic."""
+    x = torch.linspace(-3, 5, 77).square().reshape(7, 11) - 4
+    grid, out = affine_grid(x, 4, clip_high=0.8, clip_low=0.7), torch.empty_like(x)
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, *grid, out)]
+    sizes = [ctypes.c_int64(size) for size in x.shape]
+    library.quantize_rows(*pointers, *sizes, ctypes.c_float(15), ctypes.c_int(1))
+    return torch.equal(out, dequantize(quantize(x, grid, 4), grid))
