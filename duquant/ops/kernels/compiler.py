@@ -19,13 +19,6 @@ import torch
 SECONDS_TO_COMPILE = 60
 # ISO C never fuses a product and a sum; exceptions and errno do not matter here.
 FLAGS = ["-O3", "-march=native", "-std=c11", "-ffp-contract=off", "-fno-math-errno"]
-    "-O3",
-    "-march=native",
-    "-std=c11",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-]
 FLAGS += ["-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
 
 
