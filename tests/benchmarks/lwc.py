@@ -1,39 +1,45 @@
 """What LWC costs: one step beside a full-precision one, the whole training beside a naive loop.
 
     python -m tests.benchmarks.lwc --model ref-llama --block 1
+    python -m tests.benchmarks.lwc --model llama-2-7b --rounds 3    # its shapes, random
 
 Times are medians of steps that take turns, so that a busy machine slows all of them alike; ratios
 are what counts. A step is forward, backward and optimizer. The *naive loop* is the algorithm as it
 reads: every linear transforms and quantizes its own input and rotates and quantizes its weight
 again for every sample, autograd differentiates the quantizer, and 20 epochs of single samples start
-from sigmoid(4). ``LWC training`` counts what replaces it, the search of first factors included.
+from sigmoid(4).
 """
 
 import argparse
+import copy
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from duquant.config import LWCConfig, Recipe, RotationConfig
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.model.batch import BlockBatch
-from duquant.model.clip_initialization import search_clips
-from duquant.model.decoder import Decoder
+from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.smoothing import observe_peaks, smooth_block
 from duquant.model.structure import ATTENTION, LINEARS, SITES, linear_shapes
 from duquant.modules.block import QuantBlock
 from duquant.modules.clip_optimizer import clip_optimizer
+from duquant.nn.attention import ATTENTION_NAME
 from duquant.nn.clipping import ClipFactors
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import fake_quantize
 from duquant.ops.dual_transform import apply_transform
 from tests.assets import ASSETS
 from tests.benchmarks.accuracy import SUBJECTS
+from tests.benchmarks.execution import plain_block
 
 CPU = torch.device("cpu")
 NAIVE_EPOCHS = 20
@@ -64,35 +70,70 @@ class NaiveLinear(nn.Module):
         return F.linear(x, weight, self.linear.bias)
 
 
-class Bench:
-    """One block of a model in three shapes: full precision, LWC, naive."""
+@dataclass(frozen=True)
+class Subject:
+    """A block, and what it is trained on.
 
-    def __init__(self, name: str, index: int) -> None:
-        subject, directory = SUBJECTS[name], ASSETS / "assets" / "models" / name
-        self.recipe = Recipe(rotation=RotationConfig(block_size=subject.block_size))
-        decoder = Decoder(str(directory), torch.float32)
-        self.context = decoder.contexts(subject.sequence_length, CPU)[index]
-        windows = CalibrationDataModule(
-            str(directory),
-            calibration=str(ASSETS / "assets" / "text" / subject.calibration),
-            num_samples=subject.num_samples,
-            sequence_length=subject.sequence_length,
-        ).calibration_windows()
-        self.stream = decoder.embed(windows, CPU)
-        self.full_precision = decoder.load_block(index)
+    Attributes:
+        load: makes the full-precision block anew.
+        context: what its forward needs beside hidden states.
+        stream: calibration inputs ``(samples, tokens, hidden)``.
+        block_size: channels of a rotation block.
+    """
+
+    load: Callable[[], nn.Module]
+    context: BlockContext
+    stream: Tensor
+    block_size: int
+
+
+def block_of_a_model(name: str, index: int) -> Subject:
+    """Block ``index`` of a model among the assets, on the embeddings of its calibration text."""
+    settings, directory = SUBJECTS[name], ASSETS / "assets" / "models" / name
+    decoder = Decoder(str(directory), torch.float32)
+    windows = CalibrationDataModule(
+        str(directory),
+        calibration=str(ASSETS / "assets" / "text" / settings.calibration),
+        num_samples=settings.num_samples,
+        sequence_length=settings.sequence_length,
+    ).calibration_windows()
+    context = decoder.contexts(settings.sequence_length, CPU)[index]
+    stream = decoder.embed(windows, CPU)
+    return Subject(lambda: decoder.load_block(index), context, stream, settings.block_size)
+
+
+def random_block(samples: int, tokens: int) -> Subject:
+    """A block of LLaMA-2-7B's shapes with random weights, on random inputs."""
+    config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_attention_heads=32)
+    config._attn_implementation = ATTENTION_NAME
+    stream = torch.randn(samples, tokens, config.hidden_size)
+    rotary = LlamaRotaryEmbedding(config)
+    context = {"position_embeddings": rotary(stream, torch.arange(tokens).unsqueeze(0))}
+    plain = plain_block(config, torch.float32)
+    return Subject(lambda: copy.deepcopy(plain), context, stream, 128)
+
+
+class Bench:
+    """One block in three shapes: full precision, LWC, naive."""
+
+    def __init__(self, subject: Subject) -> None:
+        rotation = RotationConfig(block_size=subject.block_size, max_steps=32)
+        self.recipe = Recipe(rotation=rotation)
+        self.context, self.stream = subject.context, subject.stream
+        self.full_precision = subject.load()
         with torch.no_grad(), observe_peaks(self.full_precision) as peaks:
             self.target: Tensor = self.full_precision(self.stream, **self.context)
-        self.block = QuantBlock(linear_shapes(decoder.meta_block()), self.recipe)
+        self.block = QuantBlock(linear_shapes(self.full_precision), self.recipe)
         statistic = self.stream.mean(dim=0, keepdim=True)
         self.block.enter(
-            decoder.load_block(index),
+            subject.load(),
             peaks,
             self.context,
             statistic,
             self.stream,
             torch.Generator().manual_seed(0),
         )
-        self.naive = decoder.load_block(index)
+        self.naive = subject.load()
         smooth_block(self.naive, peaks, self.recipe)
         self._make_naive()
 
@@ -157,11 +198,6 @@ class Bench:
 
         return step
 
-    def search(self) -> None:
-        """What entering a block adds: its first clip factors."""
-        assert self.block.quantized is not None
-        search_clips(self.block.quantized, self.block, self.stream.split(16), self.recipe)
-
 
 def median_seconds(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """Median seconds of each step; they take turns, and the first round does not count."""
@@ -178,33 +214,35 @@ def median_seconds(steps: dict[str, Callable[[], None]], rounds: int) -> dict[st
 def main() -> None:
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=SUBJECTS, default="ref-llama")
+    parser.add_argument("--model", choices=[*SUBJECTS, "llama-2-7b"], default="ref-llama")
     parser.add_argument("--block", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=512, help="of a sample, for llama-2-7b")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    bench, lwc = Bench(options.model, options.block), LWCConfig()
+    lwc = LWCConfig()
+    if options.model in SUBJECTS:
+        bench = Bench(block_of_a_model(options.model, options.block))
+    else:
+        bench = Bench(random_block(lwc.batch_size, options.tokens))
     size, samples = lwc.batch_size, len(bench.stream)
     seconds = median_seconds(
         {
             "full precision": bench.full_precision_step(size),
             "LWC": bench.lwc_step(size),
             "naive": bench.naive_step(),
-            "search": bench.search,
         },
         options.rounds,
     )
     steps = lwc.epochs * -(-samples // size)
-    ours = seconds["search"] + steps * seconds["LWC"]
+    ours = steps * seconds["LWC"]
     naive = NAIVE_EPOCHS * samples * seconds["naive"]
     step_ratio = seconds["LWC"] / seconds["full precision"]
-    print(
-        f"| {options.model}, block {options.block}, {samples} samples | ms | ratio |\n|---|---|---|"
-    )
+    tokens = bench.stream.shape[1]
+    print(f"| {options.model}, {samples} samples of {tokens} tokens | ms | ratio |\n|---|---|---|")
     print(f"| full-precision step, {size} samples | {1e3 * seconds['full precision']:.1f} | 1 |")
     print(f"| LWC step, {size} samples | {1e3 * seconds['LWC']:.1f} | {step_ratio:.2f} |")
     print(f"| naive step, 1 sample | {1e3 * seconds['naive']:.1f} | |")
-    print(f"| search of first factors | {1e3 * seconds['search']:.0f} | |")
     print(f"| naive training, {NAIVE_EPOCHS} epochs | {1e3 * naive:.0f} | 1 |")
     print(f"| LWC training, {lwc.epochs} epochs | {1e3 * ours:.0f} | {ours / naive:.3f} |")
     print(f"| speed-up | | {naive / ours:.1f} |")
