@@ -242,6 +242,32 @@ def test_a_block_may_wait_on_the_disk(
         assert torch.equal(logits(model, IDS), logits(whole, IDS))
 
 
+@pytest.mark.parametrize(
+    ("backend", "offload_buffers"),
+    [
+        ("auto", True),
+        ("reference", True),
+        ("reference", False),
+        pytest.param("integer", False, marks=integers_needed),
+    ],
+)
+def test_an_offloaded_block_leaves_no_faster_form_in_memory(
+    backend: Any, offload_buffers: bool, llama: QuantizedDirectory, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    model = llama.load(
+        device_map=OFFLOADED, offload_folder=tmp_path, offload_buffers=offload_buffers
+    )
+    duquant.set_execution(model, backend)
+    logits(model, IDS)
+    for block, keeps in zip(model.model.layers, (True, False), strict=True):
+        linears = [module for module in block.modules() if isinstance(module, PackedLinear)]
+        assert len(linears) == 7
+        for linear in linears:
+            assert (linear.panels is not None or linear._dequantized is not None) == keeps
+            assert keeps or linear.packed is not None
+
+
 def test_packed_weights_go_back_to_the_disk_with_offload_buffers(
     llama: QuantizedDirectory, tmp_path: Path
 ) -> None:
