@@ -40,20 +40,18 @@ def part_checksums(names: Iterable[str], read: Callable[[str], Tensor]) -> dict[
         names: the stored tensors' names.
         read: gives the tensor of a name, as it is stored; called from several threads.
     """
-    parts: dict[str, list[str]] = {}
-    for name in sorted(names):
-        parts.setdefault(part_of(name), []).append(name)
+    ordered = sorted(names)
 
-    def checksum(part: str) -> str:
-        state = xxh3_64()
-        for name in parts[part]:
-            tensor = read(name).detach().cpu().contiguous()
-            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            state.update(tensor.view(-1).view(torch.uint8).numpy().data)
-        return state.hexdigest()
+    def describe(name: str) -> str:
+        tensor = read(name).detach().cpu().contiguous()
+        raw = tensor.view(-1).view(torch.uint8).numpy().data
+        return f"{name} {tensor.dtype} {tuple(tensor.shape)} {xxh3_64_hexdigest(raw)}\n"
 
+    parts = {part_of(name): xxh3_64() for name in ordered}
     with ThreadPoolExecutor() as pool:
-        return dict(zip(parts, pool.map(checksum, parts), strict=True))
+        for name, description in zip(ordered, pool.map(describe, ordered), strict=True):
+            parts[part_of(name)].update(description.encode())
+    return {part: state.hexdigest() for part, state in parts.items()}
 
 
 def file_checksums(files: Iterable[Path]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""``attn_implementation`` chooses what computes attention, never whether its heads are quantized."""
+"""``attn_implementation`` chooses what computes attention, not whether its heads are quantized."""
 
 import copy
 import pickle
