@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.integrations.accelerate import load_offloaded_parameter
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
@@ -19,15 +21,19 @@ from transformers.quantizers.auto import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from duquant.config import Recipe
-from duquant.export.digest import block_digest
+from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.packed_block import unpack_block
 from duquant.model.checkpoint import meta_tensors
 from duquant.model.execution import configure_execution
-from duquant.nn.attention import ATTENTION_NAME, AttentionQuantizer, register_attention
+from duquant.nn.attention import (
+    AttentionQuantizer,
+    register_attention,
+    require_implementation,
+)
 from duquant.nn.execution import Backend, Execution, WeightsInMemory
 
 QUANT_METHOD = "duquant"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class DuquantConfig(QuantizationConfigMixin):
@@ -36,37 +42,44 @@ class DuquantConfig(QuantizationConfigMixin):
     Args:
         recipe: :meth:`duquant.config.Recipe.to_dict` of the recipe.
         format_version: version of the layout of tensors.
-        blocks: digest of every block's quantized tensors.
+        checksums: of the recipe and of every part of the model, by name (see
+            :mod:`duquant.export.checksums`).
         quant_method: always "duquant".
 
     Raises:
-        ValueError: if the directory was written by a newer format, or its recipe makes no sense.
+        ValueError: if the directory has another format, its recipe makes no sense or was altered,
+            or its checksums are gone.
     """
 
     def __init__(
         self,
         recipe: dict[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
-        blocks: list[str] | None = None,
+        checksums: dict[str, str] | None = None,
         quant_method: str = QUANT_METHOD,
         **unknown: Any,
     ) -> None:
         if not isinstance(format_version, int) or format_version < 1:
             raise ValueError(f"format_version is {format_version!r}; it must be a whole number")
-        if format_version > FORMAT_VERSION:
+        if format_version != FORMAT_VERSION:
+            remedy = "install a newer one" if format_version > FORMAT_VERSION else "quantize again"
             raise ValueError(
                 f"the model directory has format version {format_version}; this duquant reads "
-                f"versions up to {FORMAT_VERSION}: install a newer one"
+                f"version {FORMAT_VERSION}: {remedy}"
             )
         if recipe is None:
             raise ValueError("quantization_config has no recipe: the model directory is damaged")
+        if not isinstance(checksums, dict):
+            raise ValueError("quantization_config has no checksums: the model directory is damaged")
         if unknown:
             raise ValueError(f"quantization_config has an unknown key: {min(unknown)}")
         Recipe.from_dict(recipe)
+        if checksums.get(RECIPE) != recipe_checksum(recipe):
+            raise ValueError("the recipe in config.json is not the one the model was quantized by")
         self.quant_method = quant_method
         self.format_version = format_version
         self.recipe = recipe
-        self.blocks = blocks or []
+        self.checksums = checksums
 
 
 class DuquantQuantizer(HfQuantizer):
@@ -100,12 +113,15 @@ class DuquantQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        require_implementation(model.config._attn_implementation)
         recipe = Recipe.from_dict(self.quantization_config.recipe)
-        stored = meta_tensors(Path(file) for file in kwargs["checkpoint_files"])
-        blocks, digests = _blocks(model), self.quantization_config.blocks
-        if digests and len(digests) != len(blocks):
+        files = [Path(file) for file in kwargs["checkpoint_files"]]
+        stored = meta_tensors(files)
+        blocks, checksums = _blocks(model), self.quantization_config.checksums
+        num_stored = sum(part.startswith("block ") for part in checksums)
+        if num_stored != len(blocks):
             raise ValueError(
-                f"config.json asks for {len(blocks)} blocks; the quantized model has {len(digests)}"
+                f"config.json asks for {len(blocks)} blocks; the quantized model has {num_stored}"
             )
         for index, block in enumerate(blocks):
             prefix = f"model.layers.{index}."
@@ -119,22 +135,35 @@ class DuquantQuantizer(HfQuantizer):
             except ValueError as error:
                 raise ValueError(f"block {index} of the quantized model: {error}") from error
         _require_stored(model, stored)
-        model.set_attn_implementation(ATTENTION_NAME)
+        for part, checksum in file_checksums(files).items():
+            if checksum != checksums.get(part):
+                raise ValueError(
+                    f"{part} of the quantized model: damaged or altered, these are not the tensors "
+                    f"that were stored"
+                )
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for module in model.modules():
             if isinstance(module, AttentionQuantizer):
                 module.compute_hadamard()
-        for index, digest in enumerate(self.quantization_config.blocks):
-            found = block_digest(_blocks(model)[index].state_dict())
-            if found not in (None, digest):
-                raise ValueError(
-                    f"block {index} of the quantized model is damaged or was altered: its tensors "
-                    f"are not those that were stored"
-                )
         set_execution(model)
         return model
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What ``save_pretrained`` writes, and no metadata; the configuration gets its checksums.
+
+        A loaded model may have been cast, and what is on the disk is read again, tensor by tensor.
+        """
+        state = remove_tied_weights_from_state_dict(model.state_dict(), model)
+
+        def read(name: str) -> Tensor:
+            tensor: Tensor = state[name]
+            return load_offloaded_parameter(model, name) if tensor.is_meta else tensor
+
+        config = model.config.quantization_config
+        config.checksums = {RECIPE: recipe_checksum(config.recipe), **part_checksums(state, read)}
+        return state, {}
 
 
 def set_execution(

@@ -1,7 +1,8 @@
 """The model directory: a quantized model as it grows, block by block, and when it is complete.
 
 config.json                        the model's own, with quantization_config (recipe, version)
-model-block-00000.safetensors …    one per block, written the moment the block is finished
+model-block-00000.safetensors …    one per block, written the moment the block is finished; the
+                                   checksum of its tensors is the file's metadata
 model-outside.safetensors          embeddings, final norm, head: as they were
 model.safetensors.index.json       which tensor is where; its presence means the model is complete
 README.md                          model card: recipe, perplexities, sizes, how to load
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from duquant.config import Recipe
 from duquant.durable import write_durably, write_json, write_tensors
-from duquant.export.digest import block_digest
+from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.hugging_face import DuquantConfig
 from duquant.export.model_card import write_model_card
 from duquant.export.packed_block import pack_block, unpack_block
@@ -28,8 +29,6 @@ from duquant.model.surgery import QuantizedBlock
 
 COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja",
               "vocab.json", "merges.txt", "added_tokens.json")  # fmt: skip
-DIGEST = "digest"
-"""Key of a block file's metadata."""
 OUTSIDE = "model-outside.safetensors"
 
 
@@ -59,9 +58,7 @@ class ModelDirectory:
         prefix = f"model.layers.{index}."
         tensors = pack_block(quantized)
         named = {prefix + name: tensor for name, tensor in tensors.items()}
-        digest = block_digest(tensors)
-        assert digest is not None
-        write_tensors(self.block_file(index), named, {DIGEST: digest})
+        write_tensors(self.block_file(index), named, part_checksums(named, named.__getitem__))
 
     def read_block(self, index: int, decoder: Decoder) -> nn.Module:
         """Load block ``index`` as a runnable module on the CPU.
@@ -87,18 +84,22 @@ class ModelDirectory:
             block = unpack_block(fresh, tensors, self.recipe, decoder.dtype)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-        digest = block_digest(tensors)
-        if digest is not None and digest != self._digest(index):
+        if device.type != "meta" and file_checksums([file]) != self._checksum(index):
             raise ValueError(f"{file} is damaged: its tensors are not those that were stored")
         return block
 
     def complete(self, decoder: Decoder) -> None:
         """Add everything that is not a block, the index last."""
-        write_tensors(self.path / OUTSIDE, decoder.outside_tensors())
+        outside, recipe = decoder.outside_tensors(), self.recipe.to_dict()
+        write_tensors(self.path / OUTSIDE, outside)
+        checksums = {
+            RECIPE: recipe_checksum(recipe),
+            **part_checksums(outside, outside.__getitem__),
+        }
+        for index in range(decoder.num_blocks):
+            checksums |= self._checksum(index)
         config = read_json(decoder.directory / "config.json")
-        digests = [self._digest(index) for index in range(decoder.num_blocks)]
-        quantization = DuquantConfig(self.recipe.to_dict(), blocks=digests)
-        config["quantization_config"] = quantization.to_dict()
+        config["quantization_config"] = DuquantConfig(recipe, checksums=checksums).to_dict()
         config["dtype"] = str(decoder.dtype).removeprefix("torch.")
         write_json(self.path / "config.json", config)
         for pattern in COMPANIONS:
@@ -107,12 +108,13 @@ class ModelDirectory:
         write_json(self.path / INDEX, self._index(decoder.num_blocks))
         write_model_card(self.path, decoder.pretrained, self.recipe)
 
-    def _digest(self, index: int) -> str:
+    def _checksum(self, index: int) -> dict[str, str]:
+        part = f"block {index}"
         with open_safetensors(self.block_file(index)) as opened:
-            digest: str | None = (opened.metadata() or {}).get(DIGEST)
-        if digest is None:
-            raise ValueError(f"{self.block_file(index)} was not written by duquant: no {DIGEST}")
-        return digest
+            metadata: dict[str, str] = opened.metadata() or {}
+        if part not in metadata:
+            raise ValueError(f"{self.block_file(index)} was not written by duquant: no checksum")
+        return {part: metadata[part]}
 
     def _index(self, num_blocks: int) -> dict[str, object]:
         files = [self.path / OUTSIDE, *(self.block_file(index) for index in range(num_blocks))]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from duquant.config import Recipe, RotationConfig
 from duquant.model.structure import ATTENTION, LINEARS, SITES, Site
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.attention import AttentionQuantizer
+from duquant.nn.attention import AttentionQuantizer, install_attention_quantizer
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
@@ -129,7 +129,7 @@ def install_modules(
             linears[site.linears[0]].site = sites[site.name]
     attention = block.get_submodule(ATTENTION)
     query, key, value = recipe.attention_bits
-    attention.attention_quantizer = AttentionQuantizer(
+    quantizer = AttentionQuantizer(
         int(attention.head_dim),  # type: ignore[arg-type]
         query_bits=query,
         key_bits=key,
@@ -138,6 +138,7 @@ def install_modules(
         block_size=recipe.rotation.block_size,
         symmetric=recipe.symmetric,
     ).to(sites[SITES[0].name].rotations.device)
+    install_attention_quantizer(attention, quantizer)
 
 
 @torch.no_grad()

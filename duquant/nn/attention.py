@@ -1,16 +1,21 @@
 """Quantized attention: Q, K and V in few bits, without copying any model's attention code.
 
 transformers lets a process register attention functions by name. ``duquant_attention`` quantizes Q,
-K and V and hands them to PyTorch's scaled dot product attention; a module without an
-``attention_quantizer`` is passed through untouched, so full-precision and quantized blocks can
-share one model configuration. The name is registered for masks too: without that transformers would
-build no mask for it, and the model would silently see the future.
+K and V and hands them to the implementation that the model is set to, by default PyTorch's scaled
+dot product attention. A quantized attention module asks for ``duquant_attention`` by a
+configuration of its own, so ``model.set_attn_implementation`` may choose what computes and never
+whether Q, K and V are quantized. A module without an ``attention_quantizer`` is passed through
+untouched, so the name may stand in a model's configuration too. It is registered for masks as well:
+without that transformers would build no mask for it, and the model would silently see the future.
 
 Q and K are multiplied by a Hadamard matrix along the head dimension after RoPE, which leaves
 ``Q Kᵀ`` unchanged and spreads their outlier channels. The matrix has the largest power of two that
 divides the head dimension (at most ``block_size``), so it never mixes heads or tokens.
 """
 
+import copy
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +32,9 @@ from duquant.ops.quantized_tokens import decode_tokens, encode_tokens
 from duquant.ops.rotation import block_rotate
 
 ATTENTION_NAME = "duquant"
+IMPLEMENTATIONS = ("sdpa", "eager", ATTENTION_NAME)
+"""What a model may be set to; our own name means sdpa."""
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class AttentionQuantizer(nn.Module):
@@ -57,15 +65,23 @@ class AttentionQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
+        self.model_config: Any = None
         self.hadamard_size = largest_power_of_two_divisor(head_dim, block_size)
-        self.register_buffer("hadamard", hadamard_matrix(self.hadamard_size), persistent=False)
+        empty = torch.empty(self.hadamard_size, self.hadamard_size)
+        self.register_buffer("hadamard", empty, persistent=False)
+        self.compute_hadamard()
         self.query = ActivationQuantizer(query_bits, clip_ratio, symmetric=symmetric)
         self.key = ActivationQuantizer(key_bits, clip_ratio, symmetric=symmetric)
         self.value = ActivationQuantizer(value_bits, 1.0, symmetric=symmetric)
 
     def compute_hadamard(self) -> None:
-        """Compute the matrix anew, where a model was built without memory for it."""
-        self.hadamard = hadamard_matrix(self.hadamard_size).to(self.hadamard.device)
+        """Compute the matrix, where it has memory; a model may be built without."""
+        if not self.hadamard.is_meta:
+            self.hadamard = hadamard_matrix(self.hadamard_size).to(self.hadamard.device)
+
+    def implementation(self) -> str | None:
+        """Name of the attention implementation that the model is set to."""
+        return getattr(self.model_config, "_attn_implementation", ATTENTION_NAME)
 
     def rotate(self, heads: Tensor) -> Tensor:
         """Multiply ``(..., head_dim)`` by the block-diagonal Hadamard matrix.
@@ -108,12 +124,41 @@ def duquant_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention function with transformers' signature; shapes as in ``sdpa_attention_forward``."""
     quantizer = getattr(module, "attention_quantizer", None)
+    attend: AttentionFunction = sdpa_attention_forward
     if quantizer is not None:
         query, key, value = quantizer(query, key, value)
-    result: tuple[torch.Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, **kwargs
-    )
-    return result
+        attend = _implementation(module, quantizer.implementation())
+    return attend(module, query, key, value, attention_mask, **kwargs)
+
+
+def install_attention_quantizer(attention: nn.Module, quantizer: AttentionQuantizer) -> None:
+    """Let a decoder's attention module quantize, whatever implementation its model is set to."""
+    own: Any = copy.copy(attention.config)
+    own._attn_implementation_internal = ATTENTION_NAME
+    quantizer.model_config, attention.config = attention.config, own
+    attention.attention_quantizer = quantizer
+
+
+def require_implementation(name: str | None) -> None:
+    """Refuse an attention implementation that cannot be given quantized Q, K and V.
+
+    Raises:
+        ValueError: naming it and those that can.
+    """
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attn_implementation is {name!r}; a quantized model runs with "
+            f"{' or '.join(IMPLEMENTATIONS[:2])}"
+        )
+
+
+def _implementation(module: nn.Module, name: str | None) -> AttentionFunction:
+    require_implementation(name)
+    if name == "eager":  # every model has its own
+        eager: AttentionFunction = sys.modules[type(module).__module__].eager_attention_forward
+        return eager
+    sdpa: AttentionFunction = sdpa_attention_forward
+    return sdpa
 
 
 def register_attention() -> None:

@@ -4,13 +4,14 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 
 from duquant.ops.integer_product import WIDEST_BITS, engine
 
 Backend = Literal["auto", "reference", "integer"]
 WeightsInMemory = Literal["fast", "packed"]
-SMALLEST_GROUP = 512
-"""Smaller groups cut the integer product into pieces that cost more than they save."""
+FEWEST_INPUTS_PER_SCALE = 512
+"""With fewer the integer product falls into pieces that cost more than they save."""
 
 
 @dataclass(frozen=True)
@@ -63,5 +64,11 @@ class Execution:
             )
         if reason is not None and self.backend == "integer":
             raise ValueError(f"the integer backend cannot run here: {reason}; use 'reference'")
-        is_worthwhile = self.backend == "integer" or columns >= SMALLEST_GROUP
+        is_worthwhile = self.backend == "integer" or columns >= FEWEST_INPUTS_PER_SCALE
         return reason is None and is_worthwhile
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate lends a module its tensors for the time of a forward pass only."""
+    hook = getattr(module, "_hf_hook", None)
+    return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", [hook]))

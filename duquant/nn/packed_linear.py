@@ -14,7 +14,8 @@ dtype the reference multiplies in (2⁻²⁴ for float32; 2⁻⁸ for bfloat16, 
 ``ŵ`` themselves). A bias counts as one more term.
 
 The packed weight is the layer's state. Faster forms are made from it at first use, and it is made
-from them again when somebody saves.
+from them again when somebody saves, copies or pickles. A layer that accelerate offloads keeps no
+faster form: it would outlive what was offloaded.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from duquant.nn.exact_buffers import ExactBuffers
-from duquant.nn.execution import Execution
+from duquant.nn.execution import Execution, is_offloaded
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import AffineGrid, dequantize
 from duquant.ops.freed_memory import return_freed_memory
@@ -144,13 +145,13 @@ class PackedLinear(ExactBuffers):
         """Lay the weight out for the int8 units, and keep that where it is to be kept.
 
         A layout that takes memory of its own replaces the packed weight, unless the packed one is
-        what shall stay in memory; then it serves once.
+        to stay in memory or on the disk; then it serves once.
         """
         if self.panels is not None:
             return self.panels
         panels: list[Panel] = self._make_panels()
         takes_memory = any(panel.weight.num_bytes for panel in panels)
-        if takes_memory and self.execution.weights_in_memory == "packed":
+        if is_offloaded(self) or (takes_memory and self.execution.weights_in_memory == "packed"):
             return panels
         self.panels = panels
         if takes_memory:
@@ -173,7 +174,7 @@ class PackedLinear(ExactBuffers):
         return size
 
     def _float_weight(self, dtype: torch.dtype) -> Tensor:
-        if self.execution.weights_in_memory == "packed":
+        if is_offloaded(self) or self.execution.weights_in_memory == "packed":
             return self.dequantized().to(dtype)
         if self._dequantized is None or self._dequantized.dtype != dtype:
             self._dequantized = self.dequantized().to(dtype)
@@ -215,6 +216,14 @@ class PackedLinear(ExactBuffers):
         zero = self.zero[:, group].float() - 2 ** (self.bits - 1)
         sums = weight_sums(weight, columns.stop - columns.start, zero)
         return Panel(columns, weight, sums, zero, self.scale[:, group])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The packed form: engines' layouts belong to the process that made them."""
+        state = self.__dict__.copy()
+        if self.packed is None:
+            state["_buffers"] = {**self._buffers, "packed": pack(self.integers(), self.bits)}
+        state["panels"] = state["_dequantized"] = None
+        return state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         self.restore()

@@ -21,7 +21,7 @@ decide how the work is cut:
 
 import warnings
 import weakref
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -199,9 +199,6 @@ class _FbgemmWeight:
         weight, _ = torch.ops.quantized.linear_unpack(self.packed)
         integers: Tensor = weight.int_repr()
         return integers
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_FbgemmWeight":
-        return self  # it never changes
 
 
 _PACKED: weakref.WeakValueDictionary[int, _FbgemmWeight] = weakref.WeakValueDictionary()

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeli
 import duquant
 from duquant.config import Recipe, RotationConfig
 from duquant.evaluation.perplexity import window_losses
+from duquant.export.checksums import RECIPE, recipe_checksum
 from duquant.export.hugging_face import QUANT_METHOD, DuquantConfig, register
 from duquant.model.decoder import Decoder
 from duquant.nn.packed_linear import PackedLinear
@@ -241,6 +242,32 @@ def test_a_block_may_wait_on_the_disk(
         assert torch.equal(logits(model, IDS), logits(whole, IDS))
 
 
+@pytest.mark.parametrize(
+    ("backend", "offload_buffers"),
+    [
+        ("auto", True),
+        ("reference", True),
+        ("reference", False),
+        pytest.param("integer", False, marks=integers_needed),
+    ],
+)
+def test_an_offloaded_block_leaves_no_faster_form_in_memory(
+    backend: Any, offload_buffers: bool, llama: QuantizedDirectory, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    model = llama.load(
+        device_map=OFFLOADED, offload_folder=tmp_path, offload_buffers=offload_buffers
+    )
+    duquant.set_execution(model, backend)
+    logits(model, IDS)
+    for block, keeps in zip(model.model.layers, (True, False), strict=True):
+        linears = [module for module in block.modules() if isinstance(module, PackedLinear)]
+        assert len(linears) == 7
+        for linear in linears:
+            assert (linear.panels is not None or linear._dequantized is not None) == keeps
+            assert keeps or linear.packed is not None
+
+
 def test_packed_weights_go_back_to_the_disk_with_offload_buffers(
     llama: QuantizedDirectory, tmp_path: Path
 ) -> None:
@@ -446,15 +473,24 @@ def with_tensor(file: str, name: str, tensor: Tensor) -> Change:
 
 REFUSALS: dict[str, tuple[Change, str]] = {
     "newer format": (
-        quantization(format_version=2, colour="blue"),
-        "has format version 2; this duquant reads versions up to 1: install a newer one",
+        quantization(format_version=3, colour="blue"),
+        "has format version 3; this duquant reads version 2: install a newer one",
     ),
+    "older format": (
+        quantization(format_version=1, blocks=[]),
+        "has format version 1; this duquant reads version 2: quantize again",
+    ),
+    "no checksums": (
+        quantization(checksums=None),
+        "quantization_config has no checksums: the model directory is damaged",
+    ),
+    "empty checksums": (quantization(checksums={}), "the recipe in config.json is not the one"),
     "unknown key": (quantization(colour="blue"), "has an unknown key: colour"),
     "unknown key of the recipe": (quantization(recipe={"weight_bit": 4}), "weight_bit"),
     "impossible recipe": (quantization(recipe={"weight_bits": 1}), "weight_bits is 1"),
     "another recipe": (
         quantization(recipe=small_recipe(8).to_dict()),
-        r"block 0 .* has shape .* this model and recipe make it",
+        "the recipe in config.json is not the one the model was quantized by",
     ),
     "fewer blocks": (
         configuration(num_hidden_layers=1), "asks for 1 blocks; the quantized model has 2"
@@ -492,17 +528,15 @@ REFUSALS: dict[str, tuple[Change, str]] = {
     ),
     "one bit": (
         tensors(BLOCK, lambda held: held[f"{UP}.packed"][3, 5].bitwise_xor_(1)),
-        "block 1 of the quantized model is damaged or was altered",
+        "block 1 of the quantized model: damaged or altered",
     ),
     "one scale": (
         tensors(BLOCK, lambda held: held[f"{UP}.scale"][3].mul_(1.0001)),
-        "block 1 of the quantized model is damaged or was altered",
+        "block 1 of the quantized model: damaged or altered",
     ),
-    "one rotation": (
-        tensors(
-            BLOCK, lambda held: held["model.layers.1.input_layernorm.site.rotations"].neg_()
-        ),
-        "block 1 of the quantized model is damaged or was altered",
+    "one tensor too many": (
+        with_tensor(OUTSIDE, "model.router", torch.zeros(1)),
+        "embeddings, norm and head of the quantized model: damaged or altered",
     ),
     "no block": (lambda path: (path / BLOCK).unlink(), f"{BLOCK} is missing"),
     "half a block": (
@@ -536,6 +570,7 @@ def test_a_quantized_directory_is_no_model_to_calibrate(llama: QuantizedDirector
 
 def test_models_are_not_quantized_while_they_are_loaded(tmp_path: Path) -> None:
     source = write_tiny_model(tmp_path, FAMILIES["llama"])
-    config = DuquantConfig(small_recipe().to_dict())
+    recipe = small_recipe().to_dict()
+    config = DuquantConfig(recipe, checksums={RECIPE: recipe_checksum(recipe)})
     with pytest.raises(ValueError, match="calibrated, not quantized while loading"):
         AutoModelForCausalLM.from_pretrained(source, quantization_config=config)

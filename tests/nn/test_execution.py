@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from duquant.nn import execution
-from duquant.nn.execution import SMALLEST_GROUP, Execution
+from duquant.nn.execution import FEWEST_INPUTS_PER_SCALE, Execution
 
 CPU = torch.device("cpu")
-WIDE: dict[str, Any] = {"activation_bits": 4, "weight_bits": 4, "columns": SMALLEST_GROUP}
+WIDE: dict[str, Any] = {"activation_bits": 4, "weight_bits": 4, "columns": FEWEST_INPUTS_PER_SCALE}
 
 
 @pytest.fixture(params=[True, False], ids=["int8 units", "no int8 units"])
@@ -49,7 +49,7 @@ def test_wider_integers_are_left_to_the_reference(
 
 @pytest.mark.parametrize("has_units", [True], indirect=True)
 def test_small_groups_are_worthwhile_only_on_request(has_units: bool) -> None:
-    narrow = {**WIDE, "columns": SMALLEST_GROUP - 1}
+    narrow = {**WIDE, "columns": FEWEST_INPUTS_PER_SCALE - 1}
     assert not Execution().is_integer(CPU, **narrow)
     assert Execution("integer").is_integer(CPU, **narrow)
 

@@ -1,8 +1,13 @@
 """The packed linear beside ``F.linear`` with the dequantized weight, in both of its ways."""
 
 import copy
+import os
+import pickle
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +22,7 @@ from duquant.ops.affine import affine_grid, dequantize, quantize, split_groups
 from duquant.ops.integer_product import columns_at_once, engine
 from duquant.ops.packing import pack, packed_width
 from duquant.ops.quantized_tokens import encode_tokens
+from tests.assets import REPOSITORY
 from tests.outliers import outlier_activation, random_weight
 
 ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -263,6 +269,51 @@ def test_a_copy_computes_the_same_without_its_original() -> None:
     del linear
     assert torch.equal(again(tokens), expected)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in state.items())
+
+
+UNPICKLE = """
+import pickle, sys, torch
+linear, tokens, expected, state = pickle.load(sys.stdin.buffer)
+assert linear.panels is None and linear._dequantized is None
+for _ in range(2):
+    assert torch.equal(linear(tokens), expected)
+for name, tensor in linear.state_dict().items():
+    assert torch.equal(tensor, state[name])
+"""
+
+
+@integers_needed
+@pytest.mark.parametrize("group_size", [None, 8])
+def test_a_pickle_computes_the_same_in_another_process(
+    group_size: int | None, without_kernel: None
+) -> None:
+    linear = packed_linear(group_size=group_size, bias=True)
+    linear.execution = INTEGER
+    tokens, state = quantized_input(linear, outlier_activation(3, 24, seed=0)), linear.state_dict()
+    expected = linear(tokens)
+    assert linear.packed is None, "the engine's layout is all there is"
+    process = subprocess.run(
+        [sys.executable, "-c", UNPICKLE],
+        input=pickle.dumps((linear, tokens, expected, state)),
+        capture_output=True,
+        check=False,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert process.returncode == 0, process.stderr.decode()
+    assert linear.packed is None
+    assert torch.equal(linear(tokens), expected), "the original goes on as it was"
+
+
+@integers_needed
+@pytest.mark.parametrize("backend", ["reference", "integer"])
+def test_a_pickle_holds_no_more_than_the_file(backend: Any, without_kernel: None) -> None:
+    linear = packed_linear(shape=(64, 512))
+    linear.execution = Execution(backend)
+    size = len(pickle.dumps(linear))
+    x = outlier_activation(3, 512, seed=0)
+    linear(quantized_input(linear, x) if backend == "integer" else x)
+    assert len(pickle.dumps(linear)) == size
 
 
 @integers_needed
