@@ -32,7 +32,7 @@ def print_results(
         limit: items of a task at most.
         console: where to print.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True)
     for label in [*labels, "difference"] if len(measured) == 2 else labels:
@@ -49,6 +49,7 @@ def print_results(
             table.add_row(*cells, style="bold" if name in groups else None)
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
+    console.print(title, soft_wrap=True, style="italic", highlight=False, markup=False)
     console.print(table)
     for note in notes(measured[0], groups, limit):
         console.print(note, soft_wrap=True, highlight=False)

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import cli
 from duquant.evaluation import evaluation
+from duquant.evaluation.command import Evaluate
+from duquant.evaluation.quiet import quiet
 from duquant.evaluation.statistics import Measurement
 from tests.assets import REPOSITORY
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun, write_text
@@ -254,6 +257,26 @@ def test_an_output_of_another_kind(data: Path, tmp_path: Path, command: Command)
     assert status == 2
     assert "not empty and no evaluation" in told
     assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_the_bar_is_not_silenced_with_the_libraries(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is drawn by a thread, while what is measured has standard error taken away."""
+    consoles: list[Console] = []
+
+    class Watched:
+        def __init__(self, request: Evaluate, console: Console) -> None:
+            consoles.append(console)
+
+        def run(self, output: Console) -> None:
+            with quiet():
+                consoles[0].print("a bar")
+                print("a library", file=sys.stderr)
+
+    monkeypatch.setattr(evaluation, "Evaluation", Watched)
+    Evaluate(model="quickstart", tasks="piqa")()
+    assert capsys.readouterr().err == "a bar\n"
 
 
 def run_process(*options: object) -> "subprocess.CompletedProcess[str]":
