@@ -26,6 +26,7 @@ from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.mmlu import FittingTask
 from duquant.evaluation.quiet import quiet
 from duquant.evaluation.statistics import Measurement, Metric
+from duquant.model.execution import describe_execution
 from duquant.nn.packed_cache import PackedCache
 
 BOOTSTRAP_ITERATIONS = 1000
@@ -86,13 +87,21 @@ class EvaluatedModel(HFLM):
         if self.device.type != "cpu":
             return int(super()._detect_batch_size(requests, pos))
         length = sum(map(len, requests[pos][1:])) if requests else self.max_length
-        return max(1, TOKENS_AT_ONCE // min(length, self.max_length))
+        return max(1, TOKENS_AT_ONCE // min(length, int(self.max_length)))
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **options: Any) -> Any:
         longest = self.max_length + 1  # the last token is only predicted
         lengths = [len(context) + len(continuation) for _, context, continuation in requests]
         self.num_truncated += sum(length > longest for length in lengths)
         return super()._loglikelihood_tokens(requests, *args, **options)
+
+    @property
+    def kv_cache(self) -> str:
+        """How text is generated."""
+        try:
+            return PackedCache(self.model).describe()
+        except ValueError:
+            return "floating point"
 
     def holds(self, prompt: str) -> bool:
         """Whether a prompt fits into the context."""
@@ -147,12 +156,17 @@ def measure_task(
             bootstrap_iters=BOOTSTRAP_ITERATIONS,
             log_samples=True,
         )
-    return _measurement(name, task, results, model.num_truncated, time.monotonic() - started)
+    measured = _measurement(name, task, results)
+    return replace(
+        measured,
+        num_truncated=model.num_truncated,
+        seconds=time.monotonic() - started,
+        backend=describe_execution(model.model),
+        kv_cache=model.kv_cache if task.OUTPUT_TYPE == "generate_until" else "none",
+    )
 
 
-def _measurement(
-    name: str, task: Any, results: dict[str, Any], num_truncated: int, seconds: float
-) -> Measurement:
+def _measurement(name: str, task: Any, results: dict[str, Any]) -> Measurement:
     samples = results["samples"][name]
     metrics = {}
     for key, value in results["results"][name].items():
@@ -175,10 +189,8 @@ def _measurement(
         available_items=int(results["n-samples"][name]["original"]),
         published_items=published,
         metrics=metrics,
-        num_truncated=num_truncated,
         fewest_shots=min(task.shots) if isinstance(task, FittingTask) and task.shots else None,
         log_likelihoods=_log_likelihoods(first, task.OUTPUT_TYPE),
-        seconds=seconds,
     )
 
 

@@ -14,8 +14,8 @@ from duquant.evaluation.record_layouts import LAYOUTS
 from duquant.evaluation.task_list import find_tasks
 from duquant.nn.packed_cache import PackedCache
 from duquant.quickstart import MODEL_DIRECTORY
-from tests.independent_scores import LETTERS, assert_agrees
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
+from tests.independent_scores import LETTERS, assert_agrees
 from tests.small_run import VOCABULARY
 from tests.task_files import write_mmlu_files, write_task_files
 from tests.tiny_models import write_tiny_model
