@@ -10,18 +10,12 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 
 from callbacks.block_events import BlockObserver, BlockRecord
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
+from duquant.progress_bar import clock, progress_bar
 
 
 class CalibrationProgress(BlockObserver, ProgressBar):
@@ -96,7 +90,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         skipped = f", {record.skipped_steps} steps skipped" if record.skipped_steps else ""
         self._say(
             f"block {record.index + 1}/{model.num_blocks} finished in {record.seconds:.1f} s"
-            f"{loss}{skipped}; {_clock(elapsed)} elapsed, about {_clock(left)} left"
+            f"{loss}{skipped}; {clock(elapsed)} elapsed, about {clock(left)} left"
         )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,15 +123,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         self._close()
         if not (self.console.is_terminal and self._is_enabled and self.trainer.is_global_zero):
             return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=self.console,
-        )
+        self._bar = progress_bar(self.console)
         self._bar.start()
         self._task = self._bar.add_task(what, total=total, completed=int(completed))
 
@@ -164,9 +150,3 @@ def _beginning(trainer: Trainer, model: LanguageModel) -> str:
         return f"calibrating {model.num_blocks} blocks in {model.output_dir}"
     block = f"block {int(model.block_index) + 1}/{model.num_blocks}"
     return f"continuing at {block} in {model.output_dir}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -135,7 +135,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         ROUND_TO_NEAREST: f"round to nearest ({summary['recipe_in_words'].split()[0]})",
         QUANTIZED: summary["recipe_in_words"],
     }
-    table = Table(title=f"Perplexity of {summary['pretrained']}", title_justify="left")
+    table = Table()
     table.add_column("")
     for corpus in summary["perplexity"]:
         table.add_column(corpus, justify="right")
@@ -143,6 +143,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         values = [values.get(variant) for values in summary["perplexity"].values()]
         if any(value is not None for value in values):
             table.add_row(label, *(f"{value:.3f}" for value in values))
+    title = f"Perplexity of {summary['pretrained']}"
+    console.print(title, soft_wrap=True, style="italic", highlight=False, markup=False)
     console.print(table)
     skipped = sum(block["skipped_steps"] for block in summary["blocks"])
     for corpus, title in summary.get("protocols", {}).items():

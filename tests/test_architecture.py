@@ -35,6 +35,7 @@ FLOORS = {
     "duquant.config": 0,
     "duquant.recipe_parts": 0,
     "duquant.durable": 0,
+    "duquant.progress_bar": 0,
     "duquant.ops": 0,
 }
 STRANGERS = [{"duquant.modules", "duquant.data"}]

@@ -4,6 +4,7 @@ Everything that can be wrong is found first: names, files, tokenizer, texts. The
 measured alone and written down, so the same command continues after an interruption.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -100,7 +101,7 @@ class Evaluate:
         """Check, measure, write and show."""
         from duquant.evaluation.evaluation import Evaluation  # imports lm-eval, which takes seconds
 
-        Evaluation(self, Console(stderr=True)).run(Console())
+        Evaluation(self, Console(file=sys.stderr)).run(Console())
         if self.run_directory is not None and self.run_directory in self.output.resolve().parents:
             write_report(self.run_directory, [read_run(self.run_directory)])
 

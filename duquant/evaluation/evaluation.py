@@ -1,8 +1,8 @@
 """One evaluation from its request to its results: check, measure part by part, compare, report."""
 
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -16,15 +16,14 @@ from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.mmlu import MOST_SHOTS, FittingTask
 from duquant.evaluation.parts import EvaluationDirectory
 from duquant.evaluation.perplexity import describe_windows
-from duquant.evaluation.perplexity_part import PERPLEXITY, corpus_digest, measure_perplexity
+from duquant.evaluation.perplexity_part import corpus_digest, measure_perplexity
 from duquant.evaluation.progress import EvaluationProgress
 from duquant.evaluation.results_table import print_results
-from duquant.evaluation.statistics import Measurement, combine, difference
+from duquant.evaluation.statistics import PERPLEXITY, Measurement, combine, differences
 from duquant.evaluation.task_list import find_tasks
 
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "tokenizers")
 LONGEST_WINDOW = 2048
-VARIANTS = ("model", "compared")
 Measurements = dict[str, Measurement]
 
 
@@ -53,7 +52,8 @@ class Evaluation:
         )
         self._require_examples()
         self.texts = [self._texts(source) for source in self.sources]
-        self.directory = EvaluationDirectory(request.output, self.description())
+        self.descriptions = [source.description() for source in self.sources]
+        self.directory = EvaluationDirectory(request.output)
 
     def _require_examples(self) -> None:
         shots = self.request.num_fewshot or 0
@@ -84,60 +84,69 @@ class Evaluation:
             texts.corpus_windows(name)
         return texts
 
-    def description(self) -> dict[str, Any]:
-        """What decides the numbers, without paths."""
-        request, texts = self.request, self.texts[0]
+    def settings(self, index: int, name: str) -> dict[str, Any]:
+        """What decides one number of model ``index``, besides the model; no paths."""
+        request, is_quantized = self.request, self.sources[index].recipe is not None
+        arithmetic = {
+            "dtype": request.dtype,
+            "device": find_device(request.device).type,
+            "backend": request.backend if is_quantized else None,
+        }
+        if name not in self.tasks.tasks:
+            texts = self.texts[index]
+            assert texts is not None
+            return {**arithmetic, **corpus_digest(texts, name.removeprefix(PERPLEXITY))}
         return {
-            "model": self.sources[0].description(),
-            "compared": self.sources[1].description() if len(self.sources) > 1 else None,
-            "tasks": list(self.tasks.tasks),
-            "data": self.tasks.data,
-            "perplexity": {} if texts is None else corpus_digest(texts),
+            **arithmetic,
+            "version": str(self.tasks.tasks[name].VERSION),
+            "data": self.tasks.data.get(name),
             "num_fewshot": request.num_fewshot,
             "limit": request.limit,
             "seed": request.seed,
-            "dtype": request.dtype,
-            "backend": request.backend,
             "lm_eval": version("lm_eval"),
         }
+
+    def _key(self, index: int, name: str) -> dict[str, Any]:
+        return {"model": self.descriptions[index], **self.settings(index, name)}
 
     def run(self, output: Console) -> None:
         """Measure what is not measured yet, write the results and print them."""
         progress = EvaluationProgress(self.console, self._expected_requests())
         try:
             measured = [
-                self._measure(variant, source, texts, progress)
-                for variant, source, texts in zip(VARIANTS, self.sources, self.texts, strict=False)
+                self._measure(index, source, texts, progress)
+                for index, (source, texts) in enumerate(zip(self.sources, self.texts, strict=True))
             ]
         except KeyboardInterrupt:
             progress.say(f"interrupted; the same command continues in {self.directory.path}")
             raise
         finally:
             progress.close()
-        file = self.directory.write_results(self._results(measured))
+        file, covered = self.directory.write_results(self._words(), self._results(measured))
         labels = [source.label for source in self.sources]
         title = f"Evaluation of {self.sources[0].name}"
         print_results(title, labels, list(measured), self.tasks.groups, self.request.limit, output)
-        if self.texts[0] is not None:
-            output.print(_windows(self.texts[0]), soft_wrap=True, highlight=False)
+        for corpus, protocol in self._protocols().items():
+            output.print(f"{corpus}: {protocol}", soft_wrap=True, highlight=False)
         output.print(f"results: {file}", soft_wrap=True, highlight=False)
+        for other in covered:
+            output.print(f"they replace {other.name}", soft_wrap=True, highlight=False)
 
     def _measure(
         self,
-        variant: str,
+        index: int,
         source: ModelSource,
         texts: CalibrationDataModule | None,
         progress: EvaluationProgress,
     ) -> Measurements:
         """All parts of one model; it is loaded if one of them is missing."""
         names = self._parts()
-        missing = [name for name in names if not self.directory.has(variant, name)]
+        missing = [name for name in names if not self.directory.has(name, self._key(index, name))]
         model: Any = None
         if missing:
             request = self.request
             model = source.load(request.dtype, request.device, request.backend)
             lm = EvaluatedModel(source, model, request.batch_size, progress.advance)
-            self.directory.claim()
         if len(missing) < len(names):
             finished = len(names) - len(missing)
             progress.say(f"{source.label}: {finished} of {len(names)} parts are there already")
@@ -160,7 +169,7 @@ class Evaluation:
             return part
 
         parts = {
-            name: self.directory.part(variant, name, lambda name=name: measure(name))  # type: ignore[misc]
+            name: self.directory.part(name, self._key(index, name), partial(measure, name))
             for name in names
         }
         means = {
@@ -187,16 +196,33 @@ class Evaluation:
     def _expected_requests(self) -> int:
         return sum(
             self._requests(name)
-            for variant, _ in zip(VARIANTS, self.sources, strict=False)
+            for index in range(len(self.sources))
             for name in self._parts()
-            if not self.directory.has(variant, name)
+            if not self.directory.has(name, self._key(index, name))
         )
+
+    def _words(self) -> str:
+        """What the results are of, for a file name."""
+        request = self.request
+        shots = [] if request.num_fewshot is None else [f"{request.num_fewshot}-shot"]
+        items = "all-items" if request.limit is None else f"limit-{request.limit}"
+        return "-".join([*shots, items] if self.tasks.tasks else ["perplexity"])
+
+    def _protocols(self) -> dict[str, str]:
+        texts = self.texts[0]
+        return {} if texts is None else {name: _protocol(texts, name) for name in texts.validation}
 
     def _results(self, measured: list[Measurements]) -> dict[str, Any]:
         request = {k: v for k, v in asdict(self.request).items() if v not in (None, "", False)}
         results: dict[str, Any] = {
-            **self.description(),
+            "evaluated": {
+                "model": self.descriptions[0],
+                "compared": self.descriptions[1] if len(self.sources) > 1 else None,
+                "parts": {name: self.settings(0, name) for name in self._parts()},
+            },
+            "labels": [source.label for source in self.sources],
             "request": request,
+            "protocols": self._protocols(),
             "results": {name: one.summary() for name, one in measured[0].items()},
             "groups": {name: list(members) for name, members in self.tasks.groups.items()},
             "recipe": self.sources[0].recipe,
@@ -206,28 +232,13 @@ class Evaluation:
                 **{package: version(package) for package in PACKAGES},
             },
         }
-        if self.texts[0] is not None:
-            results["protocol"] = _windows(self.texts[0])
         if len(measured) > 1:
             results["compared_results"] = {n: one.summary() for n, one in measured[1].items()}
             results["differences"] = differences(*measured)
         return results
 
 
-def differences(
-    model: Mapping[str, Measurement], reference: Mapping[str, Measurement]
-) -> dict[str, Any]:
-    """By task and metric, how the model differs from the reference."""
-    return {
-        name: {
-            metric: asdict(difference(value, reference[name].metrics[metric]))
-            for metric, value in own.metrics.items()
-        }
-        for name, own in model.items()
-    }
-
-
-def _windows(texts: CalibrationDataModule) -> str:
-    titles = ", ".join(f"{name}: {texts.protocol(name).title}" for name in texts.validation)
+def _protocol(texts: CalibrationDataModule, name: str) -> str:
     cut = f", at most the first {texts.validation_windows}" if texts.validation_windows else ""
-    return f"{titles}; {describe_windows(texts.sequence_length, texts.stride)}{cut}"
+    windows = describe_windows(texts.sequence_length, texts.stride)
+    return f"{texts.protocol(name).title}; {windows}{cut}"

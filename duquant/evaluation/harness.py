@@ -1,8 +1,9 @@
 """lm-eval measures a model that is already in memory, one task at a time.
 
-:class:`EvaluatedModel` is lm-eval's ``HFLM`` with three differences: log-likelihoods are computed
+:class:`EvaluatedModel` is lm-eval's ``HFLM`` with four differences: log-likelihoods are computed
 without a KV cache, text is generated with the packed one where the model quantizes K and V to at
-most 8 bits, and it says how far it is and how many prompts were too long.
+most 8 bits, batches on a CPU have about equally many tokens, and it says how far it is and how many
+prompts were too long.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +26,13 @@ from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.mmlu import FittingTask
 from duquant.evaluation.quiet import quiet
 from duquant.evaluation.statistics import Measurement, Metric
+from duquant.model.execution import describe_execution
 from duquant.nn.packed_cache import PackedCache
 
 BOOTSTRAP_ITERATIONS = 1000
 """Resamplings for the standard error of what is no mean, as LAMBADA's perplexity."""
-LOGITS_AT_ONCE, MOST_ROWS = 1 << 28, 32
-"""Without a GPU to fill, a batch has at most so many logits and rows."""
+TOKENS_AT_ONCE = 1024
+"""Tokens of a batch on the CPU: more do not go faster, and then leave its caches."""
 
 
 class EvaluatedModel(HFLM):
@@ -39,8 +41,8 @@ class EvaluatedModel(HFLM):
     Args:
         source: where it comes from.
         model: it, loaded.
-        batch_size: rows of a batch; "auto" is what fits on a GPU, and a gigabyte of logits on the
-            CPU.
+        batch_size: rows of a batch; "auto" is what fits on a GPU, and :data:`TOKENS_AT_ONCE`
+            tokens on the CPU.
         on_request: called after every answered request.
     """
 
@@ -51,18 +53,15 @@ class EvaluatedModel(HFLM):
         batch_size: BatchSize = "auto",
         on_request: Callable[[], Any] | None = None,
     ) -> None:
-        length = source.max_length
-        if batch_size == "auto" and model.device.type == "cpu":
-            longest = min(length, 2048) * int(source.config["vocab_size"])
-            batch_size = max(1, min(MOST_ROWS, LOGITS_AT_ONCE // longest))
         with quiet():
             super().__init__(
                 pretrained=model,
                 tokenizer=source.tokenizer,
-                max_length=length,
+                max_length=source.max_length,
                 batch_size=batch_size,
             )
         self.num_truncated = 0
+        self._next_batch = self._rows = 0
         self.set_cache_hook(_Ticker(on_request))
 
     def _model_call(self, inps: Tensor, **unused: Any) -> Tensor:
@@ -75,11 +74,34 @@ class EvaluatedModel(HFLM):
             options["past_key_values"] = PackedCache(self.model)
         return super()._model_generate(context, *args, **options)
 
+    def _batch_scheduler(self, pos: int, requests: Sequence[Any]) -> int:
+        """Rows of the batch that the request at ``pos`` is in; requests come longest first."""
+        if self.device.type != "cpu":
+            return int(super()._batch_scheduler(pos, requests))
+        if pos in (0, self._next_batch):
+            self._rows = self._detect_batch_size(requests, pos)
+            self._next_batch = pos + self._rows
+        return self._rows
+
+    def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
+        if self.device.type != "cpu":
+            return int(super()._detect_batch_size(requests, pos))
+        length = sum(map(len, requests[pos][1:])) if requests else self.max_length
+        return max(1, TOKENS_AT_ONCE // min(length, int(self.max_length)))
+
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **options: Any) -> Any:
         longest = self.max_length + 1  # the last token is only predicted
         lengths = [len(context) + len(continuation) for _, context, continuation in requests]
         self.num_truncated += sum(length > longest for length in lengths)
         return super()._loglikelihood_tokens(requests, *args, **options)
+
+    @property
+    def kv_cache(self) -> str:
+        """How text is generated."""
+        try:
+            return PackedCache(self.model).describe()
+        except ValueError:
+            return "floating point"
 
     def holds(self, prompt: str) -> bool:
         """Whether a prompt fits into the context."""
@@ -134,12 +156,17 @@ def measure_task(
             bootstrap_iters=BOOTSTRAP_ITERATIONS,
             log_samples=True,
         )
-    return _measurement(name, task, results, model.num_truncated, time.monotonic() - started)
+    measured = _measurement(name, task, results)
+    return replace(
+        measured,
+        num_truncated=model.num_truncated,
+        seconds=time.monotonic() - started,
+        backend=describe_execution(model.model),
+        kv_cache=model.kv_cache if task.OUTPUT_TYPE == "generate_until" else "none",
+    )
 
 
-def _measurement(
-    name: str, task: Any, results: dict[str, Any], num_truncated: int, seconds: float
-) -> Measurement:
+def _measurement(name: str, task: Any, results: dict[str, Any]) -> Measurement:
     samples = results["samples"][name]
     metrics = {}
     for key, value in results["results"][name].items():
@@ -162,10 +189,8 @@ def _measurement(
         available_items=int(results["n-samples"][name]["original"]),
         published_items=published,
         metrics=metrics,
-        num_truncated=num_truncated,
         fewest_shots=min(task.shots) if isinstance(task, FittingTask) and task.shots else None,
         log_likelihoods=_log_likelihoods(first, task.OUTPUT_TYPE),
-        seconds=seconds,
     )
 
 

@@ -1,14 +1,18 @@
-"""An evaluation's directory: every finished part is a file, so that an interruption loses one part.
+"""An evaluation's directory: every measurement is kept by what decides it.
 
 ::
 
-    evaluation.json               what is evaluated: model, tasks, data, seeds (no paths)
-    parts/model/arc_easy.json     a finished part, with the log-likelihoods of every item
-    parts/compared/arc_easy.json  the same of the model it is compared with
-    results.json                  the result, once all parts are there
+    parts/arc_easy-3f2a91bc.json             one model on one task, with every item's scores
+    results/0-shot-limit-20-77ab03e1.json    one command's results, once all its parts are there
+
+Names end in a digest of the settings: model, items, ``--limit``, examples, seed, backend, versions.
+A taste and the whole thing therefore lie side by side and are never taken for each other; the same
+command finds its parts and continues; and another command uses whatever is measured already.
 """
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,59 +20,100 @@ from urllib.parse import quote
 from duquant.durable import write_json
 from duquant.evaluation.statistics import Measurement
 from duquant.model.checkpoint import read_json
-from duquant.modules.run_description import compare_runs
 
-DESCRIPTION, RESULTS = "evaluation.json", "results.json"
+PARTS, RESULTS = "parts", "results"
+Settings = Mapping[str, Any]
+"""What decides a number, as plain values."""
 
 
 class EvaluationDirectory:
-    """Finished parts of one evaluation.
+    """Finished parts and results.
 
     Args:
         path: the directory; it need not exist.
-        description: what decides the numbers.
 
     Raises:
-        ValueError: if it holds something else, or another evaluation; nothing is written yet.
+        ValueError: if it holds something else; nothing is written yet.
     """
 
-    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.description = description
-        file = path / DESCRIPTION
-        if file.is_file():
-            differences = compare_runs(read_json(file), description)
-            if differences:
-                raise ValueError(
-                    f"{path} holds another evaluation ({'; '.join(differences)}); choose another "
-                    f"--output_dir"
-                )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        is_taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        if is_taken and not (path / PARTS).is_dir():
             raise ValueError(f"{path} is not empty and no evaluation; choose another --output_dir")
 
-    def claim(self) -> None:
-        """Say what is evaluated here."""
-        if not (self.path / DESCRIPTION).is_file():
-            write_json(self.path / DESCRIPTION, self.description)
-
-    def has(self, variant: str, name: str) -> bool:
+    def has(self, name: str, settings: Settings) -> bool:
         """Whether a part is finished."""
-        return self._file(variant, name).is_file()
+        return self._part(name, settings).is_file()
 
-    def part(self, variant: str, name: str, measure: Callable[[], Measurement]) -> Measurement:
-        """A finished part, or one that is measured and written now."""
-        file = self._file(variant, name)
+    def part(
+        self, name: str, settings: Settings, measure: Callable[[], Measurement]
+    ) -> Measurement:
+        """A finished part, or one that is measured and written now.
+
+        Raises:
+            ValueError: if its file is damaged, or of other settings.
+        """
+        file = self._part(name, settings)
         if not file.is_file():
-            write_json(file, measure().to_dict())
+            write_json(file, {"settings": settings, "measured": measure().to_dict()})
         try:
-            return Measurement.from_dict(read_json(file))
+            stored = read_json(file)
+            if stored["settings"] != settings:
+                raise ValueError(f"{file} has other settings than its name says; delete it")
+            return Measurement.from_dict(stored["measured"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is damaged; delete it to measure it again") from error
 
-    def write_results(self, results: dict[str, Any]) -> Path:
-        """Write the result in one step."""
-        write_json(self.path / RESULTS, results)
-        return self.path / RESULTS
+    def write_results(self, words: str, results: dict[str, Any]) -> tuple[Path, list[Path]]:
+        """Write the results of one command, and remove those that they :func:`cover`.
 
-    def _file(self, variant: str, name: str) -> Path:
-        return self.path / "parts" / variant / f"{quote(name, safe='')}.json"
+        Args:
+            words: what the file's name begins with.
+            results: what is written; its ``evaluated`` decides what it covers.
+
+        Returns:
+            The file, and those removed.
+        """
+        file = self.path / RESULTS / f"{words}-{_digest(results['evaluated'])}.json"
+        write_json(file, results)
+        covered = [
+            other
+            for other in sorted(file.parent.glob("*.json"))
+            if other != file and cover(results["evaluated"], read_json(other).get("evaluated", {}))
+        ]
+        for other in covered:
+            other.unlink()
+        return file, covered
+
+    def _part(self, name: str, settings: Settings) -> Path:
+        return self.path / PARTS / f"{quote(name, safe='')}-{_digest(settings)}.json"
+
+
+def cover(new: Settings, old: Settings) -> bool:
+    """Whether an evaluation says all that an older one said, of as many items or more.
+
+    Args:
+        new: its ``model``, the one ``compared`` or ``None``, and settings of ``parts`` by name.
+        old: the same of the older one.
+    """
+    return (
+        old.get("model") == new["model"]
+        and old.get("compared") in (None, new["compared"])
+        and all(
+            name in new["parts"] and _is_at_least(new["parts"][name], settings)
+            for name, settings in old["parts"].items()
+        )
+    )
+
+
+def _is_at_least(new: Settings, old: Settings) -> bool:
+    """Whether settings differ by a higher limit at most; no limit is the highest."""
+    most, before = new.get("limit"), old.get("limit")
+    is_higher = most is None or (before is not None and before <= most)
+    return is_higher and {**old, "limit": most} == {**new, "limit": most}
+
+
+def _digest(settings: Settings) -> str:
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -7,10 +7,8 @@ from typing import Any
 
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.perplexity import model_losses
-from duquant.evaluation.statistics import Measurement, perplexity_of
-
-PERPLEXITY = "perplexity_"
-"""What the names of such parts begin with."""
+from duquant.evaluation.statistics import PERPLEXITY, Measurement, perplexity_of
+from duquant.model.execution import describe_execution
 
 
 def measure_perplexity(
@@ -38,17 +36,15 @@ def measure_perplexity(
         available_items=len(losses),
         metrics={"perplexity": perplexity_of(losses)},
         seconds=time.monotonic() - started,
+        backend=describe_execution(model),
     )
 
 
-def corpus_digest(texts: CalibrationDataModule) -> dict[str, Any]:
-    """What decides a perplexity besides the model: by corpus, its tokens, windows and protocol."""
+def corpus_digest(texts: CalibrationDataModule, name: str) -> dict[str, Any]:
+    """What decides a perplexity besides the model: tokens, windows and protocol of a corpus."""
     return {
-        name: {
-            "tokens": hashlib.sha256(texts.corpus_windows(name).numpy().tobytes()).hexdigest()[:16],
-            "length": texts.sequence_length,
-            "stride": texts.stride,
-            "protocol": texts.protocol(name).title,
-        }
-        for name in texts.validation
+        "tokens": hashlib.sha256(texts.corpus_windows(name).numpy().tobytes()).hexdigest()[:16],
+        "length": texts.sequence_length,
+        "stride": texts.stride,
+        "protocol": texts.protocol(name).title,
     }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from duquant.evaluation.statistics import Difference, Measurement, Metric, difference
+from duquant.evaluation.statistics import PERPLEXITY, Difference, Measurement, Metric, difference
 
 WIDTH = 120
 """Columns where there is no terminal to ask."""
@@ -32,7 +32,7 @@ def print_results(
         limit: items of a task at most.
         console: where to print.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True)
     for label in [*labels, "difference"] if len(measured) == 2 else labels:
@@ -49,23 +49,28 @@ def print_results(
             table.add_row(*cells, style="bold" if name in groups else None)
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
+    console.print(title, soft_wrap=True, style="italic", highlight=False, markup=False)
     console.print(table)
-    for note in notes(measured[0], groups, limit):
+    for note in [*notes(measured[0], groups, limit), *backends(labels, measured)]:
         console.print(note, soft_wrap=True, highlight=False)
 
 
 def format_metric(metric: Metric) -> str:
     """``45.20 ± 1.31``, shares in percent."""
-    factor = 100 if metric.is_share else 1
-    return _number(metric.value * factor) + _error(metric.stderr, factor)
+    return format_value(metric.value, metric.stderr, is_share=metric.is_share)
+
+
+def format_value(value: float, stderr: float | None, *, is_share: bool) -> str:
+    """A number with its error, shares in percent."""
+    factor = 100 if is_share else 1
+    return _number(value * factor) + _error(stderr, factor)
 
 
 def format_difference(apart: Difference, is_share: bool) -> tuple[str, str]:
     """The difference with its error, and whether it exceeds it."""
-    factor = 100 if is_share else 1
     exceeds = {True: "yes", False: "no", None: "?"}[apart.exceeds_stderr]
     sign = "+" if apart.value >= 0 else ""
-    return f"{sign}{_number(apart.value * factor)}{_error(apart.stderr, factor)}", exceeds
+    return sign + format_value(apart.value, apart.stderr, is_share=is_share), exceeds
 
 
 def _number(value: float) -> str:
@@ -78,9 +83,12 @@ def _error(stderr: float | None, factor: int) -> str:
 
 def notes(measured: Measurements, groups: Groups, limit: int | None) -> list[str]:
     """What a reader must know before quoting the numbers."""
-    shots = sorted({own.num_fewshot for own in measured.values()})
-    found = [f"{'/'.join(map(str, shots))}-shot; accuracies in percent, ± one standard error"]
-    if limit is not None:
+    found = ["± one standard error"]
+    tasks = [own for name, own in measured.items() if not name.startswith(PERPLEXITY)]
+    if tasks:
+        shots = sorted({own.num_fewshot for own in tasks})
+        found = [f"{'/'.join(map(str, shots))}-shot; accuracies in percent, ± one standard error"]
+    if tasks and limit is not None:
         found.append(f"--limit {limit}: a taste, not the published protocol")
     for name, own in measured.items():
         if _is_part(name, groups):
@@ -94,6 +102,16 @@ def notes(measured: Measurements, groups: Groups, limit: int | None) -> list[str
             found.append(f"{name}: {own.num_truncated} requests exceeded the context and were cut")
         if own.fewest_shots is not None and own.fewest_shots < own.num_fewshot:
             found.append(f"{name}: prompts were cut to as few as {own.fewest_shots} examples")
+    return found
+
+
+def backends(labels: list[str], measured: list[Measurements]) -> list[str]:
+    """How each model computed, and kept keys and values while it generated text."""
+    found = []
+    for label, measurements in zip(labels, measured, strict=True):
+        ways = dict.fromkeys((own.backend, own.kv_cache) for own in measurements.values())
+        words = "; ".join(f"backend {backend}, KV cache {cache}" for backend, cache in ways)
+        found.append(f"{label}: {words}")
     return found
 
 

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+PERPLEXITY = "perplexity_"
+"""What the names of perplexities begin with, as if they were tasks."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -60,6 +63,8 @@ class Measurement:
         fewest_shots: examples of the prompt that had to lose most, where prompts are fitted.
         log_likelihoods: of every choice of every item, in nats.
         seconds: time it took.
+        backend: arithmetic the model computed in.
+        kv_cache: how keys and values of earlier tokens were kept, "none" where they were not.
     """
 
     name: str
@@ -73,6 +78,8 @@ class Measurement:
     fewest_shots: int | None = None
     log_likelihoods: list[list[float]] = field(default_factory=list)
     seconds: float = 0.0
+    backend: str = ""
+    kv_cache: str = "none"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Measurement":
@@ -88,8 +95,9 @@ class Measurement:
         """Plain values without those of single items."""
         values = self.to_dict()
         del values["log_likelihoods"]
-        for metric in values["metrics"].values():
+        for name, metric in values["metrics"].items():
             del metric["per_item"]
+            metric["is_share"] = self.metrics[name].is_share
         return values
 
 
@@ -141,6 +149,8 @@ def combine(name: str, members: Sequence[Measurement]) -> Measurement:
             (m.fewest_shots for m in members if m.fewest_shots is not None), default=None
         ),
         seconds=sum(member.seconds for member in members),
+        backend=members[0].backend,
+        kv_cache=members[0].kv_cache,
     )
 
 
@@ -154,6 +164,19 @@ def perplexity_of(losses: Sequence[float]) -> Metric:
     value = math.exp(mean.value)
     stderr = None if mean.stderr is None else value * mean.stderr
     return Metric(value, stderr, False, list(losses), is_exponential=True)
+
+
+def differences(
+    model: Mapping[str, Measurement], reference: Mapping[str, Measurement]
+) -> dict[str, Any]:
+    """By task and metric, how the model differs from the reference."""
+    return {
+        name: {
+            metric: asdict(difference(value, reference[name].metrics[metric]))
+            for metric, value in own.metrics.items()
+        }
+        for name, own in model.items()
+    }
 
 
 def difference(model: Metric, reference: Metric) -> Difference:

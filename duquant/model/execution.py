@@ -34,6 +34,17 @@ def configure_execution(blocks: Iterable[nn.Module], execution: Execution) -> No
             )
 
 
+def describe_execution(model: nn.Module) -> str:
+    """How a model computes, in words: ``integer``, ``reference``, both, or its dtype alone."""
+    linears = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if not linears:
+        return dtype
+    integer, count = sum(linear.is_integer for linear in linears), len(linears)
+    mixed = f"integer in {integer} of {count} linears, reference in the others"
+    return f"{ {0: 'reference', count: 'integer'}.get(integer, mixed) }, {dtype}"
+
+
 def _takes_integers(linear: nn.Module, execution: Execution) -> bool:
     if isinstance(linear, PackedLinear):
         return linear.is_integer

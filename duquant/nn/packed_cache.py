@@ -56,7 +56,13 @@ class PackedCache(Cache):
                 f"K or V has {widest} bits; PackedCache holds at most {WIDEST_BITS}: use "
                 f"transformers' DynamicCache"
             )
+        self._quantizer = quantizers[0]
         super().__init__(layers=[_PackedLayer(quantizer) for quantizer in quantizers])
+
+    def describe(self) -> str:
+        """Its bits in words, ``packed, K 4 bits, V 4 bits``."""
+        key, value = self._quantizer.key.bits, self._quantizer.value.bits
+        return f"packed, K {key} bits, V {value} bits"
 
     def num_bytes(self) -> int:
         """Bytes the cache takes now."""

@@ -11,18 +11,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from duquant.durable import write_text
 from duquant.reporting.charts import draw_bars, draw_losses
+from duquant.reporting.measurements import perplexity_tables, task_tables
 from duquant.reporting.run_contents import RunContents, read_run
 from duquant.reporting.tables import (
     Table,
     block_table,
     cost_table,
     environment_table,
-    perplexity_table,
     recipe_table,
-    task_table,
 )
 
-RESULTS = (perplexity_table, task_table, cost_table)
 SETTINGS = (recipe_table, environment_table)
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -45,7 +43,7 @@ def write_report(directory: Path, runs: Sequence[RunContents]) -> list[Path]:
         lstrip_blocks=True,
     )
     title = ", ".join(run.name for run in runs)
-    results = [t for make in RESULTS if (t := make(runs)).rows]
+    results = [*perplexity_tables(runs), *task_tables(runs), cost_table(runs)]
     settings = [make(runs) for make in SETTINGS]
     page = environment.get_template("report.html.jinja").render(
         title=title,
@@ -98,7 +96,15 @@ def _charts(run: RunContents) -> list[tuple[str, str]]:
 
 def _markdown(title: str, tables: Sequence[Table]) -> str:
     parts = [f"# {title}"]
+    title = ""
     for table in tables:
+        if table.title != title:
+            title = table.title
+            parts.append(f"## {title}")
+        if table.notes:
+            parts.append("  \n".join(table.notes))
+        if table.folded:
+            parts.append(f"### {table.folded}")
         lines = [table.columns, ["---"] * len(table.columns), *table.rows]
         parts.append("\n".join(f"| {' | '.join(_cell(c) for c in line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"

@@ -27,7 +27,7 @@ class RunContents:
         name: what the run is called in a table.
         summary: ``summary.json``.
         validation: ``validation.json`` of a later measurement, if there is one.
-        evaluations: every ``results.json`` below the run, by its folder.
+        evaluations: the results of every ``evaluate`` below the run.
         pictures: the outlier picture of each block, as PNG bytes in base64.
         sizes: bytes of the model directory by what they are for.
     """
@@ -35,15 +35,9 @@ class RunContents:
     name: str
     summary: dict[str, Any]
     validation: dict[str, Any] | None
-    evaluations: dict[str, dict[str, Any]]
+    evaluations: list[dict[str, Any]]
     pictures: list[str]
     sizes: dict[str, int]
-
-    @property
-    def perplexities(self) -> dict[str, dict[str, float]]:
-        """Perplexities by corpus and variant; a later measurement adds corpora."""
-        later = (self.validation or {}).get("perplexity", {})
-        return {**later, **self.summary["perplexity"]}
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -70,10 +64,7 @@ def read_run(directory: Path, name: str | None = None) -> RunContents:
         name=name or directory.resolve().name,
         summary=read_json(file),
         validation=read_json(validation) if validation.is_file() else None,
-        evaluations={
-            str(found.parent.relative_to(directory)): read_json(found)
-            for found in sorted(directory.rglob("results.json"))
-        },
+        evaluations=[read_json(found) for found in sorted(directory.rglob("results/*.json"))],
         pictures=[
             base64.b64encode(picture.read_bytes()).decode()
             for picture in sorted((directory / "blocks").glob("outliers_*.png"))

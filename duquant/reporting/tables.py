@@ -1,48 +1,27 @@
 """Tables of a report: rows of text, the same for HTML and Markdown."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from duquant.reporting.run_contents import VARIANTS, RunContents
+from duquant.reporting.run_contents import RunContents
 
 
 class Table(NamedTuple):
-    """A heading per column and rows of text; the first column names the row."""
+    """Rows of text.
+
+    Attributes:
+        columns: a heading per column; the first column names the row.
+        rows: cells.
+        title: what it is about; tables of one title stand together.
+        notes: lines above it.
+        folded: what stands in its place until it is opened.
+    """
 
     columns: list[str]
     rows: list[list[str]]
-
-
-def perplexity_table(runs: Sequence[RunContents]) -> Table:
-    """Perplexity by corpus and variant, a column per run."""
-    corpora = list(dict.fromkeys(corpus for run in runs for corpus in run.perplexities))
-    rows = []
-    for corpus in corpora:
-        for variant, label in VARIANTS.items():
-            values = [run.perplexities.get(corpus, {}).get(variant) for run in runs]
-            if any(value is not None for value in values):
-                rows.append([f"{corpus}, {label}", *(_number(value, ".3f") for value in values)])
-    return Table(["perplexity", *(run.name for run in runs)], rows)
-
-
-def task_table(runs: Sequence[RunContents]) -> Table:
-    """Evaluated tasks with standard errors, a column per evaluation."""
-    columns = [
-        (f"{run.name}/{folder}" if len(runs) > 1 else folder, evaluation["results"])
-        for run in runs
-        for folder, evaluation in run.evaluations.items()
-    ]
-    keys = dict.fromkeys(
-        (task, metric)
-        for _, results in columns
-        for task, result in results.items()
-        for metric in result["metrics"]
-    )
-    rows = [
-        [f"{task}, {metric}", *(_measured(results, task, metric) for _, results in columns)]
-        for task, metric in keys
-    ]
-    return Table(["task", *(name for name, _ in columns)], rows)
+    title: str = ""
+    notes: tuple[str, ...] = ()
+    folded: str = ""
 
 
 def recipe_table(runs: Sequence[RunContents]) -> Table:
@@ -50,7 +29,7 @@ def recipe_table(runs: Sequence[RunContents]) -> Table:
     keys = list(dict.fromkeys(key for run in runs for key in run.recipe))
     rows = [[key, *(_plain(run.recipe.get(key)) for run in runs)] for key in keys]
     rows.sort(key=lambda row: len(set(row[1:])) == 1)
-    return Table(["recipe", *(run.name for run in runs)], rows)
+    return Table(["recipe", *(run.name for run in runs)], rows, "Recipe")
 
 
 def cost_table(runs: Sequence[RunContents]) -> Table:
@@ -66,7 +45,7 @@ def cost_table(runs: Sequence[RunContents]) -> Table:
     for kind in dict.fromkeys(kind for run in runs for kind in run.sizes):
         sizes = [run.sizes.get(kind) for run in runs]
         rows.append([f"{kind}, MB", *(_number(s and s / 1e6, ".2f") for s in sizes)])
-    return Table(["cost", *(run.name for run in runs)], rows)
+    return Table(["cost", *(run.name for run in runs)], rows, "Cost")
 
 
 def environment_table(runs: Sequence[RunContents]) -> Table:
@@ -76,7 +55,6 @@ def environment_table(runs: Sequence[RunContents]) -> Table:
             "model": run.summary["pretrained"],
             "dtype": run.summary["dtype"],
             "device": run.summary["device"],
-            "protocol": run.summary["protocol"],
             **{f"calibration.{k}": v for k, v in run.summary["calibration"].items()},
             **run.summary["versions"],
         }
@@ -84,7 +62,7 @@ def environment_table(runs: Sequence[RunContents]) -> Table:
     ]
     keys = list(dict.fromkeys(key for fact in facts for key in fact))
     rows = [[key, *(_plain(fact.get(key)) for fact in facts)] for key in keys]
-    return Table(["environment", *(run.name for run in runs)], rows)
+    return Table(["environment", *(run.name for run in runs)], rows, "Environment")
 
 
 def block_table(run: RunContents) -> Table:
@@ -102,15 +80,8 @@ def block_table(run: RunContents) -> Table:
     ]
     first = run.summary["blocks"][0]["sites"] if run.summary["blocks"] else {}
     sites = [f"peak, {site.replace('_', ' ')}" for site in first]
-    return Table(["block", "first loss", "last loss", *sites, "seconds", "GB"], rows)
-
-
-def _measured(results: dict[str, Any], task: str, metric: str) -> str:
-    value = results.get(task, {}).get("metrics", {}).get(metric)
-    if value is None:
-        return "–"
-    error = "" if value["stderr"] is None else f" ± {value['stderr']:.4g}"
-    return f"{value['value']:.4g}{error}"
+    columns = ["block", "first loss", "last loss", *sites, "seconds", "GB"]
+    return Table(columns, rows, f"Blocks of {run.name}")
 
 
 def _number(value: float | None, form: str) -> str:

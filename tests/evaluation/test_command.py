@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import cli
 from duquant.evaluation import evaluation
+from duquant.evaluation.command import Evaluate
+from duquant.evaluation.quiet import quiet
 from duquant.evaluation.statistics import Measurement
 from tests.assets import REPOSITORY
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun, write_text
@@ -53,7 +56,9 @@ def command(
 
 
 def results(output: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((output / "results.json").read_text())
+    """What the only results file says."""
+    (file,) = (output / "results").iterdir()
+    values: dict[str, Any] = json.loads(file.read_text())
     return values
 
 
@@ -79,13 +84,15 @@ def test_results_can_be_quoted(data: Path, tmp_path: Path, command: Command) -> 
     assert values["results"]["arc_easy"]["published_items"] == 2376
     assert values["results"]["piqa"]["num_items"] == 2
     assert {"lm_eval", "transformers", "torch", "duquant", "python"} <= values["versions"].keys()
-    assert values["seed"] == 1234
+    assert values["evaluated"]["parts"]["piqa"]["seed"] == 1234
     for words in ("1100 documents joined", "windows of 32 tokens every 16", "first 3"):
-        assert words in values["protocol"]
+        assert words in values["protocols"]["c4_joined"]
         assert words in printed
+    assert values["results"]["piqa"]["backend"] == "float32"
+    assert "full precision: backend float32, KV cache none" in printed
     assert "the data have 3 items, the published set 2376" in printed
     assert "--limit 2: a taste" in printed
-    assert "about 0 s left" in told
+    assert "about 0:00 left" in told
     assert not list(output.rglob("*.partial"))
 
 
@@ -107,16 +114,65 @@ def test_finished_parts_are_not_repeated(
     status, _, told = command(*small(data, output))
     assert status == 130
     assert "interrupted; the same command continues" in told
-    assert not (output / "results.json").exists()
+    assert not (output / "results").exists()
     status, first, told = command(*small(data, output))
     assert status == 0, told
     assert "1 of 2 parts are there already" in told
     assert measured == ["arc_easy", "piqa", "piqa"]
     assert command(*small(data, output))[:2] == (0, first)
     assert len(measured) == 3
-    status, _, told = command(*small(data, output, "--limit", "1"))
-    assert status == 2
-    assert "another evaluation (limit was None, now 1)" in told
+
+
+def test_other_settings_lie_side_by_side_and_the_whole_replaces_a_taste(
+    data: Path, tmp_path: Path, command: Command
+) -> None:
+    output = tmp_path / "out"
+
+    def evaluate(*options: object) -> str:
+        status, printed, told = command(*small(data, output, *options))
+        assert status == 0, told
+        return printed
+
+    def files() -> list[str]:
+        return sorted(file.name.rpartition("-")[0] for file in (output / "results").iterdir())
+
+    evaluate("--limit", "1")
+    assert files() == ["limit-1"]
+    evaluate("--limit", "2", "--tasks", "winogrande")
+    assert files() == ["limit-1", "limit-2"], "other tasks replace nothing"
+    printed = evaluate("--limit", "1", "--seed", "5")
+    assert files() == ["limit-1", "limit-1", "limit-2"], "another seed replaces nothing"
+    assert "they replace" not in printed
+    printed = evaluate("--compare", "quickstart")
+    assert files() == ["all-items", "limit-1", "limit-2"]
+    assert printed.count("they replace limit-1-") == 1
+    evaluate("--limit", "1")
+    assert files() == ["all-items", "limit-1", "limit-1", "limit-2"], "a taste replaces no whole"
+    items = {
+        (file.name.rpartition("-")[0], task): result["num_items"]
+        for file in (output / "results").iterdir()
+        for task, result in json.loads(file.read_text())["results"].items()
+    }
+    assert items[("all-items", "piqa")] == 3
+    assert items[("limit-1", "piqa")] == 1
+    assert items[("limit-2", "winogrande")] == 2
+
+
+def test_a_further_task_does_not_repeat_the_others(
+    data: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, measured = tmp_path / "out", []
+    measure = evaluation.measure_task
+
+    def watched(lm: Any, name: str, *args: Any, **options: Any) -> Measurement:
+        measured.append(name)
+        return measure(lm, name, *args, **options)
+
+    monkeypatch.setattr(evaluation, "measure_task", watched)
+    assert command(*small(data, output))[0] == 0
+    assert command(*small(data, output, "--tasks", "arc_easy,winogrande,piqa"))[0] == 0
+    assert measured == ["arc_easy", "piqa", "winogrande"]
+    assert set(results(output)["results"]) == {"arc_easy", "piqa", "winogrande"}
 
 
 def test_a_run_beside_its_original(
@@ -254,6 +310,26 @@ def test_an_output_of_another_kind(data: Path, tmp_path: Path, command: Command)
     assert status == 2
     assert "not empty and no evaluation" in told
     assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_the_bar_is_not_silenced_with_the_libraries(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is drawn by a thread, while what is measured has standard error taken away."""
+    consoles: list[Console] = []
+
+    class Watched:
+        def __init__(self, request: Evaluate, console: Console) -> None:
+            consoles.append(console)
+
+        def run(self, output: Console) -> None:
+            with quiet():
+                consoles[0].print("a bar")
+                print("a library", file=sys.stderr)
+
+    monkeypatch.setattr(evaluation, "Evaluation", Watched)
+    Evaluate(model="quickstart", tasks="piqa")()
+    assert capsys.readouterr().err == "a bar\n"
 
 
 def run_process(*options: object) -> "subprocess.CompletedProcess[str]":

@@ -1,6 +1,5 @@
 """lm-eval's numbers of a loaded model, against a loop over transformers without lm-eval."""
 
-import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,17 @@ from duquant.evaluation import harness
 from duquant.evaluation.harness import EvaluatedModel, measure_task
 from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.record_layouts import LAYOUTS
-from duquant.evaluation.statistics import Measurement
 from duquant.evaluation.task_list import find_tasks
 from duquant.nn.packed_cache import PackedCache
 from duquant.quickstart import MODEL_DIRECTORY
-from tests.assets import ASSETS
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
+from tests.independent_scores import LETTERS, assert_agrees
 from tests.small_run import VOCABULARY
 from tests.task_files import write_mmlu_files, write_task_files
 from tests.tiny_models import write_tiny_model
 
 pytestmark = LIGHTNING_WARNINGS
-TASKS = ASSETS / "assets" / "tasks"
-ITEMS = 50
 SMALL = {"model_type": "llama", "num_hidden_layers": 2, "max_position_embeddings": 1024}
-LETTERS = ("A", "B", "C", "D")
 
 
 @pytest.fixture(scope="module")
@@ -44,87 +39,44 @@ def model(source: ModelSource) -> Any:
     return source.load("float32", "cpu", "auto")
 
 
-def prompts(task: str, item: dict[str, Any]) -> list[tuple[str, str]]:
-    """Contexts and continuations, written out once more."""
-    if task == "winogrande":
-        return [(context, " " + item["continuation"]) for context in item["contexts"]]
-    if task == "lambada_openai":
-        context, _, word = item["text"].rpartition(" ")
-        return [(context, " " + word)]
-    if task == "boolq":
-        context = f"{item['passage']}\nQuestion: {item['question']}?\nAnswer:"
-        return [(context, " no"), (context, " yes")]
-    if task == "hellaswag":
-        context = item["query"]
-    elif task.startswith("mmlu"):
-        choices = "".join(f"\n{x}. {c}" for x, c in zip(LETTERS, item["choices"], strict=True))
-        subject = task.removeprefix("mmlu_").replace("_", " ")
-        start = f"The following are multiple choice questions (with answers) about {subject}."
-        context = f"{start}\n\n{item['question'].strip()}{choices}\nAnswer:"
-        return [(context, f" {letter}") for letter in LETTERS]
-    else:
-        context = f"Question: {item.get('question', item.get('goal'))}\nAnswer:"
-    return [(context, " " + choice) for choice in item["choices"]]
-
-
-@functools.lru_cache(maxsize=2)
-@torch.no_grad()
-def log_probabilities(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
-    """Of every next token ``(tokens, vocabulary)``, one sequence at a time."""
-    scores: torch.Tensor = model(torch.tensor([ids])).logits[0].double().log_softmax(dim=-1)
-    return scores
-
-
-def log_likelihood(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
-    """Of the tokens that the continuation adds to the context."""
-    whole = tokenizer(context + continuation, add_special_tokens=False).input_ids
-    start = len(tokenizer(context, add_special_tokens=False).input_ids)
-    whole = whole[-(int(model.config.max_position_embeddings) + 1) :]
-    added = len(tokenizer(context + continuation, add_special_tokens=False).input_ids) - start
-    scores = log_probabilities(model, tuple(whole[:-1]))
-    return float(sum(scores[n - 1, whole[n]] for n in range(len(whole) - added, len(whole))))
-
-
-def assert_agrees(measured: Measurement, items: list[Any], model: Any, source: Any) -> None:
-    for item, found in zip(items, measured.log_likelihoods, strict=True):
-        expected = [
-            log_likelihood(model, source.tokenizer, *pair) for pair in prompts(measured.name, item)
-        ]
-        # float32 in batches that are padded, against one sequence alone.
-        assert found == pytest.approx(expected, rel=1e-4, abs=2e-3)
-
-
-@pytest.mark.skipif(not TASKS.is_dir(), reason=f"{TASKS} is not there: set DUQUANT_ASSETS")
-@pytest.mark.parametrize("task", [*LAYOUTS, "mmlu_anatomy"])
-def test_log_likelihoods_of_fifty_items(task: str, source: ModelSource, model: Any) -> None:
-    found = find_tasks([task], data_dir=TASKS, mmlu_data_dir=TASKS / "mmlu").tasks[task]
-    lm = EvaluatedModel(source, model, batch_size=16)
-    measured = measure_task(lm, task, found, num_fewshot=0, limit=ITEMS)
-    items = [found.eval_docs[n] for n in range(ITEMS)]
-    assert measured.num_items == len(measured.log_likelihoods) == ITEMS
-    assert_agrees(measured, items, model, source)
-    if "choices" in items[0]:
-        right = [
-            float(
-                max(range(len(scores)), key=scores.__getitem__)
-                == item.get("gold", item.get("answer"))
-            )
-            for scores, item in zip(measured.log_likelihoods, items, strict=True)
-        ]
-        assert measured.metrics["acc"].per_item == right
-        assert measured.metrics["acc"].value == pytest.approx(sum(right) / ITEMS)
-
-
 @pytest.mark.parametrize("task", LAYOUTS)
 def test_written_items(task: str, source: ModelSource, model: Any, tmp_path: Path) -> None:
     found = find_tasks([task], data_dir=write_task_files(tmp_path, count=2)).tasks[task]
     answers: list[int] = []
     lm = EvaluatedModel(source, model, on_request=lambda: answers.append(1))
     measured = measure_task(lm, task, found, num_fewshot=0)
-    assert_agrees(measured, list(found.eval_docs), model, source)
+    assert_agrees(measured, list(found.eval_docs), model, source.tokenizer)
     assert len(answers) == sum(len(scores) for scores in measured.log_likelihoods)
     assert measured.num_truncated == 0
     assert measured.metrics["acc"].stderr is not None
+
+
+def test_automatic_batches_have_about_equally_many_tokens(
+    source: ModelSource, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = find_tasks(["hellaswag"], data_dir=write_task_files(tmp_path, count=4)).tasks
+    shapes: list[tuple[int, int]] = []
+    call = EvaluatedModel._model_call
+
+    def spy(self: EvaluatedModel, inps: torch.Tensor, **unused: Any) -> torch.Tensor:
+        shapes.append((inps.shape[0], inps.shape[1]))
+        return call(self, inps, **unused)
+
+    monkeypatch.setattr(EvaluatedModel, "_model_call", spy)
+    alone = measure_task(EvaluatedModel(source, model, 1), "hellaswag", found["hellaswag"])
+    lengths = [length for _, length in shapes]
+    assert max(rows for rows, _ in shapes) == 1
+    shapes.clear()
+    most = 3 * (max(lengths) + 1)  # three of the longest, and more of the shorter ones
+    monkeypatch.setattr(harness, "TOKENS_AT_ONCE", most)
+    together = measure_task(EvaluatedModel(source, model), "hellaswag", found["hellaswag"])
+    assert sum(rows for rows, _ in shapes) == len(lengths)
+    assert shapes[0][0] == 3
+    assert len(shapes) < len(lengths) / 2
+    assert all(rows * length <= most for rows, length in shapes)
+    for one, other in zip(alone.log_likelihoods, together.log_likelihoods, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)  # padding changes the order of sums
+    assert EvaluatedModel(source, model)._detect_batch_size() == 1, "of the whole context"
 
 
 def test_lambadas_perplexity_is_the_exponential_of_its_losses(

@@ -1,13 +1,15 @@
-"""An evaluation's directory: finished parts are kept, others' directories left alone."""
+"""An evaluation's directory: parts are kept by their settings, others' directories left alone."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from duquant.evaluation.parts import EvaluationDirectory
+from duquant.evaluation.parts import EvaluationDirectory, cover
 from duquant.evaluation.statistics import Measurement, mean_of
 
-ABOUT = {"model": {"weights": "abc"}, "limit": 20}
+SETTINGS: dict[str, Any] = {"model": {"weights": "abc"}, "limit": 20, "seed": 1}
 
 
 def measured(name: str = "task") -> Measurement:
@@ -15,51 +17,86 @@ def measured(name: str = "task") -> Measurement:
 
 
 def test_a_part_is_measured_once(tmp_path: Path) -> None:
-    directory, calls = EvaluationDirectory(tmp_path / "out", ABOUT), []
+    directory, calls = EvaluationDirectory(tmp_path / "out"), []
 
     def measure() -> Measurement:
         calls.append(1)
         return measured()
 
-    assert not directory.has("model", "a/b")
-    first = directory.part("model", "a/b", measure)
-    again = EvaluationDirectory(tmp_path / "out2", ABOUT)
-    assert not again.has("model", "a/b")
-    assert directory.part("model", "a/b", measure) == first == measured()
+    assert not directory.has("a/b", SETTINGS)
+    first = directory.part("a/b", SETTINGS, measure)
+    again = EvaluationDirectory(tmp_path / "out")
+    assert again.has("a/b", SETTINGS)
+    assert again.part("a/b", SETTINGS, measure) == first == measured()
     assert len(calls) == 1
-    assert not directory.has("compared", "a/b")
+
+
+@pytest.mark.parametrize("change", [{"limit": None}, {"seed": 2}, {"model": {"weights": "abd"}}])
+def test_other_settings_are_another_part(tmp_path: Path, change: dict[str, Any]) -> None:
+    directory = EvaluationDirectory(tmp_path)
+    directory.part("task", SETTINGS, measured)
+    assert not directory.has("task", {**SETTINGS, **change})
 
 
 def test_an_interrupted_part_leaves_nothing(tmp_path: Path) -> None:
-    directory = EvaluationDirectory(tmp_path / "out", ABOUT)
+    directory = EvaluationDirectory(tmp_path / "out")
 
     def interrupted() -> Measurement:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        directory.part("model", "task", interrupted)
+        directory.part("task", SETTINGS, interrupted)
     assert not (tmp_path / "out").exists()
-
-
-def test_another_evaluation_is_refused(tmp_path: Path) -> None:
-    EvaluationDirectory(tmp_path, ABOUT).claim()
-    EvaluationDirectory(tmp_path, ABOUT)
-    with pytest.raises(ValueError, match=r"another evaluation \(limit was 20, now 50\)"):
-        EvaluationDirectory(tmp_path, {**ABOUT, "limit": 50})
 
 
 def test_other_directories_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear reader")
     for path in (tmp_path, tmp_path / "letter.txt"):
         with pytest.raises(ValueError, match="is not empty and no evaluation"):
-            EvaluationDirectory(path, ABOUT)
+            EvaluationDirectory(path)
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
-    directory = EvaluationDirectory(tmp_path, ABOUT)
-    directory.part("model", "task", measured)
-    file = tmp_path / "parts" / "model" / "task.json"
-    for content in ("{}", "[]", '{"metrics": {"acc": {}}}', "{"):
+    directory = EvaluationDirectory(tmp_path)
+    directory.part("task", SETTINGS, measured)
+    (file,) = (tmp_path / "parts").iterdir()
+    stored = json.loads(file.read_text())
+    for content in ("{}", "[]", json.dumps({**stored, "measured": {"metrics": {"acc": {}}}}), "{"):
         file.write_text(content)
-        with pytest.raises(ValueError, match=r"task\.json is damaged"):
-            directory.part("model", "task", measured)
+        with pytest.raises(ValueError, match=r"task-\w+\.json is damaged"):
+            directory.part("task", SETTINGS, measured)
+    file.write_text(json.dumps({**stored, "settings": {**SETTINGS, "seed": 3}}))
+    with pytest.raises(ValueError, match="other settings than its name says"):
+        directory.part("task", SETTINGS, measured)
+
+
+def evaluated(compared: Any = None, **limits: int | None) -> dict[str, Any]:
+    parts = {name: {"limit": limit, "seed": 1} for name, limit in limits.items()}
+    return {"model": "abc", "compared": compared, "parts": parts}
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "is_covered"),
+    [
+        (evaluated(a=20), evaluated(a=20), True),
+        (evaluated(a=None), evaluated(a=20), True),
+        (evaluated(a=30), evaluated(a=20), True),
+        (evaluated(a=20), evaluated(a=30), False),
+        (evaluated(a=20), evaluated(a=None), False),
+        (evaluated(a=None), evaluated(a=None, b=None), False),
+        (evaluated(a=None, b=None), evaluated(a=None), True),
+        (evaluated("full", a=None), evaluated(a=20), True),
+        (evaluated(a=None), evaluated("full", a=20), False),
+        (evaluated("full", a=None), evaluated("other", a=20), False),
+        ({**evaluated(a=None), "model": "abd"}, evaluated(a=20), False),
+        (evaluated(a=None), {}, False),
+    ],
+)
+def test_what_covers_what(new: dict[str, Any], old: dict[str, Any], is_covered: bool) -> None:
+    assert cover(new, old) is is_covered
+
+
+def test_other_seeds_cover_nothing() -> None:
+    new = evaluated(a=None)
+    new["parts"]["a"]["seed"] = 2
+    assert not cover(new, evaluated(a=20))

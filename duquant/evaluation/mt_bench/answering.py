@@ -4,7 +4,6 @@ How it was asked (model, template, length, seed, questions) stands beside the an
 another model or template would give a file that belongs to neither, so that is refused.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +48,6 @@ def answered(bench: BenchDirectory, model_id: str, settings: dict[str, Any]) -> 
             f"--model_id or --output_dir"
         )
     return set(load_answers(file))
-
-
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def require_same_questions(bench: BenchDirectory, questions: Path) -> None:

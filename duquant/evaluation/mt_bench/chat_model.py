@@ -7,7 +7,6 @@ answered before it, and a resumed run gives what an uninterrupted one would have
 FastChat, all but temperature is as the model's ``generation_config.json`` has it.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,6 @@ from duquant.nn.packed_cache import PackedCache
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 GREEDY_BELOW = 1e-4
 """Temperatures below this choose the likeliest token."""
-SAMPLE_BYTES = 65536
 
 
 def find_chat_model(pretrained: str) -> Path:
@@ -36,23 +34,6 @@ def find_chat_model(pretrained: str) -> Path:
     if not (run / "config.json").is_file() and (run / "model" / "config.json").is_file():
         return run / "model"
     return find_model_directory(pretrained)
-
-
-def fingerprint(directory: Path) -> str:
-    """Digest that tells two models apart without reading all of them.
-
-    Configuration, tokenizer and names, sizes and some bytes of the middle of every weight file.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(directory.glob("*.json")):
-        digest.update(file.name.encode() + file.read_bytes())
-    for file in sorted(directory.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as opened:
-            opened.seek(max(0, size // 2 - SAMPLE_BYTES // 2))
-            digest.update(opened.read(SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def load_model(directory: Path, dtype: Dtype, device: torch.device) -> Any:

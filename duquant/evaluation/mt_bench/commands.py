@@ -10,11 +10,11 @@ from rich.console import Console
 
 from duquant.durable import write_json
 from duquant.evaluation.loaded_model import find_device
+from duquant.evaluation.local_items import file_digest
 from duquant.evaluation.mt_bench.answering import (
     answer_questions,
     answered,
     begin,
-    digest_of_file,
     require_same_questions,
 )
 from duquant.evaluation.mt_bench.answers import load_references
@@ -23,7 +23,6 @@ from duquant.evaluation.mt_bench.chat_model import (
     ChatModel,
     Dtype,
     find_chat_model,
-    fingerprint,
     load_model,
 )
 from duquant.evaluation.mt_bench.chat_template import TemplateName, choose_template
@@ -39,6 +38,7 @@ from duquant.evaluation.mt_bench.opponents import answers_of, choose_opponents
 from duquant.evaluation.mt_bench.questions import load_questions
 from duquant.evaluation.mt_bench.replies import Replies
 from duquant.evaluation.mt_bench.results import collect_results
+from duquant.model.checkpoint import Checkpoint
 from duquant.model.tokenizer import load_tokenizer
 
 
@@ -82,12 +82,13 @@ def answer(
     for question in asked:
         template.tokens([{"role": "user", "content": question.turns[0]}])
     settings = {
-        "model": fingerprint(directory),
+        "model": Checkpoint(directory).digest(),
+        "tokenizer": file_digest(*sorted(directory.glob("*.json"))),
         "chat_template": template.source,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
         "dtype": dtype,
-        "questions": digest_of_file(questions),
+        "questions": file_digest(questions),
     }
     done = answered(bench, name, settings)
     if all(question.question_id in done for question in asked):

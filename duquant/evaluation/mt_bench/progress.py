@@ -4,14 +4,8 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+from duquant.progress_bar import clock, progress_bar
 
 
 class StepProgress:
@@ -32,16 +26,7 @@ class StepProgress:
         self.done = done
         self.console = console or Console(stderr=True)
         self._first = done
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self._bar = progress_bar(self.console, counts_steps=True)
 
     def __enter__(self) -> "StepProgress":
         """Begin."""
@@ -59,7 +44,7 @@ class StepProgress:
         if not self.console.is_terminal:
             elapsed = time.monotonic() - self._started
             left = elapsed / (self.done - self._first) * (self.total - self.done)
-            self._say(f"{self.what}: {name}; {self.done}/{self.total}, about {_clock(left)} left")
+            self._say(f"{self.what}: {name}; {self.done}/{self.total}, about {clock(left)} left")
 
     def __exit__(
         self,
@@ -75,9 +60,3 @@ class StepProgress:
 
     def _say(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,6 +1,7 @@
 """An answer file is FastChat's, and an interrupted run goes on as if nothing had happened."""
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,23 @@ def test_other_settings_are_not_mixed(
     with pytest.raises(ValueError, match=f"another run.*{complaint}.*--model_id"):
         run(model, questions, tmp_path / "bench", **options)
     run(model, questions, tmp_path / "bench", model_id="other", limit=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("file", "complaint"),
+    [("model.safetensors", "model was"), ("tokenizer_config.json", "tokenizer was")],
+)
+def test_another_model_of_the_same_name_is_not_mixed(
+    model: Path, questions: Path, tmp_path: Path, file: str, complaint: str
+) -> None:
+    run(model, questions, tmp_path / "bench", limit=1)
+    other = Path(shutil.copytree(model, tmp_path / "tiny"))
+    run(other, questions, tmp_path / "bench", limit=1)
+    changed = bytearray((other / file).read_bytes())
+    changed[-2:] = bytes([changed[-2] ^ 1]) + changed[-1:] if file.endswith("rs") else b" \n}"
+    (other / file).write_bytes(changed)
+    with pytest.raises(ValueError, match=f"another run.*{complaint}.*--model_id"):
+        run(other, questions, tmp_path / "bench")
 
 
 def test_answers_of_unknown_origin_are_left_alone(

@@ -10,7 +10,6 @@ from duquant.evaluation.loaded_model import find_device
 from duquant.evaluation.mt_bench.chat_model import (
     ChatModel,
     find_chat_model,
-    fingerprint,
     load_model,
 )
 from duquant.evaluation.mt_bench.chat_template import choose_template
@@ -107,16 +106,6 @@ def test_quantized_model_answers_from_a_packed_cache(
 def test_tokenizer_of_another_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="token 1023, the model knows tokens below 100"):
         chat_with(write_chat_model(tmp_path, vocab_size=100))
-
-
-def test_fingerprint_tells_models_apart(directory: Path, tmp_path: Path) -> None:
-    same = write_chat_model(tmp_path / "same")
-    assert fingerprint(same) == fingerprint(directory)
-    weights = same / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[len(content) // 2] ^= 1
-    weights.write_bytes(content)
-    assert fingerprint(same) != fingerprint(directory)
 
 
 def test_unusable_models_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,185 @@
+"""Tables of what was measured: perplexities by protocol, tasks by how they were asked.
+
+Numbers stand in one table only if they were measured alike: the same windows of the same text, or
+the same tasks with the same examples and ``--limit``. Everything that a reader must know before
+quoting them (protocol, limit, examples, backend, KV cache) is said above the table.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from duquant.evaluation.results_table import format_value
+from duquant.evaluation.statistics import PERPLEXITY
+from duquant.reporting.run_contents import VARIANTS, RunContents
+from duquant.reporting.tables import Table
+
+Cells = dict[str, str]
+"""Rows of one column by their names."""
+DIFFERENCE = "difference"
+
+
+class Column(NamedTuple):
+    """One column, and what must be equal to stand beside another."""
+
+    key: tuple[str, ...]
+    name: str
+    cells: Cells
+
+
+def perplexity_tables(runs: Sequence[RunContents]) -> list[Table]:
+    """Perplexity by corpus and model, a table per protocol, a column per run."""
+    columns = [column for run in runs for column in _perplexities(run)]
+    return [
+        _joined("Perplexity", "", notes, [c for c in columns if c.key == notes])
+        for notes in dict.fromkeys(column.key for column in columns)
+    ]
+
+
+def task_tables(runs: Sequence[RunContents]) -> list[Table]:
+    """Tasks with standard errors, a table per way of asking; single subjects of MMLU folded."""
+    tables = []
+    found = [(run, evaluation) for run in runs for evaluation in run.evaluations]
+    keys = {id(e): (*_notes_of_tasks(e), *_tasks(e)) for _, e in found if any(_tasks(e))}
+    for key in dict.fromkeys(keys.values()):
+        alike = [(run, e) for run, e in found if keys.get(id(e)) == key]
+        columns = [c for run, e in alike for c in _task_columns(run, e, len(runs) > 1)]
+        ways = tuple(dict.fromkeys(way for run, e in alike for way in _backends(e)))
+        members = {name for group in alike[0][1]["groups"].values() for name in group}
+        whole, parts = _split(columns, members)
+        notes = (*_notes_of_tasks(alike[0][1]), *ways)
+        tables.append(_joined("Tasks", "", notes, whole))
+        if parts[0].cells:
+            tables.append(_joined("Tasks", f"Single tasks of {_groups(alike[0][1])}", (), parts))
+    return tables
+
+
+def _perplexities(run: RunContents) -> Iterator[Column]:
+    """Those of fit, those of validate, and those of every evaluation."""
+    for summary in filter(None, (run.summary, run.validation)):
+        cells = {
+            f"{corpus}, {label}": f"{values[variant]:.3f}"
+            for corpus, values in summary["perplexity"].items()
+            for variant, label in VARIANTS.items()
+            if variant in values
+        }
+        protocols = summary.get("protocols", {})
+        titles = [_title(name, text, summary["corpora"]) for name, text in protocols.items()]
+        key = (*titles, summary["protocol"], "backend reference, KV cache none")
+        yield Column(key, run.name, cells)
+    for evaluation in run.evaluations:
+        protocols = evaluation["protocols"]
+        if protocols:
+            sources = evaluation["request"]["perplexity"]
+            titles = [_title(name, text, sources) for name, text in protocols.items()]
+            yield Column((*titles, *_backends(evaluation)), run.name, _evaluated_cells(evaluation))
+
+
+def _title(name: str, protocol: str, sources: dict[str, str]) -> str:
+    return f"{name}: {protocol} of {Path(sources[name]).name}"
+
+
+def _evaluated_cells(evaluation: dict[str, Any]) -> Cells:
+    """Perplexities of one evaluation, and the differences below."""
+    cells = {}
+    for corpus in evaluation["protocols"]:
+        for label, results in _models(evaluation):
+            metric = results[PERPLEXITY + corpus]["metrics"]["perplexity"]
+            value = format_value(metric["value"], metric["stderr"], is_share=False)
+            cells[f"{corpus}, {label}"] = value
+        if "differences" in evaluation:
+            apart = evaluation["differences"][PERPLEXITY + corpus]["perplexity"]
+            cells[f"{corpus}, {DIFFERENCE}"] = _difference(apart, is_share=False)
+    return cells
+
+
+def _task_columns(
+    run: RunContents, evaluation: dict[str, Any], has_others: bool
+) -> Iterator[Column]:
+    """Items, every model, and their difference."""
+    own = evaluation["results"]
+    rows = {f"{task}, {m}": (task, m) for task in _tasks(evaluation) for m in own[task]["metrics"]}
+    counts = {row: (own[t]["num_items"], own[t]["available_items"]) for row, (t, _) in rows.items()}
+    start = f"{run.name}: " if has_others else ""
+    whole = {row: str(n) if n == of else f"{n} of {of}" for row, (n, of) in counts.items()}
+    yield Column((), "items", whole)
+    for label, results in _models(evaluation):
+        metrics = {row: results[task]["metrics"][m] for row, (task, m) in rows.items()}
+        cells = {
+            row: format_value(m["value"], m["stderr"], is_share=m["is_share"])
+            for row, m in metrics.items()
+        }
+        yield Column((), start + label, cells)
+    if "differences" in evaluation:
+        apart = {
+            row: _difference(
+                evaluation["differences"][task][m], is_share=own[task]["metrics"][m]["is_share"]
+            )
+            for row, (task, m) in rows.items()
+        }
+        yield Column((), start + DIFFERENCE, apart)
+
+
+def _difference(apart: dict[str, Any], *, is_share: bool) -> str:
+    sign = "+" if apart["value"] >= 0 else ""
+    mark = " *" if apart["exceeds_stderr"] else ""
+    return f"{sign}{format_value(apart['value'], apart['stderr'], is_share=is_share)}{mark}"
+
+
+def _notes_of_tasks(evaluation: dict[str, Any]) -> tuple[str, ...]:
+    """What was asked, of which items, by which versions."""
+    own = [evaluation["results"][task] for task in _tasks(evaluation)]
+    settings = [evaluation["evaluated"]["parts"].get(task, {}) for task in _tasks(evaluation)]
+    shots = "/".join(map(str, sorted({task["num_fewshot"] for task in own})))
+    limit = evaluation["request"].get("limit")
+    items = "all items" if limit is None else f"--limit {limit}: a taste, not the whole"
+    versions = ", ".join(sorted({f"lm-eval {s['lm_eval']}" for s in settings if s}))
+    seeds = ", ".join(sorted({f"seed {s['seed']}" for s in settings if s}))
+    words = f"{shots}-shot; {items}; {seeds}; {versions}; accuracies in percent, ± standard error"
+    exceeds = ["* larger than its standard error"] if "differences" in evaluation else []
+    return (words, *exceeds)
+
+
+def _backends(evaluation: dict[str, Any]) -> list[str]:
+    """How every model computed."""
+    return [
+        f"{label}: backend {backend}, KV cache {cache}"
+        for label, results in _models(evaluation)
+        for backend, cache in dict.fromkeys((r["backend"], r["kv_cache"]) for r in results.values())
+    ]
+
+
+def _models(evaluation: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Results by what a model is called."""
+    results = [evaluation["results"], evaluation.get("compared_results")]
+    return list(zip(evaluation["labels"], filter(None, results), strict=True))
+
+
+def _tasks(evaluation: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name in evaluation["results"] if not name.startswith(PERPLEXITY))
+
+
+def _groups(evaluation: dict[str, Any]) -> str:
+    return ", ".join(evaluation["groups"])
+
+
+def _split(columns: list[Column], members: set[str]) -> tuple[list[Column], list[Column]]:
+    """Rows that no group has, and those of groups' members."""
+
+    def rows(column: Column, inside: bool) -> Column:
+        cells = {r: c for r, c in column.cells.items() if (r.split(", ")[0] in members) is inside}
+        return column._replace(cells=cells)
+
+    return [rows(c, False) for c in columns], [rows(c, True) for c in columns]
+
+
+def _joined(title: str, folded: str, notes: Iterable[str], columns: Sequence[Column]) -> Table:
+    """Columns side by side; one that says the same as another of its name stands once."""
+    distinct: list[Column] = []
+    for column in columns:
+        if not any(c.name == column.name and c.cells == column.cells for c in distinct):
+            distinct.append(column)
+    names = list(dict.fromkeys(row for column in distinct for row in column.cells))
+    rows = [[name, *(column.cells.get(name, "–") for column in distinct)] for name in names]
+    heads = [title.lower().removesuffix("s"), *(column.name for column in distinct)]
+    return Table(heads, rows, title, tuple(notes), folded)
