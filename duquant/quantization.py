@@ -71,11 +71,12 @@ def quantize(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is not an empty directory; choose another output_dir")
     with ExitStack() as stack:
-        source = str(model)
+        source, name = str(model), None
         if not isinstance(model, (str, Path)):
+            name, tokenizer = model.name_or_path, _find_tokenizer(model)
             source = stack.enter_context(tempfile.TemporaryDirectory())
             model.save_pretrained(source)
-            _find_tokenizer(model).save_pretrained(source)
+            tokenizer.save_pretrained(source)
         decoder = Decoder(source, _dtype(dtype))
         require_fitting_widths(decoder.meta_block(), recipe)
         whole = texts if isinstance(texts, str) else "\n\n".join(texts)
@@ -84,6 +85,7 @@ def quantize(
         windows = draw_windows(tokens, num_samples, sequence_length, random.Random(seed))
         directory = ModelDirectory(output, recipe)
         _calibrate(decoder, directory, windows, seed, place, on_block)
+        directory.complete(decoder, name)
     return output
 
 
@@ -108,12 +110,11 @@ def _calibrate(
         streams = finish_block(block, turn, device)
         if on_block is not None:
             on_block(index, decoder.num_blocks)
-    directory.complete(decoder)
 
 
 def _find_tokenizer(model: Any) -> Any:
     directory = Path(model.name_or_path)
-    if not directory.is_dir():
+    if not (model.name_or_path and directory.is_dir()):
         raise ValueError(
             f"the model's name_or_path is {model.name_or_path!r}, no directory to take its "
             f"tokenizer from; give the model's directory or hub id instead of the model"

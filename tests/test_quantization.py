@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import duquant
+from duquant.export.model_card import CARD
 from duquant.model.checkpoint import INDEX, read_json
 from tests.in_process import (
     LIGHTNING_WARNINGS,
@@ -71,6 +72,9 @@ def test_a_model_in_memory_gives_what_its_directory_does(
     model = AutoModelForCausalLM.from_pretrained(source)
     second = duquant.quantize(model, texts, plain, output_dir=tmp_path / "2", **SAMPLES)
     assert (second / "tokenizer.json").is_file()
+    cards = [(directory / CARD).read_text(encoding="utf-8") for directory in (first, second)]
+    assert cards[0] == cards[1]
+    assert f"made from `{source.name}`" in cards[1]
     block = "model-block-00001.safetensors"
     ours, theirs = load_file(first / block), load_file(second / block)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -93,8 +97,11 @@ def test_an_unknown_dtype_is_refused(source: Path, tmp_path: Path) -> None:
         duquant.quantize(source, "text", output_dir=tmp_path / "model", dtype="int8")
 
 
-def test_a_model_without_a_tokenizer_says_what_to_give(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["somewhere/else", ""])
+def test_a_model_without_a_tokenizer_says_what_to_give(
+    name: str, source: Path, tmp_path: Path
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(source)
-    model.name_or_path = "somewhere/else"
-    with pytest.raises(ValueError, match="name_or_path is 'somewhere/else'"):
+    model.name_or_path = name
+    with pytest.raises(ValueError, match=f"name_or_path is '{name}'"):
         duquant.quantize(model, "text", output_dir=tmp_path / "model")

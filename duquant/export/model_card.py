@@ -39,7 +39,7 @@ def write_model_card(
         recipe: how it was quantized.
         summary: the run's ``summary.json``, once there is one.
     """
-    name = Path(pretrained).name
+    name = Path(pretrained).resolve().name
     bits = f"W{recipe.weight_bits}A{recipe.activation_bits}"
     is_on_hub = pretrained.count("/") == 1 and not Path(pretrained).exists()
     front = ModelCardData(

@@ -88,8 +88,13 @@ class ModelDirectory:
             raise ValueError(f"{file} is damaged: its tensors are not those that were stored")
         return block
 
-    def complete(self, decoder: Decoder) -> None:
-        """Add everything that is not a block, the index last."""
+    def complete(self, decoder: Decoder, made_from: str | None = None) -> None:
+        """Add everything that is not a block, the index last.
+
+        Args:
+            decoder: the model that was quantized.
+            made_from: its name for the model card, if that is not where the decoder was read from.
+        """
         outside, recipe = decoder.outside_tensors(), self.recipe.to_dict()
         write_tensors(self.path / OUTSIDE, outside)
         checksums = {
@@ -106,7 +111,8 @@ class ModelDirectory:
             for file in sorted(decoder.directory.glob(pattern)):
                 write_durably(self.path / file.name, partial(shutil.copyfile, file))
         write_json(self.path / INDEX, self._index(decoder.num_blocks))
-        write_model_card(self.path, decoder.pretrained, self.recipe)
+        name = decoder.pretrained if made_from is None else made_from
+        write_model_card(self.path, name, self.recipe)
 
     def _checksum(self, index: int) -> dict[str, str]:
         part = f"block {index}"

@@ -170,7 +170,11 @@ class _PackedWeight:
 
 
 class _FbgemmWeight:
-    """Packed for FBGEMM; the packed object is opaque, so compiled graphs know it by a number."""
+    """Packed for FBGEMM; the packed object is opaque, so compiled graphs know it by a number.
+
+    The number holds in this process: :class:`duquant.nn.packed_linear.PackedLinear` copies and
+    pickles its packed integers instead.
+    """
 
     def __init__(self, q: Tensor, *, split: bool) -> None:
         self.split = split
