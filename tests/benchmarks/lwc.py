@@ -89,7 +89,7 @@ class Bench:
             peaks,
             self.context,
             statistic,
-            self.stream,
+            [self.stream],
             torch.Generator().manual_seed(0),
         )
         self.naive = decoder.load_block(index)
