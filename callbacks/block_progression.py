@@ -26,6 +26,7 @@ from duquant.data.stream_files import StreamFiles
 from duquant.data.streams import Streams, StreamSizes
 from duquant.model.decoder import BlockContext
 from duquant.modules.language_model import LanguageModel
+from duquant.ops.freed_memory import return_freed_memory
 
 
 class BlockProgression(Callback):
@@ -156,6 +157,7 @@ class BlockProgression(Callback):
         for observer in _observers(trainer):
             observer.on_block_finished(trainer, model, self.record)
         block.release()
+        return_freed_memory()
         model.block_index += 1
         return streams
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from duquant.data.file_tensor import FileTensor, lay_out, open_tensors
 from duquant.data.streams import Stream, Streams, StreamSizes
 from duquant.durable import partial, publish
+from duquant.model.file_tensor import FileTensor, lay_out, open_tensors
 
 
 class StreamFiles:

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from duquant.config import Recipe
-from duquant.data.file_tensor import FileTensor
 from duquant.model.batch import BlockBatch
+from duquant.model.file_tensor import FileTensor
 
 Stream = Tensor | FileTensor
 """``(samples, tokens, hidden)``, in memory or on disk; read and written by slices of samples."""

@@ -24,6 +24,7 @@ from duquant.export.model_card import write_model_card
 from duquant.export.packed_block import pack_block, unpack_block
 from duquant.model.checkpoint import INDEX, open_safetensors, read_json
 from duquant.model.decoder import Decoder
+from duquant.model.file_tensor import lay_out, open_tensors
 from duquant.model.surgery import QuantizedBlock
 
 COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja",
@@ -94,7 +95,7 @@ class ModelDirectory:
 
     def complete(self, decoder: Decoder) -> None:
         """Add everything that is not a block, the index last."""
-        write_tensors(self.path / OUTSIDE, decoder.outside_tensors())
+        write_durably(self.path / OUTSIDE, partial(_copy_outside, decoder))
         config = read_json(decoder.directory / "config.json")
         digests = [self._digest(index) for index in range(decoder.num_blocks)]
         quantization = DuquantConfig(self.recipe.to_dict(), blocks=digests)
@@ -122,6 +123,13 @@ class ModelDirectory:
                 weight_map.update(dict.fromkeys(opened.keys(), file.name))
         size = sum(file.stat().st_size for file in files)
         return {"metadata": {"total_size": size}, "weight_map": weight_map}
+
+
+def _copy_outside(decoder: Decoder, path: Path) -> None:
+    """Write what belongs to no block, one tensor in memory at a time."""
+    lay_out(path, decoder.outside_shapes(), decoder.dtype)
+    for name, stored in open_tensors(path).items():
+        stored[:] = decoder.outside_tensor(name)
 
 
 def _read_all(file: Path, prefix: str, device: torch.device) -> dict[str, Tensor]:

@@ -142,13 +142,14 @@ class Decoder:
         for name in ("model.embed_tokens", "lm_head"):
             self.skeleton.get_submodule(name).to("meta")
 
-    def outside_tensors(self) -> dict[str, Tensor]:
-        """Stored tensors that belong to no block: embeddings, final norm, head."""
-        return {
-            name: self.checkpoint.read(name, self.dtype)[""]
-            for name in self.checkpoint.files
-            if not name.startswith("model.layers.")
-        }
+    def outside_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the stored tensors that belong to no block: embeddings, final norm, head."""
+        names = [n for n in self.checkpoint.files if not n.startswith("model.layers.")]
+        return {name: self.checkpoint.shape(name) for name in names}
+
+    def outside_tensor(self, name: str) -> Tensor:
+        """One of these tensors, in the model's dtype."""
+        return self.checkpoint.read(name, self.dtype)[""]
 
     def _run_outside(
         self,

@@ -70,9 +70,9 @@ class _FakeQuantizeRows(torch.autograd.Function):
     ) -> Tensor:
         grid = affine_grid(x, bits, symmetric=symmetric, clip_high=clip_high, clip_low=clip_low)
         levels = (x / grid.scale).round_().add_(grid.zero)
+        if not any(ctx.needs_input_grad):  # one tensor besides x
+            return levels.clamp_(0, 2**bits - 1).sub_(grid.zero).mul_(grid.scale)
         q = levels.clamp(0, 2**bits - 1)
-        if not any(ctx.needs_input_grad):
-            return dequantize(q, grid)
         outside = levels.sub_(q).abs_().clamp_(max=1)
         quantized = dequantize(q, grid)
         ctx.bits, ctx.symmetric, ctx.clips = bits, symmetric, (clip_high, clip_low)

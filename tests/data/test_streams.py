@@ -7,9 +7,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from duquant.config import LWCConfig, Recipe
-from duquant.data.file_tensor import lay_out, open_tensors
 from duquant.data.streams import BlockSamples, Stream, Streams, StreamSizes
 from duquant.model.batch import BlockBatch
+from duquant.model.file_tensor import lay_out, open_tensors
 
 RECIPES = {
     "no LWC": Recipe(lwc=LWCConfig(epochs=0)),

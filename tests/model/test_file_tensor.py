@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from duquant.data.file_tensor import lay_out, open_tensors
+from duquant.model.file_tensor import lay_out, open_tensors
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
