@@ -19,11 +19,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.block_events import BlockObserver, BlockRecord
+from callbacks.preflight import describe_streams
 from callbacks.trainer_options import require_supported
 from duquant.calibration import BlockTurn, enter_block, finish_block, open_streams
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.stream_files import StreamFiles
-from duquant.data.streams import Streams, StreamSizes
+from duquant.data.streams import Streams
 from duquant.model.decoder import BlockContext
 from duquant.modules.language_model import LanguageModel
 from duquant.ops.freed_memory import return_freed_memory
@@ -50,9 +51,8 @@ class BlockProgression(Callback):
         trainer.fit_loop.max_epochs = epochs
         trainer.check_val_every_n_epoch = epochs + 1  # half a model is not worth measuring
         _, data = _parts(trainer, pl_module)
-        sizes = stream_sizes(pl_module, data)
-        folder, in_memory = pl_module.output_dir / "streams", data.holds_in_memory(sizes)
-        self.files = StreamFiles(folder, sizes, in_memory=in_memory)
+        sizes, in_memory = describe_streams(pl_module, data)
+        self.files = StreamFiles(pl_module.output_dir / "streams", sizes, in_memory=in_memory)
 
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,14 +165,6 @@ class BlockProgression(Callback):
         now = time.perf_counter()
         self.record.seconds += now - self._clock
         self._clock = now
-
-
-def stream_sizes(model: LanguageModel, data: CalibrationDataModule) -> StreamSizes:
-    """What the activation streams of a run take."""
-    decoder = model.decoder
-    return StreamSizes.of(
-        model.recipe, data.num_samples, data.sequence_length, decoder.hidden_size, decoder.dtype
-    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

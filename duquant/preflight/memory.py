@@ -8,8 +8,8 @@ of the MLP, and numbers of ``i`` bytes (4 in everything that is quantized):
 |---|---|
 | embedding | the embeddings, as they are read and as they are used |
 | full precision | ``P·i`` and the activations of ``T`` tokens |
-| search | ``P·4``, ``P·i`` as well if the model's dtype is another one, temporary copies of ``L`` |
-| training | ``P·12`` (weights, quantized weights, which of them are clamped), the batch's activations |
+| search | ``P·4``, ``P·i`` too if the model's dtype is another one, temporary copies of ``L`` |
+| training | ``P·12`` (weights, quantized weights, which are clamped), the batch's activations |
 | measuring | ``P·i``, the packed weights, ``T`` tokens; hidden states of all variants |
 | logits | the head, and the logits of a few tokens |
 
@@ -50,12 +50,13 @@ def memory_phases(job: Job) -> list[Phase]:
     streams = "--data.stream_memory_gb 0"
     held = _streams(job)
     stream_remedy = streams if job.streams_in_memory and held > job.block_weights else dtype
+    chunk = "a smaller --data.validation_chunk" if _hidden_states(job) > _measuring(job) else dtype
     phases = [
         Phase("embedding", _table(job) + _piece(job) + held, dtype),
         Phase("full precision", held + _full_precision(job), stream_remedy),
         Phase("search", held + _search(job), stream_remedy),
-        Phase("measuring", _hidden_states(job) + _measuring(job), "a smaller --data.validation_chunk"),
-        Phase("logits", _hidden_states(job) + _table(job) + _logits(), dtype),
+        Phase("measuring", _hidden_states(job) + _measuring(job), chunk),
+        Phase("logits", _hidden_states(job) + _table(job) + _logits(job), dtype),
     ]
     if job.recipe.has_lwc:
         batch = "a smaller --model.lwc.batch_size"
@@ -124,5 +125,6 @@ def _measuring(job: Job) -> int:
     )
 
 
-def _logits() -> int:
-    return 3 * LOGITS_AT_ONCE * WIDE
+def _logits(job: Job) -> int:
+    tokens = job.embeddings // job.streams.hidden * job.tokens_at_once
+    return 3 * min(LOGITS_AT_ONCE, tokens) * WIDE
