@@ -22,6 +22,7 @@ from duquant.model.batch import BlockBatch
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.structure import linear_shapes
 from duquant.modules.block import QuantBlock
+from duquant.ops.freed_memory import return_freed_memory
 from duquant.preflight.job import Job
 from duquant.preflight.thin_model import write_thin_model
 
@@ -85,6 +86,7 @@ def estimate_duration(
     """
     with tempfile.TemporaryDirectory() as folder:
         part = _Probe(job, Path(folder), device).measure()
+    return_freed_memory()
     size, sizes, recipe = job.block_weights / part.weights, job.streams, job.recipe
     tokens = sizes.samples * sizes.tokens
     passes = 1 + sizes.has_augmented

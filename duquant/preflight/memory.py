@@ -50,13 +50,14 @@ def memory_phases(job: Job) -> list[Phase]:
     streams = "--data.stream_memory_gb 0"
     held = _streams(job)
     stream_remedy = streams if job.streams_in_memory and held > job.block_weights else dtype
-    chunk = "a smaller --data.validation_chunk" if _hidden_states(job) > _measuring(job) else dtype
+    is_long = _hidden_states(job) > _measuring(job)
+    chunk = "a smaller --data.validation_chunk" if is_long else dtype
     phases = [
         Phase("embedding", _table(job) + _piece(job) + held, dtype),
         Phase("full precision", held + _full_precision(job), stream_remedy),
         Phase("search", held + _search(job), stream_remedy),
         Phase("measuring", _hidden_states(job) + _measuring(job), chunk),
-        Phase("logits", _hidden_states(job) + _table(job) + _logits(job), dtype),
+        Phase("logits", _hidden_states(job) + _table(job) + _logits(job), chunk),
     ]
     if job.recipe.has_lwc:
         batch = "a smaller --model.lwc.batch_size"

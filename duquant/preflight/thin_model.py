@@ -30,7 +30,9 @@ def write_thin_model(directory: Path, decoder: Decoder, recipe: Recipe) -> Decod
     with torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(config, dtype=decoder.dtype)
     config.save_pretrained(directory)
-    write_tensors(directory / WEIGHTS, model.state_dict())
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    weights = {name: value for name, value in model.state_dict().items() if name not in tied}
+    write_tensors(directory / WEIGHTS, weights)
     return Decoder(str(directory), decoder.dtype)
 
 
