@@ -19,12 +19,15 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.block_events import BlockObserver, BlockRecord
+from callbacks.preflight import describe_streams
 from callbacks.trainer_options import require_supported
 from duquant.calibration import BlockTurn, enter_block, finish_block, open_streams
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.data.streams import StreamFiles, Streams
+from duquant.data.stream_files import StreamFiles
+from duquant.data.streams import Streams
 from duquant.model.decoder import BlockContext
 from duquant.modules.language_model import LanguageModel
+from duquant.ops.freed_memory import return_freed_memory
 
 
 class BlockProgression(Callback):
@@ -47,7 +50,9 @@ class BlockProgression(Callback):
         epochs = pl_module.num_blocks * pl_module.epochs_per_block
         trainer.fit_loop.max_epochs = epochs
         trainer.check_val_every_n_epoch = epochs + 1  # half a model is not worth measuring
-        self.files = StreamFiles(pl_module.output_dir / "streams")
+        _, data = _parts(trainer, pl_module)
+        sizes, in_memory = describe_streams(pl_module, data)
+        self.files = StreamFiles(pl_module.output_dir / "streams", sizes, in_memory=in_memory)
 
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,11 +65,11 @@ class BlockProgression(Callback):
         self._contexts = model.decoder.contexts(data.sequence_length, device)
         index = int(model.block_index)
         if index or self.files.path(0).is_file():
-            streams = self.files.load(index, with_quantized=model.recipe.has_lwc)
+            streams = self.files.load(index)
         else:
-            windows, has_lwc = data.calibration_windows(), model.recipe.has_lwc
-            streams = open_streams(model.decoder, windows, device, with_quantized=has_lwc)
-            self.files.save(0, streams)
+            draft = self.files.draft(0)
+            open_streams(model.decoder, data.calibration_windows(), draft, device)
+            streams = self.files.save(0, draft)
         self._enter(trainer, model, data, streams)
 
     def on_train_batch_end(
@@ -117,6 +122,7 @@ class BlockProgression(Callback):
             model.current_block,
             layer,
             streams,
+            self.files.draft(index + 1),
             self._contexts[index],
             model.generator(index),
             device,
@@ -140,8 +146,9 @@ class BlockProgression(Callback):
         if trainer.is_global_zero:
             model.directory.write_block(index, block.quantized)
         streams = finish_block(block, self._turn, device)
+        self._turn = data.samples = None  # what entered the block is no longer needed
         if index + 1 < model.num_blocks and trainer.is_global_zero:
-            self.files.save(index + 1, streams)
+            streams = self.files.save(index + 1, streams)
         self._count_seconds()
         self.record.skipped_steps = int(block.skipped_steps)
         self.record.peak_memory_bytes = peak_memory_bytes(device)
@@ -150,6 +157,7 @@ class BlockProgression(Callback):
         for observer in _observers(trainer):
             observer.on_block_finished(trainer, model, self.record)
         block.release()
+        return_freed_memory()
         model.block_index += 1
         return streams
 

@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint
+from callbacks.preflight import Preflight
 from callbacks.progress import CalibrationProgress
 from callbacks.run_summary import RunSummary
 from callbacks.tensorboard_views import TensorBoardViews
@@ -18,7 +19,14 @@ def default_callbacks(
     """Callbacks of a run directory, in the order they act at an epoch's end."""
     progress = [CalibrationProgress()] if with_progress else []
     checkpoints = [LastCheckpoint(output_dir)] if with_checkpoints else []
-    return [*progress, BlockProgression(), TensorBoardViews(), RunSummary(), *checkpoints]
+    return [
+        Preflight(output_dir),
+        *progress,
+        BlockProgression(),
+        TensorBoardViews(),
+        RunSummary(),
+        *checkpoints,
+    ]
 
 
 def default_logger(output_dir: Path) -> TensorBoardLogger:

@@ -2,6 +2,7 @@
 
 config.yaml      the command's complete configuration; `validate -c` reads it
 run.json         what the run is about: model, recipe, data (fingerprints, no paths)
+preflight.json   what it was expected to take: memory, disk, time
 model/           the quantized model, block by block
 checkpoints/     last.ckpt, replaced every epoch
 streams/         activations between blocks, until the run is finished
@@ -13,7 +14,6 @@ report.html, .md the run on a page
 evaluation/      what a later `evaluate` measured
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,16 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.checkpointing import DurableCheckpointIO, last_checkpoint
+from callbacks.preflight import require_room
 from duquant.data.corpora import CORPUS_NAMES, require_source
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_durably, write_json
-from duquant.export.packed_block import packed_bytes
 from duquant.model.checkpoint import read_json
 from duquant.model.decoder import Decoder
 from duquant.modules.language_model import LanguageModel
 from duquant.modules.run_description import compare_runs
 
 RUN_FILE = "run.json"
-SPARE_BYTES = 50 << 20
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -93,7 +92,7 @@ def prepare_fit(model: LanguageModel, data: CalibrationDataModule, ckpt_path: st
         )
     elif model.output_dir.exists() and not model.output_dir.is_dir():
         raise ValueError(f"{model.output_dir} is a file; choose another --output_dir")
-    _require_disk_space(model, data)
+    require_room(model, data)
     write_json(run_file, model.run_description)
     return ckpt_path is None and last_checkpoint(model.output_dir).is_file()
 
@@ -160,30 +159,3 @@ def _describe_model(decoder: Decoder) -> dict[str, Any]:
         "dtype": str(decoder.dtype).removeprefix("torch."),
         "num_blocks": decoder.num_blocks,
     }
-
-
-def estimate_disk_bytes(model: LanguageModel, data: CalibrationDataModule) -> int:
-    """Bytes a run writes at most: two boundaries of streams, the model, two checkpoints, logs."""
-    decoder, item = model.decoder, model.decoder.dtype.itemsize
-    sample = data.sequence_length * int(decoder.config.hidden_size) * item
-    streams = 2 * sample * (data.num_samples * (2 if model.recipe.has_lwc else 1) + 1)
-    blocks = [decoder.meta_block(index) for index in range(decoder.num_blocks)]
-    inside = sum(parameter.numel() for block in blocks for parameter in block.parameters())
-    outside = sum(parameter.numel() for parameter in decoder.skeleton.parameters()) - inside
-    packed = sum(packed_bytes(block, model.recipe) for block in blocks)
-    factors = sum(parameter.nbytes for parameter in model.parameters())
-    checkpoints = 2 * 3 * factors  # the old and the new one, factors and AdamW's two moments
-    return int(streams + packed + outside * item + checkpoints + SPARE_BYTES)
-
-
-def _require_disk_space(model: LanguageModel, data: CalibrationDataModule) -> None:
-    needed = estimate_disk_bytes(model, data)
-    existing = next(
-        p for p in (model.output_dir.absolute(), *model.output_dir.absolute().parents) if p.exists()
-    )
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise ValueError(
-            f"the run needs about {needed / 1e9:.1f} GB in {model.output_dir}, but "
-            f"{free / 1e9:.1f} GB are free there: choose another --output_dir or fewer num_samples"
-        )

@@ -1,6 +1,7 @@
 """What a run comes to: a table on the terminal and ``summary.json`` in the run directory."""
 
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.block_events import BlockRecord
+from callbacks.block_progression import peak_memory_bytes
+from callbacks.preflight import compare_with_estimate
 from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_json
@@ -34,6 +37,11 @@ class RunSummary(Callback):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
+        self._started = 0.0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``summary.json`` and print the table."""
@@ -44,6 +52,13 @@ class RunSummary(Callback):
         summary = summarize(pl_module, data, trainer.strategy.root_device)
         path = pl_module.output_dir / "summary.json"
         is_later = path.is_file()  # the fit's own measurement stays
+        if not is_later:
+            summary["preflight"] = compare_with_estimate(
+                pl_module.output_dir,
+                memory=peak_memory_bytes(trainer.strategy.root_device),
+                calibration=summary["seconds"]["total"],
+                validation=time.perf_counter() - self._started,
+            )
         write_json(path.with_name("validation.json") if is_later else path, summary)
         if not is_later:
             write_model_card(

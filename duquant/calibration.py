@@ -8,12 +8,13 @@
 checkpoints; :func:`duquant.quantization.quantize` does it in a plain loop.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from duquant.data.streams import BlockSamples, Streams
+from duquant.data.streams import BlockSamples, Stream, Streams
 from duquant.evaluation.perplexity import TOKENS_AT_ONCE, run_block
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.site_report import SiteReport
@@ -28,26 +29,31 @@ class BlockTurn:
     Attributes:
         samples: what its clip factors train on; ``None`` without LWC.
         reports: what each site's transform did.
-        target: the full-precision stream behind the block.
         quantized: the quantized stream before it.
-        statistic: the statistic stream behind it.
+        behind: the streams behind it, a draft that lacks the quantized one.
     """
 
     samples: BlockSamples | None
     reports: dict[str, SiteReport]
-    target: Tensor
-    quantized: Tensor
-    statistic: Tensor
+    quantized: Stream
+    behind: Streams
 
 
 @torch.no_grad()
-def open_streams(
-    decoder: Decoder, windows: Tensor, device: torch.device, *, with_quantized: bool
-) -> Streams:
-    """Streams that enter block 0: embeddings of token ids ``(samples, tokens)``."""
-    pieces = windows.split(_windows_at_once(windows.shape[1]))
-    hidden = torch.cat([decoder.embed(piece, device).cpu() for piece in pieces])
-    return Streams.open(hidden, with_quantized=with_quantized)
+def open_streams(decoder: Decoder, windows: Tensor, streams: Streams, device: torch.device) -> None:
+    """Fill the streams that enter block 0: embeddings of token ids ``(samples, tokens)``.
+
+    The mean over samples is taken in float64, whose rounding no order of samples can show.
+    """
+    hidden = streams.full_precision
+    total = torch.zeros(1, *hidden.shape[1:], dtype=torch.float64)
+    for piece in _pieces(windows):
+        embedded = decoder.embed(windows[piece], device).cpu()
+        hidden[piece] = embedded
+        for sample in embedded:
+            total += sample
+    streams.statistic = (total / len(hidden)).to(hidden.dtype)
+    decoder.release()
 
 
 @torch.no_grad()
@@ -55,6 +61,7 @@ def enter_block(
     block: QuantBlock,
     layer: nn.Module,
     streams: Streams,
+    behind: Streams,
     context: BlockContext,
     generator: torch.Generator,
     device: torch.device,
@@ -65,21 +72,28 @@ def enter_block(
         block: owns the clip factors.
         layer: the decoder block with its real weights; taken over and changed.
         streams: what enters the block.
+        behind: draft of what leaves it; all but the quantized stream is filled in.
         context: what its forward needs beside hidden states.
         generator: randomness of the rotation search.
         device: where to compute.
     """
     layer, recipe = layer.to(device), block.recipe
     with observe_peaks(layer) as peaks:
-        target = _run_stream(layer, streams.full_precision, context, device)
-    augmented = None
-    if recipe.has_lwc and recipe.lwc.augmented_loss:
-        augmented = _run_stream(layer, streams.quantized, context, device)
+        _run_stream(layer, streams.full_precision, behind.full_precision, context, device)
+    if behind.augmented is not None:
+        _run_stream(layer, streams.quantized, behind.augmented, context, device)
+    quantized = streams.quantized
     statistic, reports = block.to(device).enter(
-        layer, peaks, context, streams.statistic.to(device), streams.quantized, generator
+        layer,
+        peaks,
+        context,
+        streams.statistic.to(device),
+        (quantized[piece] for piece in _pieces(quantized)),
+        generator,
     )
-    samples = BlockSamples(streams.quantized, target, augmented) if recipe.has_lwc else None
-    return BlockTurn(samples, reports, target, streams.quantized, statistic.cpu())
+    behind.statistic = statistic.cpu()
+    samples = BlockSamples(quantized, behind.full_precision, behind.augmented)
+    return BlockTurn(samples if recipe.has_lwc else None, reports, quantized, behind)
 
 
 @torch.no_grad()
@@ -87,18 +101,23 @@ def finish_block(block: QuantBlock, turn: BlockTurn, device: torch.device) -> St
     """Fix the block's weights; returns the streams that enter the next block."""
     assert block.quantized is not None, "enter a block first"
     block.quantized.freeze()
-    quantized = _run_stream(block.quantized.layer, turn.quantized, block.context, device)
-    return Streams(turn.target, quantized, turn.statistic)
+    layer, behind = block.quantized.layer, turn.behind
+    _run_stream(layer, turn.quantized, behind.quantized, block.context, device)
+    return behind
 
 
-def _windows_at_once(length: int) -> int:
-    return max(1, TOKENS_AT_ONCE // length)
+def _pieces(stream: Stream) -> Iterator[slice]:
+    """Slices of samples ``(samples, tokens, …)`` that go through a block together."""
+    size = max(1, TOKENS_AT_ONCE // stream.shape[1])
+    return (slice(start, start + size) for start in range(0, len(stream), size))
 
 
 def _run_stream(
-    block: nn.Module, stream: Tensor, context: BlockContext, device: torch.device
-) -> Tensor:
-    if not len(stream):
-        return stream
-    pieces = stream.split(_windows_at_once(stream.shape[1]))
-    return torch.cat([run_block(block, piece, context, device) for piece in pieces])
+    block: nn.Module,
+    stream: Stream,
+    output: Stream,
+    context: BlockContext,
+    device: torch.device,
+) -> None:
+    for piece in _pieces(stream):
+        output[piece] = run_block(block, stream[piece], context, device)

@@ -21,8 +21,18 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> None:
     What ``write`` returns is of no interest, so any writer of a library will do.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
+    write(partial(path))
+    publish(path)
+
+
+def partial(path: Path) -> Path:
+    """Where a file is written before it is ``path``."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def publish(path: Path) -> None:
+    """Put the finished temporary file of ``path`` in its place, in one step."""
+    temporary = partial(path)
     temporary.chmod(0o666 & ~_umask())  # safetensors makes its files unreadable for others
     with temporary.open("rb") as opened:
         os.fsync(opened.fileno())

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from duquant.calibration import enter_block, finish_block, open_streams
 from duquant.config import Recipe
-from duquant.data.streams import BlockSamples
+from duquant.data.streams import BlockSamples, Streams, StreamSizes
 from duquant.data.windows import draw_windows
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
@@ -98,11 +98,14 @@ def _calibrate(
     on_block: Callable[[int, int], None] | None,
 ) -> None:
     recipe, shapes = directory.recipe, linear_shapes(decoder.meta_block())
-    streams = open_streams(decoder, windows, device, with_quantized=recipe.has_lwc)
+    samples, tokens = windows.shape
+    sizes = StreamSizes.of(recipe, samples, tokens, decoder.hidden_size, decoder.dtype)
+    streams = Streams.draft(sizes, at_start=True)
+    open_streams(decoder, windows, streams, device)
     for index, context in enumerate(decoder.contexts(windows.shape[1], device)):
         block, generator = QuantBlock(shapes, recipe), block_generator(seed, index)
         layer = decoder.load_block(index)
-        turn = enter_block(block, layer, streams, context, generator, device)
+        turn = enter_block(block, layer, streams, Streams.draft(sizes), context, generator, device)
         if turn.samples is not None:
             _train(block, turn.samples, device)
         assert block.quantized is not None

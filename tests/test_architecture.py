@@ -3,7 +3,7 @@
 5  cli
 4  callbacks
 3  duquant.calibration, duquant.quantization: where modules, data and export meet
-   duquant.modules, data, evaluation, export, reporting, quickstart
+   duquant.modules, data, evaluation, export, preflight, reporting, quickstart
 2  duquant.model
 1  duquant.nn
 0  duquant.ops, duquant.config
@@ -25,6 +25,7 @@ FLOORS = {
     "duquant.quantization": 3,
     "duquant.verbs": 0,
     "duquant.modules": 3,
+    "duquant.preflight": 3,
     "duquant.data": 3,
     "duquant.evaluation": 3,
     "duquant.export": 3,

@@ -11,11 +11,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from duquant.data.corpora import CORPUS_NAMES, MIX, load_documents, load_texts, require_source
 from duquant.data.protocols import Protocol, find_protocol
-from duquant.data.streams import BlockSamples
+from duquant.data.streams import BlockSamples, StreamSizes
 from duquant.data.windows import consecutive_windows, draw_windows
 from duquant.model.batch import BlockBatch
 from duquant.model.checkpoint import find_model_directory
 from duquant.model.tokenizer import load_tokenizer
+from duquant.ops.available_memory import available_bytes
+
+SHARE_FOR_STREAMS = 0.25
 
 
 class CalibrationDataModule(LightningDataModule):
@@ -36,6 +39,8 @@ class CalibrationDataModule(LightningDataModule):
             less often and take more memory.
         batch_size: calibration samples per LWC step (set by model.lwc.batch_size).
         seed: draws the calibration windows (and the model's random rotations).
+        stream_memory_gb: memory for the activations between blocks; if they need more, they stay on
+            disk, in the run's directory (default: a quarter of the memory that is available).
         add_special_tokens: begin each text with the tokenizer's special tokens (a BOS), as the
             papers' LLaMA numbers do.
     """
@@ -52,6 +57,7 @@ class CalibrationDataModule(LightningDataModule):
         validation_chunk: int = 64,
         batch_size: int = 1,
         seed: int = 2,
+        stream_memory_gb: float | None = None,
         add_special_tokens: bool = False,
     ) -> None:
         super().__init__()
@@ -65,6 +71,7 @@ class CalibrationDataModule(LightningDataModule):
         self.validation_chunk = validation_chunk
         self.batch_size = batch_size
         self.seed = seed
+        self.stream_memory_gb = stream_memory_gb
         self.add_special_tokens = add_special_tokens
         self.samples: BlockSamples | None = None
         self._tokens: dict[tuple[str, str], list[Tensor]] = {}
@@ -79,6 +86,7 @@ class CalibrationDataModule(LightningDataModule):
             "validation_chunk": 1,
             "validation_windows": 1,
             "stride": 1,
+            "stream_memory_gb": 0,
         }
         for name, least in minima.items():
             value = getattr(self, name)
@@ -133,6 +141,12 @@ class CalibrationDataModule(LightningDataModule):
     def protocol(self, name: str) -> Protocol:
         """Which windows of a validation corpus are measured."""
         return find_protocol(name, self.validation[name])
+
+    def holds_in_memory(self, sizes: StreamSizes) -> bool:
+        """Whether activation streams of these sizes fit into the memory they may take."""
+        budget = self.stream_memory_gb
+        allowed = available_bytes() * SHARE_FOR_STREAMS if budget is None else budget * 1e9
+        return sizes.bytes_at_once <= allowed
 
     def description(self) -> dict[str, Any]:
         """What decides the calibrated numbers, for fingerprints; texts by their token hash."""

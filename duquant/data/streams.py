@@ -7,21 +7,81 @@ Three tensors meet every block boundary:
 * the **statistic stream**, one sequence, the mean over samples, on which rotations are searched. It
   leaves a block with the weights' initial clip factors, so it does not depend on training.
 
-They are written at every boundary, under the index of the block they enter. A resumed run reads
-them instead of recomputing the blocks before: that is faster, and it makes the continuation exact.
+A block turns the streams before it into a *draft* of those behind it, piece by piece. Whether they
+lie in memory or on disk is decided by :mod:`duquant.data.stream_files`; the numbers are the same.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from duquant.durable import write_tensors
+from duquant.config import Recipe
 from duquant.model.batch import BlockBatch
-from duquant.model.checkpoint import open_safetensors
+from duquant.model.file_tensor import FileTensor
+
+Stream = Tensor | FileTensor
+"""``(samples, tokens, hidden)``, in memory or on disk; read and written by slices of samples."""
+
+
+@dataclass(frozen=True)
+class StreamSizes:
+    """How large the streams of a run are, and how many it has.
+
+    Attributes:
+        samples: calibration windows.
+        tokens: tokens of a window.
+        hidden: channels.
+        dtype: of the hidden states.
+        has_quantized: whether something trains on the quantized stream (LWC).
+        has_augmented: whether the augmented loss needs one more target.
+    """
+
+    samples: int
+    tokens: int
+    hidden: int
+    dtype: torch.dtype
+    has_quantized: bool
+    has_augmented: bool = False
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, samples: int, tokens: int, hidden: int, dtype: torch.dtype
+    ) -> "StreamSizes":
+        """What a recipe needs."""
+        augmented = recipe.has_lwc and recipe.lwc.augmented_loss
+        return cls(samples, tokens, hidden, dtype, recipe.has_lwc, augmented)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one stream."""
+        return self.samples, self.tokens, self.hidden
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of one stream."""
+        return self.samples * self.sample_bytes
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one window, and of the statistic."""
+        return self.tokens * self.hidden * self.dtype.itemsize
+
+    @property
+    def boundary_bytes(self) -> int:
+        """Bytes of everything that enters a block."""
+        return (2 if self.has_quantized else 1) * self.stream_bytes + self.sample_bytes
+
+    @property
+    def num_at_once(self) -> int:
+        """Streams that are needed at the same time: a block's inputs and its outputs."""
+        return (3 if self.has_quantized else 2) + self.has_augmented
+
+    @property
+    def bytes_at_once(self) -> int:
+        """Memory that streams take if they are held there."""
+        return self.num_at_once * self.stream_bytes
 
 
 @dataclass
@@ -30,70 +90,33 @@ class Streams:
 
     Attributes:
         full_precision: ``(samples, tokens, hidden)``.
-        quantized: likewise; shares memory with ``full_precision`` before block 0, and is empty
-            where nothing trains on it (without LWC).
+        quantized: likewise; the same object as ``full_precision`` before block 0, and empty where
+            nothing trains on it (without LWC).
         statistic: ``(1, tokens, hidden)``.
+        augmented: in a draft, room for the augmented loss's target, which no boundary needs.
     """
 
-    full_precision: Tensor
-    quantized: Tensor
+    full_precision: Stream
+    quantized: Stream
     statistic: Tensor
+    augmented: Stream | None = None
 
     @classmethod
-    def open(cls, hidden: Tensor, *, with_quantized: bool) -> "Streams":
-        """Streams entering block 0, where all three start from the embeddings."""
-        quantized = hidden if with_quantized else hidden[:0]
-        return cls(hidden, quantized, hidden.mean(dim=0, keepdim=True))
+    def draft(cls, sizes: StreamSizes, *, at_start: bool = False) -> "Streams":
+        """Streams in memory, to be filled; ``at_start`` there is one, as all begin as embeddings.
 
-
-class StreamFiles:
-    """The streams on disk: a file per block boundary, the newest two kept.
-
-    Two, because a checkpoint that points at the newer boundary is written after it: until then a
-    killed run continues from the older one.
-
-    Args:
-        directory: folder of the files.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def path(self, block: int) -> Path:
-        """File of the streams that enter ``block``."""
-        return self.directory / f"block_{block:05d}.safetensors"
-
-    def save(self, block: int, streams: Streams) -> None:
-        """Write the streams that enter ``block``, dropping those older than the boundary before."""
-        for older in self._files():
-            if older < self.path(block - 1):
-                older.unlink()
-        tensors = {"full_precision": streams.full_precision, "statistic": streams.statistic}
-        if streams.quantized.data_ptr() != streams.full_precision.data_ptr():
-            tensors["quantized"] = streams.quantized
-        write_tensors(self.path(block), tensors)
-
-    def load(self, block: int, *, with_quantized: bool) -> Streams:
-        """Read the streams that enter ``block``.
-
-        Raises:
-            ValueError: if the file is missing or damaged, naming it.
+        Memory is taken as they are filled.
         """
-        with open_safetensors(self.path(block)) as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        full_precision = tensors["full_precision"]
-        same = full_precision if with_quantized else full_precision[:0]
-        return Streams(full_precision, tensors.get("quantized", same), tensors["statistic"])
-
-    def remove(self) -> None:
-        """Delete all streams, at the end of a run."""
-        for file in self._files():
-            file.unlink()
-        if self.directory.is_dir() and not any(self.directory.iterdir()):
-            self.directory.rmdir()
-
-    def _files(self) -> Iterator[Path]:
-        return iter(sorted(self.directory.glob("block_*.safetensors")))
+        full_precision = torch.empty(sizes.shape, dtype=sizes.dtype)
+        quantized = full_precision if sizes.has_quantized else full_precision[:0]
+        if at_start:
+            return cls(full_precision, quantized, full_precision[:0])
+        return cls(
+            full_precision,
+            torch.empty_like(quantized),
+            full_precision[:0],
+            torch.empty_like(full_precision) if sizes.has_augmented else None,
+        )
 
 
 class BlockSamples(Dataset[BlockBatch]):
@@ -106,7 +129,7 @@ class BlockSamples(Dataset[BlockBatch]):
     """
 
     def __init__(
-        self, quantized_input: Tensor, target: Tensor, augmented_target: Tensor | None = None
+        self, quantized_input: Stream, target: Stream, augmented_target: Stream | None = None
     ) -> None:
         self.quantized_input = quantized_input
         self.target = target

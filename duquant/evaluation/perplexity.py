@@ -11,7 +11,7 @@ model takes the memory of one block, and the same weights serve several variants
 precision and plain rounding share each load).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,9 +21,12 @@ from torchmetrics import MeanMetric
 
 from duquant.model.decoder import BlockContext, Decoder
 
-BlockLoader = Callable[[int], Mapping[str, nn.Module]]
-"""Loads block ``index`` of every variant."""
+BlockLoader = Callable[[int], Iterable[tuple[str, nn.Module]]]
+"""Gives block ``index`` of every variant by name, one after the other; each is run before the next
+is asked for."""
 TOKENS_AT_ONCE = 4096
+LOGITS_AT_ONCE = 1 << 25
+"""Entries of the logits that are in memory together."""
 
 
 class Perplexity(MeanMetric):
@@ -61,9 +64,8 @@ def window_losses(logits: Tensor, windows: Tensor, num_scored: int | None = None
     Returns:
         float32 of shape ``(windows,)``.
     """
-    first = 0 if num_scored is None else max(0, windows.shape[1] - 1 - num_scored)
-    scores = logits[:, first:-1].float().transpose(1, 2)
-    return F.cross_entropy(scores, windows[:, first + 1 :], reduction="none").mean(dim=1)
+    first = _first_scored(windows, num_scored)
+    return _token_losses(logits[:, first:-1], windows[:, first + 1 :]).mean(dim=1)
 
 
 @torch.no_grad()
@@ -94,23 +96,55 @@ def stream_losses(
     embedded = [decoder.embed(piece, device).cpu() for piece in pieces]
     hidden = {name: list(embedded) for name in variants}
     contexts = decoder.contexts(windows.shape[1], device)
+    decoder.release()
     for index in range(decoder.num_blocks):
-        blocks = load_block(index)
-        for name, stream in hidden.items():
-            block = blocks[name].to(device)
-            hidden[name] = [run_block(block, x, contexts[index], device) for x in stream]
-        del blocks, block  # before the next ones are loaded
+        passed = set()
+        for name, block in load_block(index):
+            block.to(device)
+            stream = hidden[name]
+            for place, x in enumerate(stream):
+                stream[place] = run_block(block, x, contexts[index], device)
+            passed.add(name)
+            del block  # before the next one is loaded
+        assert passed == hidden.keys()
         if on_block is not None:
             on_block(index)
-    return {
+    losses = {
         name: torch.cat(
             [
-                window_losses(decoder.logits(x.to(device)), piece.to(device), num_scored).cpu()
+                _hidden_losses(decoder, x.to(device), piece.to(device), num_scored).cpu()
                 for x, piece in zip(stream, pieces, strict=True)
             ]
         )
         for name, stream in hidden.items()
     }
+    decoder.release()
+    return losses
+
+
+def _hidden_losses(
+    decoder: Decoder, hidden: Tensor, windows: Tensor, num_scored: int | None
+) -> Tensor:
+    """Losses from the last block's output, a few tokens' logits in memory at a time."""
+    first = _first_scored(windows, num_scored)
+    size = max(1, LOGITS_AT_ONCE // int(decoder.config.vocab_size) // len(windows))
+    losses = []
+    for start in range(first, windows.shape[1] - 1, size):
+        end = min(start + size, windows.shape[1] - 1)
+        losses.append(
+            _token_losses(decoder.logits(hidden[:, start:end]), windows[:, start + 1 : end + 1])
+        )
+    return torch.cat(losses, dim=1).mean(dim=1)
+
+
+def _first_scored(windows: Tensor, num_scored: int | None) -> int:
+    """Place of the first token of a window whose prediction counts."""
+    return 0 if num_scored is None else max(0, windows.shape[1] - 1 - num_scored)
+
+
+def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of every target ``(windows, tokens)``, float32."""
+    return F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
 
 
 def run_block(block: nn.Module, x: Tensor, context: BlockContext, device: torch.device) -> Tensor:

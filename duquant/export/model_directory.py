@@ -25,6 +25,7 @@ from duquant.export.model_card import write_model_card
 from duquant.export.packed_block import pack_block, unpack_block
 from duquant.model.checkpoint import INDEX, open_safetensors, read_json
 from duquant.model.decoder import Decoder
+from duquant.model.file_tensor import lay_out, open_tensors
 from duquant.model.surgery import QuantizedBlock
 
 COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja",
@@ -95,12 +96,9 @@ class ModelDirectory:
             decoder: the model that was quantized.
             made_from: its name for the model card, if that is not where the decoder was read from.
         """
-        outside, recipe = decoder.outside_tensors(), self.recipe.to_dict()
-        write_tensors(self.path / OUTSIDE, outside)
-        checksums = {
-            RECIPE: recipe_checksum(recipe),
-            **part_checksums(outside, outside.__getitem__),
-        }
+        recipe, outside = self.recipe.to_dict(), self.path / OUTSIDE
+        write_durably(outside, partial(_copy_outside, decoder))
+        checksums = {RECIPE: recipe_checksum(recipe), **file_checksums([outside])}
         for index in range(decoder.num_blocks):
             checksums |= self._checksum(index)
         config = read_json(decoder.directory / "config.json")
@@ -130,6 +128,13 @@ class ModelDirectory:
                 weight_map.update(dict.fromkeys(opened.keys(), file.name))
         size = sum(file.stat().st_size for file in files)
         return {"metadata": {"total_size": size}, "weight_map": weight_map}
+
+
+def _copy_outside(decoder: Decoder, path: Path) -> None:
+    """Write what belongs to no block, one tensor in memory at a time."""
+    lay_out(path, decoder.outside_shapes(), decoder.dtype)
+    for name, stored in open_tensors(path).items():
+        stored[:] = decoder.outside_tensor(name)
 
 
 def _read_all(file: Path, prefix: str, device: torch.device) -> dict[str, Tensor]:

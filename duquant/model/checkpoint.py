@@ -185,6 +185,7 @@ def meta_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def _read(file: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    with open_safetensors(file) as opened:
-        for name in names:
+    """Map tensors, each by itself: what was read of one leaves memory before the next comes."""
+    for name in names:
+        with open_safetensors(file) as opened:
             yield name, opened.get_tensor(name)

@@ -1,10 +1,11 @@
 """A decoder that is never whole: skeleton on the meta device, one block of real weights at a time.
 
 The skeleton is the model as transformers builds it, without memory behind its parameters. Real
-weights are read where they are needed: embeddings, final norm and head once, a block when it is its
-turn. What a block needs beside hidden states (position embeddings, causal or sliding mask, …) is
-not rebuilt here: the model's own ``forward`` runs once with recorders in place of its blocks, and
-each recorder keeps what it was given. So every family prepares its blocks' inputs itself.
+weights are read where they are needed: a block when it is its turn, embeddings or final norm and
+head for as long as something passes through them. What a block needs beside hidden states (position
+embeddings, causal or sliding mask, …) is not rebuilt here: the model's own ``forward`` runs once
+with recorders in place of its blocks, and each recorder keeps what it was given. So every family
+prepares its blocks' inputs itself.
 """
 
 import copy
@@ -69,12 +70,17 @@ class Decoder:
                 self.config, dtype=dtype, attn_implementation=ATTENTION_NAME
             ).eval()
         self._require_structure()
-        self._outside_is_loaded = False
+        self._has_frequencies = False
 
     @property
     def num_blocks(self) -> int:
         """Decoder blocks of the model."""
         return len(self._blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the hidden states."""
+        return int(self.config.hidden_size)
 
     @property
     def max_positions(self) -> int:
@@ -105,14 +111,15 @@ class Decoder:
     @torch.no_grad()
     def contexts(self, sequence_length: int, device: torch.device) -> list[BlockContext]:
         """What each block's forward needs beside hidden states, for one sequence length."""
-        ids = torch.zeros(1, sequence_length, dtype=torch.int64)
-        _, recorders = self._run_outside(self.skeleton.model, ids, device)
+        hidden = torch.zeros(1, sequence_length, self.hidden_size, dtype=self.dtype)
+        _, recorders = self._run_outside(self.skeleton.model, device, inputs_embeds=hidden)
         return [recorder.context for recorder in recorders]
 
     @torch.no_grad()
     def embed(self, input_ids: Tensor, device: torch.device) -> Tensor:
         """Hidden states that enter block 0: ``(batch, tokens)`` -> ``(batch, tokens, hidden)``."""
-        _, recorders = self._run_outside(self.skeleton.model, input_ids, device)
+        self._load_outside("model.embed_tokens", device)
+        _, recorders = self._run_outside(self.skeleton.model, device, input_ids=input_ids)
         assert recorders[0].hidden is not None
         return recorders[0].hidden
 
@@ -123,46 +130,59 @@ class Decoder:
         That is the final norm and the head, and whatever else the model's own ``forward`` does to
         its logits (Granite divides them), so that runs here too, with ``hidden`` as blocks' output.
         """
-        ids = torch.zeros(hidden.shape[:2], dtype=torch.int64)
-        output, _ = self._run_outside(self.skeleton, ids, hidden.device, replacement=hidden)
+        self._load_outside("lm_head", hidden.device)
+        output, _ = self._run_outside(
+            self.skeleton, hidden.device, replacement=hidden, inputs_embeds=hidden
+        )
         logits: Tensor = output.logits
         return logits
 
-    def outside_tensors(self) -> dict[str, Tensor]:
-        """Stored tensors that belong to no block: embeddings, final norm, head."""
-        return {
-            name: self.checkpoint.read(name, self.dtype)[""]
-            for name in self.checkpoint.files
-            if not name.startswith("model.layers.")
-        }
+    def release(self) -> None:
+        """Drop embeddings and head from memory; they are read again when they are needed."""
+        for name in ("model.embed_tokens", "lm_head"):
+            self.skeleton.get_submodule(name).to("meta")
+
+    def outside_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the stored tensors that belong to no block: embeddings, final norm, head."""
+        names = [n for n in self.checkpoint.files if not n.startswith("model.layers.")]
+        return {name: self.checkpoint.shape(name) for name in names}
+
+    def outside_tensor(self, name: str) -> Tensor:
+        """One of these tensors, in the model's dtype."""
+        return self.checkpoint.read(name, self.dtype)[""]
 
     def _run_outside(
-        self, model: Any, ids: Tensor, device: torch.device, replacement: Tensor | None = None
+        self,
+        model: Any,
+        device: torch.device,
+        *,
+        replacement: Tensor | None = None,
+        **inputs: Tensor,
     ) -> tuple[Any, list[_Recorder]]:
-        self._load_outside(device)
         base, blocks = self.skeleton.model, self._blocks
+        self._load_outside("model.norm", device)
+        if not self._has_frequencies:
+            base.rotary_emb = type(base.rotary_emb)(config=self.config)
+            self._has_frequencies = True
+        base.rotary_emb.to(device)
         recorders = [_Recorder(replacement) for block in blocks]
         base.layers = nn.ModuleList(recorders)
         try:
-            return model(input_ids=ids.to(device), use_cache=False), recorders
+            on_device = {name: value.to(device) for name, value in inputs.items()}
+            return model(**on_device, use_cache=False), recorders
         finally:
             base.layers = blocks
 
-    def _load_outside(self, device: torch.device) -> None:
-        model, base = self.skeleton, self.skeleton.model
-        if not self._outside_is_loaded:
-            for name in ("embed_tokens", "norm"):
-                tensors = self.checkpoint.read(f"model.{name}.", self.dtype)
-                _fill(base.get_submodule(name), tensors, f"{self.directory}: {name}")
-            head = self.checkpoint.read("lm_head.", self.dtype)
-            if not head and self.config.tie_word_embeddings:
-                head = {"weight": base.embed_tokens.weight}
-            _fill(model.lm_head, head, f"{self.directory}: lm_head")
-            base.rotary_emb = type(base.rotary_emb)(config=self.config)
-            _compute_buffers(model, base.embed_tokens)
-            self._outside_is_loaded = True
-        for module in (base.embed_tokens, base.norm, base.rotary_emb, model.lm_head):
-            module.to(device)
+    def _load_outside(self, name: str, device: torch.device) -> None:
+        """Give one module outside of the blocks its weights, unless it has them."""
+        module = self.skeleton.get_submodule(name)
+        if any(parameter.is_meta for parameter in module.parameters()):
+            tensors = self.checkpoint.read(f"{name}.", self.dtype)
+            if not tensors and name == "lm_head" and self.config.tie_word_embeddings:
+                tensors = self.checkpoint.read("model.embed_tokens.", self.dtype)
+            _fill(module, tensors, f"{self.directory}: {name}")
+            _compute_buffers(self.skeleton, module)
+        module.to(device)
 
     def _require_structure(self) -> None:
         name = f"{self.pretrained} ({self.config.model_type})"

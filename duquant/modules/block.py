@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from duquant.config import Recipe
-from duquant.evaluation.perplexity import TOKENS_AT_ONCE
 from duquant.model.batch import BlockBatch
 from duquant.model.clip_initialization import search_clips
 from duquant.model.decoder import BlockContext
@@ -67,7 +66,7 @@ class QuantBlock(LightningModule):
         peaks: Mapping[str, Tensor],
         context: BlockContext,
         statistic: Tensor,
-        samples: Tensor,
+        samples: Iterable[Tensor],
         generator: torch.Generator,
         *,
         draw_base: BaseSource | None = None,
@@ -79,8 +78,8 @@ class QuantBlock(LightningModule):
             peaks: ``max|x|`` per channel of every site under full precision.
             context: what the block's forward needs beside hidden states.
             statistic: calibration tensor ``(1, tokens, hidden)`` of the rotation search.
-            samples: the block's calibration inputs ``(samples, tokens, hidden)``, on any device;
-                they decide where the clip factors start, unless a checkpoint already did.
+            samples: the block's calibration inputs in pieces ``(batch, tokens, hidden)``, on any
+                device; they decide where the clip factors start, unless a checkpoint already did.
             generator: randomness of the search.
             draw_base: replaces the random base matrices, in tests.
 
@@ -106,7 +105,7 @@ class QuantBlock(LightningModule):
                 observe=observe,
                 draw_base=draw_base,
             )
-        self._begin(samples.split(max(1, TOKENS_AT_ONCE // statistic.shape[1])), statistic.device)
+        self._begin(samples, statistic.device)
         return output, reports
 
     def forward(self, hidden: Tensor) -> Tensor:

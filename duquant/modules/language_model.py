@@ -9,8 +9,7 @@ Weights live in :class:`~duquant.model.decoder.Decoder`, outside of the module t
 happen is decided by ``callbacks/block_progression.py``.
 """
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,17 +173,21 @@ class LanguageModel(LightningModule):
             return None
         return clip_optimizer(self.parameters(), self.recipe)
 
-    def load_variants(self, index: int) -> dict[str, nn.Module]:
-        """Block ``index`` of every measured variant, on the CPU."""
-        blocks = {FULL_PRECISION: self.decoder.load_block(index)}
+    def load_variants(self, index: int) -> Iterator[tuple[str, nn.Module]]:
+        """Block ``index`` of every measured variant by name, on the CPU.
+
+        One at a time: asking for the next variant may change the block of the one before.
+        """
+        block = self.decoder.load_block(index)
+        yield FULL_PRECISION, block
         if self.report_round_to_nearest:
-            rounded = copy.deepcopy(blocks[FULL_PRECISION])
             clips = dict.fromkeys(LINEARS, FixedClip(1.0))
-            quantized = insert_quantizers(rounded, round_to_nearest(self.recipe), clips, {}, {})
+            quantized = insert_quantizers(block, round_to_nearest(self.recipe), clips, {}, {})
             quantized.freeze()
-            blocks[ROUND_TO_NEAREST] = quantized.layer
-        blocks[QUANTIZED] = self.directory.read_block(index, self.decoder)
-        return blocks
+            yield ROUND_TO_NEAREST, quantized.layer
+            del quantized
+        del block
+        yield QUANTIZED, self.directory.read_block(index, self.decoder)
 
     def on_validation_start(self) -> None:
         """Refuse to measure half a model, and begin new sums."""

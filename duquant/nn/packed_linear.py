@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from duquant.nn.exact_buffers import ExactBuffers
 from duquant.nn.execution import Execution, is_offloaded
 from duquant.nn.site import SiteTransform
-from duquant.ops.affine import AffineGrid, dequantize
+from duquant.ops.affine import AffineGrid
 from duquant.ops.freed_memory import return_freed_memory
 from duquant.ops.integer_product import (
     IntegerWeight,
@@ -139,7 +139,7 @@ class PackedLinear(ExactBuffers):
         """The weight's values, float32 ``(out, in)``."""
         grid = AffineGrid(self.scale.view(-1, 1), self.zero.float().view(-1, 1))
         q = self.integers().float().view(-1, self.group_size)
-        return dequantize(q, grid).view(self.out_features, self.in_features)
+        return q.sub_(grid.zero).mul_(grid.scale).view(self.out_features, self.in_features)
 
     def prepare(self) -> list[Panel]:
         """Lay the weight out for the int8 units, and keep that where it is to be kept.

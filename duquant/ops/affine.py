@@ -42,6 +42,8 @@ class AffineGrid(NamedTuple):
 
 def round_straight_through(x: Tensor) -> Tensor:
     """Round to the nearest integer, with the gradient of the identity."""
+    if not torch.is_grad_enabled():
+        return x.round()
     return (x.round() - x).detach() + x
 
 

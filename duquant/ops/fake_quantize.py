@@ -111,8 +111,8 @@ def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
 def _quantize_dequantize(x: Tensor, grid: AffineGrid, bits: int) -> Tensor:
     if rows.serves(x):
         return rows.quantize_rows(x, grid, bits)
-    levels = (x / grid.scale).round_().add_(grid.zero)
-    return dequantize(levels.clamp_(0, 2**bits - 1), grid)
+    levels = (x / grid.scale).round_().add_(grid.zero)  # the only tensor besides x
+    return levels.clamp_(0, 2**bits - 1).sub_(grid.zero).mul_(grid.scale)
 
 
 def _sums(

@@ -130,7 +130,7 @@ class Bench:
             peaks,
             self.context,
             statistic,
-            self.stream,
+            [self.stream],
             torch.Generator().manual_seed(0),
         )
         self.naive = subject.load()

@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 
 from callbacks.checkpointing import LastCheckpoint
+from callbacks.preflight import clip_bytes, describe_job
 from callbacks.run_directory import (
-    SPARE_BYTES,
     describe_run,
-    estimate_disk_bytes,
     is_finished,
     prepare_fit,
     prepare_validation,
 )
 from duquant.config import LWCConfig
+from duquant.data.datamodule import CalibrationDataModule
 from duquant.modules.language_model import LanguageModel
+from duquant.preflight.disk import PICTURE_BYTES, SPARE_BYTES, disk_bytes
+from duquant.preflight.memory import largest_phase
 from tests.in_process import (
     LIGHTNING_WARNINGS,
     NO_LWC,
@@ -41,6 +43,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+def estimate_disk_bytes(model: LanguageModel, data: CalibrationDataModule) -> int:
+    return disk_bytes(describe_job(model, data), clip_bytes(model))
 
 
 def assert_refused(
@@ -188,6 +194,18 @@ def test_not_enough_disk(
     assert asked == [tmp_path, tmp_path], "the file system on which it will be made"
 
 
+def test_not_enough_memory(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = small_language_model(source, tmp_path / "run"), small_data(source, text)
+    phase = largest_phase(describe_job(model, data))
+    monkeypatch.setattr("callbacks.preflight.available_bytes", lambda: phase.num_bytes - 1)
+    words = ["GB more memory", phase.name, "GB are available", phase.remedy]
+    assert_refused(model, data, words)
+    monkeypatch.setattr("callbacks.preflight.available_bytes", lambda: phase.num_bytes)
+    prepare_fit(model, data, None)
+
+
 HEADERS = 200_000
 """Bytes of names in safetensors and checkpoints, of records and of the tokenizer."""
 ESTIMATED: dict[str, dict[str, Any]] = {
@@ -198,16 +216,18 @@ ESTIMATED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("stream_memory_gb", [None, 0])
 @pytest.mark.parametrize("case", ESTIMATED)
 def test_the_estimate_is_a_close_upper_bound(
-    source: Path, text: Path, tmp_path: Path, case: str
+    source: Path, text: Path, tmp_path: Path, case: str, stream_memory_gb: float | None
 ) -> None:
     """All but pictures and logs, for which a constant is added."""
     model = small_language_model(source, tmp_path, **ESTIMATED[case])
-    data = small_data(source, text, num_samples=64, batch_size=32)
+    options: dict[str, Any] = {"num_samples": 64, "batch_size": 32}
+    data = small_data(source, text, **options, stream_memory_gb=stream_memory_gb)
     meter = DiskMeter(tmp_path)
     calibrate(model, data, LastCheckpoint(tmp_path), meter)
-    tensors = estimate_disk_bytes(model, data) - SPARE_BYTES
+    tensors = estimate_disk_bytes(model, data) - SPARE_BYTES - 3 * PICTURE_BYTES
     assert meter.largest - HEADERS <= tensors <= 1.25 * meter.largest
 
 
@@ -253,6 +273,6 @@ def test_the_documented_files_are_there(finished_run: FinishedRun) -> None:
     names = {file.name for file in finished_run.output.iterdir()}
     assert names == {
         "run.json", "model", "checkpoints", "blocks", "tensorboard", "summary.json",
-        "report.html", "report.md",
+        "preflight.json", "report.html", "report.md",
     }  # fmt: skip
     assert not list(finished_run.output.rglob(".*")), "no temporary file stays"

@@ -39,7 +39,7 @@ def test_equals_transformers(family: str, tmp_path: Path) -> None:
     directory = write_tiny_model(tmp_path, FAMILIES[family])
     decoder, ids = Decoder(str(directory), torch.float32), windows()
     losses = stream_losses(
-        decoder, lambda index: {"plain": decoder.load_block(index)}, ["plain"], ids, CPU
+        decoder, lambda index: [("plain", decoder.load_block(index))], ["plain"], ids, CPU
     )
     metric = Perplexity()
     metric.update(losses["plain"].double())
@@ -63,11 +63,10 @@ def test_variants_go_their_own_ways(directory: Path) -> None:
     decoder, ids = Decoder(str(directory), torch.float32), windows()
     losses = stream_losses(
         decoder,
-        lambda index: {
-            "plain": decoder.load_block(index),
-            "halved": halve(decoder.load_block(index)),
-            "not asked for": nn.Identity(),
-        },
+        lambda index: [
+            ("plain", decoder.load_block(index)),
+            ("halved", halve(decoder.load_block(index))),
+        ],
         ["halved", "plain"],
         ids,
         CPU,
@@ -91,7 +90,7 @@ def test_pieces_change_nothing(
 
     def measure() -> Tensor:
         return stream_losses(
-            decoder, lambda index: {"plain": decoder.load_block(index)}, ["plain"], ids, CPU
+            decoder, lambda index: [("plain", decoder.load_block(index))], ["plain"], ids, CPU
         )["plain"]
 
     whole = measure()
@@ -105,10 +104,10 @@ def test_every_block_is_loaded_once_and_reported(directory: Path) -> None:
     loaded: list[int] = []
     finished: list[int] = []
 
-    def load_block(index: int) -> dict[str, nn.Module]:
+    def load_block(index: int) -> list[tuple[str, nn.Module]]:
         assert finished == list(range(index)), "one block after the other"
         loaded.append(index)
-        return {"plain": decoder.load_block(index)}
+        return [("plain", decoder.load_block(index))]
 
     stream_losses(decoder, load_block, ["plain"], windows(), CPU, on_block=finished.append)
     assert loaded == finished == list(range(decoder.num_blocks))
@@ -202,7 +201,7 @@ def test_a_stride_scores_the_last_predictions(directory: Path, stride: int) -> N
             expected.append(-sum(scores[t - 1, window[t]] for t in last) / len(last))
     streamed = stream_losses(
         decoder,
-        lambda index: {"plain": decoder.load_block(index)},
+        lambda index: [("plain", decoder.load_block(index))],
         ["plain"],
         ids,
         CPU,

@@ -64,7 +64,7 @@ def test_a_failed_outside_run_leaves_the_skeleton_whole(decoder: Decoder) -> Non
 
 def test_embeddings_are_looked_up_and_nothing_else_runs(decoder: Decoder) -> None:
     input_ids = token_ids()
-    table = decoder.outside_tensors()["model.embed_tokens.weight"]
+    table = decoder.outside_tensor("model.embed_tokens.weight")
     assert torch.equal(decoder.embed(input_ids, CPU), nn.functional.embedding(input_ids, table))
     assert not decoder.embed(input_ids, CPU).requires_grad
 
@@ -78,8 +78,8 @@ def test_logits_are_norm_and_head(decoder: Decoder) -> None:
 
 def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
     decoder = Decoder(str(write_tiny_model(tmp_path, FAMILIES["llama-tied"])), torch.float32)
-    assert set(decoder.outside_tensors()) == {"model.embed_tokens.weight", "model.norm.weight"}
+    assert set(decoder.outside_shapes()) == {"model.embed_tokens.weight", "model.norm.weight"}
     decoder.logits(torch.zeros(1, 1, 64))
     assert torch.equal(
-        decoder.skeleton.lm_head.weight, decoder.outside_tensors()["model.embed_tokens.weight"]
+        decoder.skeleton.lm_head.weight, decoder.outside_tensor("model.embed_tokens.weight")
     )

@@ -1,0 +1,194 @@
+"""Before any long work: what this run will take, and whether there is room for it.
+
+Memory and disk follow from shapes; a run that cannot fit is refused at once, with the number and an
+option that helps. Time is measured on a thin block when the fit begins (see
+:mod:`duquant.preflight.duration`). The estimates are printed, and kept in ``preflight.json`` for
+the summary, where they stand beside what was measured.
+"""
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from lightning import LightningModule, Trainer
+from rich.console import Console
+
+from callbacks.block_events import BlockObserver, BlockRecord
+from callbacks.outlier_picture import draw_outliers
+from duquant.data.datamodule import CalibrationDataModule
+from duquant.data.streams import StreamSizes
+from duquant.durable import write_json
+from duquant.model.checkpoint import read_json
+from duquant.model.site_report import SiteReport
+from duquant.model.structure import SITES
+from duquant.modules.language_model import LanguageModel
+from duquant.ops.available_memory import available_bytes
+from duquant.preflight.disk import disk_bytes
+from duquant.preflight.duration import Duration, estimate_duration
+from duquant.preflight.job import Job
+from duquant.preflight.memory import Phase, largest_phase
+
+PREFLIGHT_FILE = "preflight.json"
+
+
+class Preflight(BlockObserver):
+    """Prints what a run will take when it begins, and watches what it does take.
+
+    Args:
+        output_dir: the run directory.
+        console: where to print (default: standard error).
+    """
+
+    def __init__(self, output_dir: Path, console: Console | None = None) -> None:
+        self.path = output_dir / PREFLIGHT_FILE
+        self.console = console or Console(stderr=True)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Estimate what is left to do."""
+        assert isinstance(pl_module, LanguageModel)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, CalibrationDataModule)
+        if pl_module.is_calibrated or not trainer.is_global_zero:
+            return
+        job, before = describe_job(pl_module, data), _resident()
+        phase, disk = largest_phase(job), disk_bytes(job, clip_bytes(pl_module))
+        self._say(
+            f"memory: about {_gb(before + phase.num_bytes)} ({phase.name}), "
+            f"{_gb(before + available_bytes())} are there; disk: about {_gb(disk)}"
+        )
+        duration = estimate_duration(
+            job,
+            trainer.strategy.root_device,
+            blocks_left=pl_module.num_blocks - int(pl_module.block_index),
+            picture_seconds=picture_seconds(job),
+        )
+        self._say(
+            f"time: about {_clock(duration.calibration)} to calibrate "
+            f"({duration.per_block:.1f} s per block), {_clock(duration.validation)} to measure"
+        )
+        if not self.path.is_file():
+            self._keep(before + phase.num_bytes, disk, duration)
+
+    def on_block_finished(
+        self, trainer: Trainer, model: LanguageModel, record: BlockRecord
+    ) -> None:
+        """Note the size of the run directory."""
+        self._note_size(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note it once more, when the model is complete and nothing is tidied up yet."""
+        self._note_size(trainer)
+
+    def _note_size(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and self.path.is_file():
+            kept = read_json(self.path)
+            largest = max(kept["largest_disk_bytes"], held_bytes(self.path.parent))
+            write_json(self.path, {**kept, "largest_disk_bytes": largest})
+
+    def _keep(self, memory: int, disk: int, duration: Duration) -> None:
+        estimate = {"memory_bytes": memory, "disk_bytes": disk, "seconds": asdict(duration)}
+        write_json(self.path, {"estimate": estimate, "largest_disk_bytes": 0})
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, highlight=False)
+
+
+def describe_streams(model: LanguageModel, data: CalibrationDataModule) -> tuple[StreamSizes, bool]:
+    """Sizes of the streams between blocks, and whether they are held in memory."""
+    decoder = model.decoder
+    sizes = StreamSizes.of(
+        model.recipe, data.num_samples, data.sequence_length, decoder.hidden_size, decoder.dtype
+    )
+    return sizes, data.holds_in_memory(sizes)
+
+
+def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
+    """What of model and data decides the costs."""
+    sizes, in_memory = describe_streams(model, data)
+    return Job(
+        decoder=model.decoder,
+        recipe=model.recipe,
+        streams=sizes,
+        streams_in_memory=in_memory,
+        windows=tuple(len(data.corpus_windows(name)) for name in data.validation),
+        validation_chunk=data.validation_chunk,
+        has_plain=model.report_round_to_nearest,
+    )
+
+
+def require_room(model: LanguageModel, data: CalibrationDataModule) -> None:
+    """Check that memory and disk can hold the run.
+
+    Raises:
+        ValueError: with what is needed, what is there, and an option that helps.
+    """
+    job = describe_job(model, data)
+    needed, directory = disk_bytes(job, clip_bytes(model)), model.output_dir.absolute()
+    free = shutil.disk_usage(next(p for p in (directory, *directory.parents) if p.exists())).free
+    if needed > free:
+        raise ValueError(
+            f"the run needs about {needed / 1e9:.1f} GB in {model.output_dir}, but "
+            f"{free / 1e9:.1f} GB are free there: choose another --output_dir or fewer num_samples"
+        )
+    phase: Phase = largest_phase(job)
+    available = available_bytes()
+    if phase.num_bytes > available:
+        raise ValueError(
+            f"the run needs about {phase.num_bytes / 1e9:.1f} GB more memory ({phase.name}), but "
+            f"{available / 1e9:.1f} GB are available: try {phase.remedy}"
+        )
+
+
+def clip_bytes(model: LanguageModel) -> int:
+    """Bytes of all learnable clip factors."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def held_bytes(directory: Path) -> int:
+    """Bytes of all files in a directory."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def compare_with_estimate(
+    output_dir: Path, *, memory: int, calibration: float, validation: float
+) -> dict[str, Any]:
+    """Estimates beside what was measured, for the summary; empty where nothing was estimated."""
+    path = output_dir / PREFLIGHT_FILE
+    if not path.is_file():
+        return {}
+    kept = read_json(path)
+    expected, seconds = kept["estimate"], kept["estimate"]["seconds"]
+    pairs = {
+        "memory_bytes": (expected["memory_bytes"], memory),
+        "disk_bytes": (expected["disk_bytes"], kept["largest_disk_bytes"]),
+        "calibration_seconds": (seconds["calibration"], calibration),
+        "validation_seconds": (seconds["validation"], validation),
+    }
+    return {name: {"estimate": pair[0], "measured": pair[1]} for name, pair in pairs.items()}
+
+
+def picture_seconds(job: Job) -> float:
+    """What drawing a block's pictures takes: a row of one is drawn."""
+    magnitudes = dict.fromkeys(("original", "transformed"), torch.rand(job.streams.hidden))
+    draw_outliers({SITES[0].name: SiteReport(magnitudes)}, "preflight")
+    start = time.perf_counter()
+    draw_outliers({SITES[0].name: SiteReport(magnitudes)}, "preflight")
+    return (time.perf_counter() - start) * len(SITES) * 2.5  # five pictures in a row, not two
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,120 @@
+"""The streams on disk: written at every boundary, under the index of the block they enter.
+
+A resumed run reads them instead of recomputing the blocks before: that is faster, and it makes the
+continuation exact.
+
+Small streams are drafted in memory and then written. Large ones are never whole in memory: their
+draft is the file of the next boundary itself, published under its name when it is full, and pieces
+of it are mapped when they are needed.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from duquant.data.streams import Stream, Streams, StreamSizes
+from duquant.durable import partial, publish
+from duquant.model.file_tensor import FileTensor, lay_out, open_tensors
+
+
+class StreamFiles:
+    """A file per block boundary, the newest two kept.
+
+    Two, because a checkpoint that points at the newer boundary is written after it: until then a
+    killed run continues from the older one.
+
+    Args:
+        directory: folder of the files.
+        sizes: what a boundary holds.
+        in_memory: whether streams are held in memory as well; else they are read where they lie.
+    """
+
+    def __init__(self, directory: Path, sizes: StreamSizes, *, in_memory: bool = True) -> None:
+        self.directory = directory
+        self.sizes = sizes
+        self.in_memory = in_memory
+
+    def path(self, block: int) -> Path:
+        """File of the streams that enter ``block``."""
+        return self.directory / f"block_{block:05d}.safetensors"
+
+    def draft(self, block: int) -> Streams:
+        """Room for the streams that enter ``block``, to be filled and then saved."""
+        if self.in_memory:
+            return Streams.draft(self.sizes, at_start=block == 0)
+        opened = self._lay_out(block)
+        full_precision = opened["full_precision"]
+        augmented = None
+        if block and self.sizes.has_augmented:
+            scratch = partial(self.directory / "augmented.safetensors")
+            lay_out(scratch, {"augmented": self.sizes.shape}, self.sizes.dtype)
+            augmented = open_tensors(scratch)["augmented"]
+        return Streams(
+            full_precision,
+            self._quantized(opened, full_precision),
+            torch.zeros(0, *self.sizes.shape[1:], dtype=self.sizes.dtype),
+            augmented,
+        )
+
+    def save(self, block: int, streams: Streams) -> Streams:
+        """Write the streams that enter ``block``, dropping those older than the boundary before.
+
+        Returns:
+            The same streams, to go on with: the draft they came from is not to be used again.
+        """
+        for older in self._files():
+            if older < self.path(block - 1):
+                older.unlink()
+        if self.in_memory:
+            self._write(block, streams)
+        statistic = open_tensors(partial(self.path(block)))["statistic"]
+        statistic[:] = streams.statistic
+        publish(self.path(block))
+        return streams if self.in_memory else self.load(block)
+
+    def load(self, block: int) -> Streams:
+        """Open the streams that enter ``block``.
+
+        Raises:
+            ValueError: if the file is missing or damaged, naming it.
+        """
+        opened = open_tensors(self.path(block))
+        full_precision: Stream = opened["full_precision"]
+        if self.in_memory:
+            full_precision = full_precision[:]
+        quantized = self._quantized(opened, full_precision)
+        if self.in_memory and quantized is not full_precision:
+            quantized = quantized[:]
+        return Streams(full_precision, quantized, opened["statistic"][:])
+
+    def remove(self) -> None:
+        """Delete all streams, at the end of a run."""
+        for file in [*self._files(), *self.directory.glob(".*.safetensors.partial")]:
+            file.unlink()
+        if self.directory.is_dir() and not any(self.directory.iterdir()):
+            self.directory.rmdir()
+
+    def _lay_out(self, block: int) -> dict[str, FileTensor]:
+        """Begin the file of a boundary, under its temporary name."""
+        sizes = self.sizes
+        shapes = {"full_precision": sizes.shape, "statistic": (1, *sizes.shape[1:])}
+        if sizes.has_quantized and block:
+            shapes["quantized"] = sizes.shape
+        lay_out(partial(self.path(block)), shapes, sizes.dtype)
+        return open_tensors(partial(self.path(block)))
+
+    def _write(self, block: int, streams: Streams) -> None:
+        opened = self._lay_out(block)
+        opened["full_precision"][:] = streams.full_precision[:]
+        if "quantized" in opened:
+            opened["quantized"][:] = streams.quantized[:]
+
+    def _quantized(self, opened: dict[str, FileTensor], full_precision: Stream) -> Stream:
+        """The stored quantized stream, the full-precision one it equals, or an empty one."""
+        if not self.sizes.has_quantized:
+            return full_precision[:0]
+        return opened.get("quantized", full_precision)
+
+    def _files(self) -> Iterator[Path]:
+        return iter(sorted(self.directory.glob("block_*.safetensors")))

@@ -1,0 +1,1 @@
+"""What a run will take, known before it begins: memory, disk, time."""

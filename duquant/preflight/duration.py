@@ -1,0 +1,225 @@
+"""Time: a thin block is calibrated on a few tokens, and what that took is multiplied.
+
+Every part of a block's turn is run once to warm up and then timed with the code of the run itself.
+Where a part takes tokens it gets at most :data:`MOST_TOKENS`. Parts are multiplied by how often
+they happen, by tokens, and by the weights of a block over those of the thin one; steps of a shared
+rotation search cost the same in any width.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from duquant.calibration import enter_block, open_streams
+from duquant.data.streams import BlockSamples, Streams, StreamSizes
+from duquant.evaluation.perplexity import run_block
+from duquant.export.model_directory import ModelDirectory
+from duquant.model.batch import BlockBatch
+from duquant.model.decoder import BlockContext, Decoder
+from duquant.model.structure import linear_shapes
+from duquant.modules.block import QuantBlock
+from duquant.ops.freed_memory import return_freed_memory
+from duquant.preflight.job import Job
+from duquant.preflight.thin_model import write_thin_model
+
+MOST_TOKENS = 1024
+SEARCH_STEPS = 8
+"""Steps of the rotation search that is timed, at most."""
+
+
+@dataclass(frozen=True)
+class BlockSeconds:
+    """Seconds of the parts of a thin block's turn.
+
+    Attributes:
+        load: read its weights.
+        forward: a token through it in full precision.
+        quantized: a token through it when it is quantized.
+        transform: smooth and rotate it, the search itself not counted.
+        search_step: one step of all rotation searches.
+        step: one LWC step; 0 without LWC.
+        store: pack and write it.
+        restore: read it and unpack its weights.
+        weights: of its linears.
+    """
+
+    load: float
+    forward: float
+    quantized: float
+    transform: float
+    search_step: float
+    step: float
+    store: float
+    restore: float
+    weights: int
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of a run.
+
+    Attributes:
+        per_block: calibration of one block.
+        calibration: all that are left.
+        validation: the perplexities.
+    """
+
+    per_block: float
+    calibration: float
+    validation: float
+
+
+def estimate_duration(
+    job: Job, device: torch.device, *, blocks_left: int, picture_seconds: float
+) -> Duration:
+    """Time a thin block and multiply.
+
+    Args:
+        job: what is to be done.
+        device: where.
+        blocks_left: blocks that are not calibrated yet.
+        picture_seconds: what a block's pictures and logs take.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        part = _Probe(job, Path(folder), device).measure()
+    return_freed_memory()
+    size, sizes, recipe = job.block_weights / part.weights, job.streams, job.recipe
+    tokens = sizes.samples * sizes.tokens
+    passes = 1 + sizes.has_augmented
+    seconds = part.load + part.forward * tokens * passes + part.transform + part.store
+    if recipe.has_lwc:
+        steps = recipe.lwc.epochs * -(-sizes.samples // recipe.lwc.batch_size)
+        seconds += part.quantized * tokens + part.step * steps
+    is_wide = recipe.rotation.scope == "per_block"
+    search = part.search_step * recipe.rotation.max_steps * (size**0.5 if is_wide else 1)
+    per_block = seconds * size + search + picture_seconds
+    return Duration(per_block, per_block * blocks_left, _validation(job, part, size))
+
+
+def _validation(job: Job, part: BlockSeconds, size: float) -> float:
+    tokens = sum(job.windows) * job.streams.tokens
+    quantized = job.num_variants - 1
+    reading = (part.load + part.restore * quantized) * job.num_chunks
+    running = (part.forward + part.quantized * quantized) * tokens
+    head = job.embeddings / job.block_weights * part.forward * tokens * job.num_variants
+    return (job.decoder.num_blocks * (reading + running) + head) * size
+
+
+class _Probe:
+    """A thin block and a little of everything that happens to it."""
+
+    def __init__(self, job: Job, folder: Path, device: torch.device) -> None:
+        self.recipe, self.device = job.recipe, device
+        self.decoder: Decoder = write_thin_model(folder / "thin", job.decoder, job.recipe)
+        self.directory = ModelDirectory(folder / "model", self.recipe)
+        length = min(job.streams.tokens, MOST_TOKENS // 2)
+        batch = min(job.recipe.lwc.batch_size, max(1, MOST_TOKENS // length))
+        self.asked = job.recipe.lwc.batch_size * job.streams.tokens
+        samples = max(batch, min(job.streams.samples, MOST_TOKENS // length))
+        self.sizes = StreamSizes.of(
+            self.recipe, samples, length, self.decoder.hidden_size, self.decoder.dtype
+        )
+        self.batch = batch
+        self.context: BlockContext = self.decoder.contexts(length, device)[0]
+        self.streams = Streams.draft(self.sizes, at_start=True)
+        ids = torch.arange(samples * length).view(samples, length)
+        open_streams(self.decoder, ids % int(self.decoder.config.vocab_size), self.streams, device)
+        self.streams.full_precision[:][..., ::97] *= 10  # channels that a search has to spread
+
+    def measure(self) -> BlockSeconds:
+        """Run every part."""
+        layer = self.decoder.load_block(0).to(self.device)
+        piece = self.streams.full_precision[:]
+        tokens = self.sizes.samples * self.sizes.tokens
+        with torch.no_grad():
+            forward = _seconds(lambda: run_block(layer, piece, self.context, self.device))
+        load = _seconds(lambda: self.decoder.load_block(0))
+        self._enter(1)
+        once, often = (_once(lambda n=n: self._enter(n)) for n in (1, SEARCH_STEPS))  # type: ignore[misc]
+        step = self._lwc_step()
+        block = self.block
+        assert block.quantized is not None
+        quantized_block = block.quantized
+        store = _once(lambda: self.directory.write_block(0, quantized_block))
+        freeze = _once(quantized_block.freeze)
+        with torch.no_grad():
+            run = _seconds(
+                lambda: run_block(quantized_block.layer, piece, self.context, self.device)
+            )
+        restore = _seconds(self._restore)
+        per_step = max(0.0, (often - once) / (SEARCH_STEPS - 1))
+        transform = max(0.0, once - per_step - forward)
+        shapes = linear_shapes(self.decoder.meta_block()).values()
+        return BlockSeconds(
+            load=load,
+            forward=forward / tokens,
+            quantized=run / tokens,
+            transform=transform,
+            search_step=per_step,
+            step=step,
+            store=store + freeze,
+            restore=restore,
+            weights=sum(rows * columns for rows, columns in shapes),
+        )
+
+    def _enter(self, steps: int) -> None:
+        rotation = replace(self.recipe.rotation, max_steps=steps)
+        recipe = replace(self.recipe, rotation=rotation)
+        self.block = QuantBlock(linear_shapes(self.decoder.meta_block()), recipe)
+        self.turn = enter_block(
+            self.block,
+            self.decoder.load_block(0),
+            self.streams,
+            Streams.draft(self.sizes),
+            self.context,
+            torch.Generator().manual_seed(0),
+            self.device,
+        )
+
+    def _lwc_step(self) -> float:
+        """One step of as many tokens as the run takes, a straight line where they are too many."""
+        samples = self.turn.samples
+        if samples is None:
+            return 0.0
+        self.block.train()
+        whole = _seconds(lambda: self._train(samples, self.batch))
+        tokens = self.batch * self.sizes.tokens
+        if self.asked <= tokens or self.batch == 1:
+            return whole * max(1.0, self.asked / tokens)
+        half = self.batch // 2
+        less = _seconds(lambda: self._train(samples, half))
+        return whole + (whole - less) * (self.asked - tokens) / (tokens - half * self.sizes.tokens)
+
+    def _train(self, samples: BlockSamples, count: int) -> None:
+        optimizer = self.block.configure_optimizers()
+        batch = BlockBatch.collate([samples[index] for index in range(count)])
+        on_device = BlockBatch(*(part.to(self.device) for part in batch))
+        loss = self.block.training_step(on_device, 0)
+        assert loss is not None
+        loss.backward()
+        self.block.drop_unusable_gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _restore(self) -> None:
+        block = self.directory.read_block(0, self.decoder).to(self.device)
+        with torch.no_grad():
+            run_block(block, self.streams.full_precision[0:1], self.context, self.device)
+
+
+def _once(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Of the second time, when everything has been set up."""
+    work()
+    return _once(work)

@@ -1,0 +1,88 @@
+"""A job: what of a model, a recipe and its texts decides what a run costs."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from duquant.config import Recipe
+from duquant.data.streams import StreamSizes
+from duquant.evaluation.perplexity import TOKENS_AT_ONCE
+from duquant.model.decoder import Decoder
+from duquant.model.structure import linear_shapes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One calibration and its measurement.
+
+    Attributes:
+        decoder: the model.
+        recipe: how it is quantized.
+        streams: sizes of the activations between blocks.
+        streams_in_memory: whether they are held in memory.
+        windows: validation windows of every corpus.
+        validation_chunk: windows that are measured together.
+        has_plain: whether plain rounding is measured beside full precision and the result.
+    """
+
+    decoder: Decoder
+    recipe: Recipe
+    streams: StreamSizes
+    streams_in_memory: bool
+    windows: tuple[int, ...]
+    validation_chunk: int
+    has_plain: bool = False
+
+    @property
+    def item(self) -> int:
+        """Bytes of one number in the model's dtype."""
+        return self.decoder.dtype.itemsize
+
+    @property
+    def num_variants(self) -> int:
+        """Variants of the model whose perplexity is measured."""
+        return 3 if self.has_plain else 2
+
+    @property
+    def num_chunks(self) -> int:
+        """How often the whole model is read to measure perplexities."""
+        return sum(-(-count // self.validation_chunk) for count in self.windows)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Tokens that go through a block together."""
+        windows = max(1, TOKENS_AT_ONCE // self.streams.tokens)
+        return min(windows, self.streams.samples) * self.streams.tokens
+
+    @cached_property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """``(out, in)`` of a block's linears."""
+        return linear_shapes(self.decoder.meta_block())
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of a block's linears."""
+        return sum(rows * columns for rows, columns in self.linears.values())
+
+    @property
+    def largest_linear(self) -> int:
+        """Weights of the largest of them."""
+        return max(rows * columns for rows, columns in self.linears.values())
+
+    @property
+    def embeddings(self) -> int:
+        """Numbers in the table of embeddings, and in the head."""
+        return int(self.decoder.config.vocab_size) * self.streams.hidden
+
+    @property
+    def outside(self) -> int:
+        """Numbers stored outside of the blocks; a tied head is stored once."""
+        shapes = self.decoder.outside_shapes().values()
+        return sum(torch.Size(shape).numel() for shape in shapes)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Every block, without weights."""
+        return [self.decoder.meta_block(index) for index in range(self.decoder.num_blocks)]

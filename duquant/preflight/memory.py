@@ -1,0 +1,131 @@
+"""Memory: which phase of a run needs how much, counted from shapes.
+
+A run never holds more than one block, but what it does to that block differs. With ``P`` weights in
+its linears, ``L`` in the largest, ``T`` tokens at once, ``h`` and ``m`` channels outside and inside
+of the MLP, and numbers of ``i`` bytes (4 in everything that is quantized):
+
+| phase | beside the streams |
+|---|---|
+| embedding | the embeddings, as they are read and as they are used |
+| full precision | ``P·i`` and the activations of ``T`` tokens |
+| search | ``P·4``, ``P·i`` too if the model's dtype is another one, temporary copies of ``L`` |
+| training | ``P·12`` (weights, quantized weights, which are clamped), the batch's activations |
+| measuring | ``P·i``, the packed weights, ``T`` tokens; hidden states of all variants |
+| logits | the head, and the logits of a few tokens |
+
+The counts of temporary tensors are those of the code; a benchmark compares them with the resident
+memory that the operating system reports (``tests/benchmarks/preflight.py``). On an accelerator the
+block's share lies there, and the sum is an upper bound of either.
+"""
+
+from dataclasses import dataclass
+
+from duquant.evaluation.perplexity import LOGITS_AT_ONCE
+from duquant.preflight.job import Job
+
+WIDE = 4
+"""Bytes of a number in whatever is quantized."""
+LIBRARIES = 120 << 20
+"""What is imported and buffered once the work begins."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of a run.
+
+    Attributes:
+        name: what happens.
+        num_bytes: memory it takes.
+        remedy: the option that makes it smaller.
+    """
+
+    name: str
+    num_bytes: int
+    remedy: str
+
+
+def memory_phases(job: Job) -> list[Phase]:
+    """Memory of every phase beside what the process has already."""
+    dtype = "--model.dtype bfloat16" if job.item > 2 else "a machine with more memory"
+    streams = "--data.stream_memory_gb 0"
+    held = _streams(job)
+    stream_remedy = streams if job.streams_in_memory and held > job.block_weights else dtype
+    is_long = _hidden_states(job) > _measuring(job)
+    chunk = "a smaller --data.validation_chunk" if is_long else dtype
+    phases = [
+        Phase("embedding", _table(job) + _piece(job) + held, dtype),
+        Phase("full precision", held + _full_precision(job), stream_remedy),
+        Phase("search", held + _search(job), stream_remedy),
+        Phase("measuring", _hidden_states(job) + _measuring(job), chunk),
+        Phase("logits", _hidden_states(job) + _table(job) + _logits(job), chunk),
+    ]
+    if job.recipe.has_lwc:
+        batch = "a smaller --model.lwc.batch_size"
+        remedy = batch if job.recipe.lwc.batch_size > 1 else stream_remedy
+        phases.append(Phase("training", held + _training(job), remedy))
+    return [Phase(p.name, LIBRARIES + p.num_bytes, p.remedy) for p in phases]
+
+
+def largest_phase(job: Job) -> Phase:
+    """The phase that decides how much memory a run needs."""
+    return max(memory_phases(job), key=lambda phase: phase.num_bytes)
+
+
+def _streams(job: Job) -> int:
+    """Streams in memory, or the pieces of them that are mapped."""
+    return job.streams.bytes_at_once if job.streams_in_memory else 2 * _piece(job)
+
+
+def _piece(job: Job) -> int:
+    return job.tokens_at_once * job.streams.hidden * job.item
+
+
+def _table(job: Job) -> int:
+    """Embeddings or head: read in the dtype of the file, two bytes, and converted."""
+    return job.embeddings * (job.item if job.item == 2 else job.item + 2)
+
+
+def _mlp_width(job: Job) -> int:
+    return max(job.linears["mlp.down_proj"])
+
+
+def _full_precision(job: Job) -> int:
+    width = max(3 * _mlp_width(job), 5 * job.streams.hidden) + 3 * job.streams.hidden
+    return job.block_weights * job.item + job.tokens_at_once * width * job.item
+
+
+def _quantized_forward(job: Job, tokens: int) -> int:
+    return tokens * (4 * _mlp_width(job) + 3 * job.streams.hidden) * WIDE
+
+
+def _search(job: Job) -> int:
+    weights = job.block_weights * (WIDE if job.item == WIDE else WIDE + job.item)
+    copies = 3 * job.largest_linear * WIDE
+    tokens = job.tokens_at_once if job.recipe.has_lwc else job.streams.tokens
+    if job.recipe.has_lwc and job.recipe.lwc.initialization == "search":
+        copies += sum(_mlp_width(job) ** 2 for _ in range(2)) * WIDE  # Gram matrices
+    return weights + max(copies, _quantized_forward(job, tokens))
+
+
+def _training(job: Job) -> int:
+    tokens = job.recipe.lwc.batch_size * job.streams.tokens
+    activations = tokens * (10 * _mlp_width(job) + 24 * job.streams.hidden) * WIDE
+    return (3 * job.block_weights + 4 * job.largest_linear) * WIDE + activations
+
+
+def _hidden_states(job: Job) -> int:
+    windows = min(job.validation_chunk, max(job.windows))
+    return job.num_variants * windows * job.streams.tokens * job.streams.hidden * job.item
+
+
+def _measuring(job: Job) -> int:
+    packed = job.block_weights * job.recipe.weight_bits // 8
+    return packed + max(
+        job.block_weights * job.item + _quantized_forward(job, job.tokens_at_once),
+        job.block_weights * job.item + 3 * job.largest_linear * WIDE,
+    )
+
+
+def _logits(job: Job) -> int:
+    tokens = job.embeddings // job.streams.hidden * job.tokens_at_once
+    return 3 * min(LOGITS_AT_ONCE, tokens) * WIDE

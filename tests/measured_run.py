@@ -1,0 +1,50 @@
+"""A run in a process of its own, and what the operating system says it took."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.assets import REPOSITORY
+
+MEASURE = """
+import json, resource, sys
+import cli
+
+def peak():
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+imported = peak()
+cli.main()
+print(json.dumps({"imported": imported, "peak": peak()}))
+"""
+
+
+def measured_run(output: Path, *options: str, threads: int = 1) -> dict[str, Any]:
+    """Fit and validate.
+
+    Args:
+        output: the run directory.
+        options: of ``cli.py fit``.
+        threads: that PyTorch may use.
+
+    Returns:
+        The run's summary, and ``imported`` and ``peak``: the largest resident memory in bytes
+        before it began and at all.
+    """
+    environment = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.run(
+        [sys.executable, "-c", MEASURE, "fit", *options, "--output_dir", str(output)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+    )
+    if process.returncode:
+        raise RuntimeError(process.stderr)
+    measured: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return {**measured, **json.loads((output / "summary.json").read_text())}

@@ -1,0 +1,53 @@
+"""Estimates of memory: what they grow with, and which option they name."""
+
+from dataclasses import replace
+
+import pytest
+
+from callbacks.preflight import describe_job
+from duquant.config import LWCConfig
+from duquant.preflight.job import Job
+from duquant.preflight.memory import largest_phase, memory_phases
+from tests.in_process import NO_LWC, small_data, small_language_model, write_text
+from tests.small_run import write_small_model
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    directory = tmp_path_factory.mktemp("job")
+    source = write_small_model(directory / "source")
+    data = small_data(source, write_text(directory / "text.txt"))
+    return describe_job(small_language_model(source, directory / "run"), data)
+
+
+def phases(job: Job) -> dict[str, int]:
+    return {phase.name: phase.num_bytes for phase in memory_phases(job)}
+
+
+def test_training_is_a_phase_only_where_something_is_trained(job: Job) -> None:
+    assert "training" in phases(job)
+    assert "training" not in phases(replace(job, recipe=replace(job.recipe, lwc=NO_LWC)))
+
+
+def test_it_counts_the_model(job: Job) -> None:
+    assert job.block_weights == 4 * 64 * 64 - 2 * 32 * 64 + 3 * 64 * 96
+    assert job.largest_linear == 64 * 96
+    assert job.outside == 2 * job.embeddings + 64
+    assert job.tokens_at_once == 8 * 32
+
+
+def test_streams_on_disk_take_no_memory(job: Job) -> None:
+    large = replace(job, streams=replace(job.streams, samples=10**6))
+    on_disk = replace(large, streams_in_memory=False)
+    held, mapped = phases(large), phases(on_disk)
+    for name in ("full precision", "search", "training"):
+        assert held[name] - mapped[name] > 2 * large.streams.stream_bytes
+    assert largest_phase(large).remedy == "--data.stream_memory_gb 0"
+    assert largest_phase(on_disk).remedy != "--data.stream_memory_gb 0"
+
+
+def test_what_is_too_large_is_named(job: Job) -> None:
+    batch = replace(job.recipe, lwc=LWCConfig(epochs=1, batch_size=10**5))
+    assert largest_phase(replace(job, recipe=batch)).remedy.endswith("lwc.batch_size")
+    windows = replace(job, windows=(10**6,), validation_chunk=10**6)
+    assert largest_phase(windows).remedy.endswith("validation_chunk")
