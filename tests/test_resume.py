@@ -2,6 +2,7 @@
 
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from tests.small_run import arguments, run, start, stored_tensors, write_small_model
 
-KILLS = 10
+KILLS = 6
 LONGEST_LIFE = 2.5
 """Seconds after a process begins to calibrate within which it is killed; an uninterrupted run takes
 about as long, so kills fall into every phase: entering, training, finishing, writing."""
@@ -32,11 +33,18 @@ def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def kill_while_calibrating(options: list[str], after: float) -> None:
     """Start a fit and SIGKILL it ``after`` seconds into the calibration."""
     process = start("fit", *options)
-    assert process.stderr is not None
-    process.stderr.readline()
+    wait_for_the_calibration(process)
     time.sleep(after)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+
+
+def wait_for_the_calibration(process: "subprocess.Popen[str]") -> None:
+    """Read what the preflight says; the line after it is the first of the calibration."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(("calibrating", "continuing")):
+            return
 
 
 def assert_same_tensors(output: Path, expected: Path) -> None:
@@ -46,18 +54,21 @@ def assert_same_tensors(output: Path, expected: Path) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
+@pytest.mark.parametrize("stream_memory_gb", ["null", "0"])
 def test_killed_at_random_moments_ends_bit_identical(
-    model: Path, uninterrupted: Path, tmp_path: Path
+    model: Path, uninterrupted: Path, tmp_path: Path, stream_memory_gb: str
 ) -> None:
+    """With streams in memory and on disk; the uninterrupted run kept them in memory."""
     output = tmp_path / "run"
     moments = random.Random(0)
+    place = ["--data.stream_memory_gb", stream_memory_gb]
     for kill in range(KILLS):
         if (output / "model" / "model.safetensors.index.json").exists():
             assert_same_tensors(output, uninterrupted)
             output = tmp_path / f"run_{kill}"
-        options = arguments(model, output, "--ckpt_path", "last")
+        options = arguments(model, output, *place, "--ckpt_path", "last")
         kill_while_calibrating(options, moments.uniform(0, LONGEST_LIFE))
-    finished = run("fit", *arguments(model, output, "--ckpt_path", "last"))
+    finished = run("fit", *arguments(model, output, *place, "--ckpt_path", "last"))
     assert finished.returncode == 0, finished.stderr
     assert_same_tensors(output, uninterrupted)
 
@@ -67,8 +78,7 @@ def test_interrupted_by_the_keyboard_says_how_to_continue(
 ) -> None:
     output = tmp_path / "run"
     process = start("fit", *arguments(model, output))
-    assert process.stderr is not None
-    process.stderr.readline()
+    wait_for_the_calibration(process)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()

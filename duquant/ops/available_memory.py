@@ -12,16 +12,25 @@ CONTAINER = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int:
-    """Bytes that can be taken without pushing anything out of memory."""
+    """Bytes that can be taken without pushing anything out of memory but files' cached pages."""
     machine = int(psutil.virtual_memory().available)
-    limit, used = (_number(CONTAINER / f"memory.{name}") for name in ("max", "current"))
-    if limit is None or used is None:
+    limit, used = (_read(CONTAINER / f"memory.{name}").strip() for name in ("max", "current"))
+    if not (limit.isdecimal() and used.isdecimal()):  # no container, or "max"
         return machine
-    return min(machine, max(0, limit - used))
+    return min(machine, max(0, int(limit) - int(used) + _cached_bytes()))
 
 
-def _number(file: Path) -> int | None:
+def _cached_bytes() -> int:
+    """Pages of files that nobody uses now; they count as used and go when memory is needed."""
+    for line in _read(CONTAINER / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "inactive_file":
+            return int(value)
+    return 0
+
+
+def _read(file: Path) -> str:
     try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # no such limit, or "max"
-        return None
+        return file.read_text()
+    except OSError:
+        return ""

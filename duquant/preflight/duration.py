@@ -162,7 +162,7 @@ class _Probe:
             search_step=per_step,
             step=step,
             store=store + freeze,
-            restore=restore,
+            restore=max(0.0, restore - run / self.sizes.samples),
             weights=sum(rows * columns for rows, columns in shapes),
         )
 

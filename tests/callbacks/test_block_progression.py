@@ -25,7 +25,7 @@ from tests.in_process import (
     small_trainer,
     write_text,
 )
-from tests.small_run import write_small_model
+from tests.small_run import stored_tensors, write_small_model
 
 pytestmark = LIGHTNING_WARNINGS
 BLOCKS = 2
@@ -176,3 +176,44 @@ def test_without_lwc_nothing_is_kept_to_train_on(source: Path, text: Path, tmp_p
     data = small_data(source, text)
     calibrate(small_language_model(source, tmp_path, lwc=NO_LWC), data)
     assert data.samples is None
+
+
+# Where streams lie
+
+
+@pytest.mark.parametrize(
+    "lwc", [NO_LWC, LWC, LWCConfig(epochs=1, batch_size=2, augmented_loss=True)]
+)
+def test_streams_on_disk_change_no_bit(
+    source: Path, text: Path, tmp_path: Path, lwc: LWCConfig
+) -> None:
+    kept, mapped = tmp_path / "kept", tmp_path / "mapped"
+    calibrate(small_language_model(source, kept, lwc=lwc), small_data(source, text))
+    data = small_data(source, text, stream_memory_gb=0)
+    calibrate(small_language_model(source, mapped, lwc=lwc), data)
+    assert not (mapped / "streams").exists()
+    assert_same_tensors(mapped, kept)
+
+
+@pytest.mark.parametrize("first", [None, 0])
+def test_a_run_may_go_on_with_another_amount_of_memory(
+    source: Path, text: Path, tmp_path: Path, first: float | None
+) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    calibrate(small_language_model(source, whole), small_data(source, text))
+    model = small_language_model(source, halves)
+    data = small_data(source, text, stream_memory_gb=first)
+    calibrate(model, data, Stop(), LastCheckpoint(halves))
+    again = small_language_model(source, halves)
+    again.run_description = model.run_description
+    other = small_data(source, text, stream_memory_gb=0 if first is None else None)
+    trainer = small_trainer(BlockProgression(), LastCheckpoint(halves))
+    trainer.fit(again, datamodule=other, ckpt_path=last_checkpoint(halves))
+    assert_same_tensors(halves, whole)
+
+
+def assert_same_tensors(ours: Path, theirs: Path) -> None:
+    expected = stored_tensors(theirs)
+    found = stored_tensors(ours)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
