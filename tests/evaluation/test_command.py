@@ -343,15 +343,6 @@ def run_process(*options: object) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_help_names_and_explains_the_options() -> None:
-    shown = run_process("--help")
-    text = " ".join(shown.stdout.split())
-    assert shown.returncode == 0, shown.stderr
-    for option in ("--model", "--tasks", "--num_fewshot", "--mmlu_data_dir", "-c CONFIG", "--mmlu"):
-        assert option in text
-    assert "a quantized model directory, a full-precision one, a hub id" in text
-
-
 def test_a_small_run_in_a_process_of_its_own(data: Path, tmp_path: Path) -> None:
     model = write_small_model(tmp_path / "model", blocks=1)
     done = run_process(
