@@ -12,7 +12,7 @@ from typing import Any
 from duquant.export.model_card import size_breakdown
 from duquant.model.checkpoint import INDEX, read_json
 
-EVALUATION = {"evaluated", "labels", "request", "protocols", "groups", "results"}
+EVALUATION = {"evaluated", "labels", "request", "protocols", "groups", "notes", "results"}
 """What the results of an evaluation have at least."""
 VARIANTS = {
     "full_precision": "full precision",

@@ -146,6 +146,7 @@ def test_other_settings_lie_side_by_side_and_the_whole_replaces_a_taste(
     printed = evaluate("--compare", "quickstart")
     assert files() == ["all-items", "limit-1", "limit-2"]
     assert printed.count("they replace limit-1-") == 1
+    assert "full precision, compared: backend float32" in printed
     evaluate("--limit", "1")
     assert files() == ["all-items", "limit-1", "limit-1", "limit-2"], "a taste replaces no whole"
     items = {

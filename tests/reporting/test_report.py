@@ -53,6 +53,7 @@ def results(limit: int | None = 20) -> dict[str, Any]:
         "request": {"limit": limit, "perplexity": {"wikitext2": "somewhere/test.txt"}},
         "protocols": {"wikitext2": PROTOCOL},
         "groups": {"mmlu": ["mmlu_anatomy"]},
+        "notes": ["0-shot; all items" if limit is None else f"0-shot; --limit {limit}: a taste"],
         "results": own,
         "compared_results": full,
         "differences": {
@@ -143,15 +144,15 @@ def test_every_number_stands_under_its_own_protocol(run: Path) -> None:
     first, second, third = perplexity_tables([read_run(run)])
     name = Path(summary["corpora"]["topics"]).name
     own = "backend reference, KV cache none"
-    assert first.notes == (f"topics: whole text of {name}", summary["protocol"], own)
+    assert first.notes == (f"topics ({name}): whole text", summary["protocol"], own)
     assert first.rows[-1] == [
         "topics, quantized",
         f"{summary['perplexity']['topics']['quantized']:.3f}",
     ]
-    assert second.notes == ("topics: whole text of other.txt", "windows of 5 tokens", own)
+    assert second.notes == ("topics (other.txt): whole text", "windows of 5 tokens", own)
     assert second.rows == [["topics, quantized", "3.000"]]
     assert third.notes == (
-        f"wikitext2: {PROTOCOL} of test.txt",
+        f"wikitext2 (test.txt): {PROTOCOL}",
         "W4A4: backend integer, float32, KV cache none",
         "full precision: backend float32, KV cache none",
     )
@@ -171,10 +172,10 @@ def test_tasks_are_in_percent_and_say_how_they_were_asked(run: Path) -> None:
         ["arc_easy, acc", "20 of 2376", "25.00 ± 5.00", "25.00 ± 5.00", "-5.00 ± 2.00 *"],
         ["mmlu, acc", "20 of 2376", "50.00 ± 10.00", "50.00 ± 10.00", "-5.00 ± 2.00 *"],
     ]
-    assert (taste.folded, parts.folded) == ("", "Single tasks of mmlu")
+    assert (taste.folded, parts.folded) == ("", "Single tasks of the groups above")
     assert [row[0] for row in parts.rows] == ["mmlu_anatomy, acc"]
     said = " ".join(taste.notes)
-    for words in ("0-shot", "--limit 20: a taste", "seed 1234", "lm-eval 0.4.9", "* larger", "KV"):
+    for words in ("0-shot", "--limit 20: a taste", "seed 1234", "lm-eval 0.4.9", "marked *", "KV"):
         assert words in said
     assert "all items" in whole.notes[0]
     assert "limit" not in whole.notes[0]
