@@ -44,6 +44,7 @@ EXPECTED_WARNINGS = (
 """What Lightning warns of and duquant does on purpose."""
 
 
+ABOUT = "Quantize language models to few bits by DuQuant, and measure what it costs."
 DESCRIPTIONS = {
     "fit": "Calibrate a model block by block, write it quantized, and measure its perplexity.",
     "validate": "Measure the perplexity of a finished run's model beside the original's.",
@@ -190,7 +191,10 @@ def build() -> DuQuantCLI:
         },
         seed_everything_default=False,
         parser_class=OneLineParser,
-        parser_kwargs={verb: {"description": text} for verb, text in DESCRIPTIONS.items()},
+        parser_kwargs={
+            "description": ABOUT,
+            **{verb: {"description": text} for verb, text in DESCRIPTIONS.items()},
+        },
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
     )

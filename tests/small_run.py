@@ -47,10 +47,10 @@ def arguments(model: Path | str, output: Path, *extra: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(verb: str, *options: str) -> "subprocess.Popen[str]":
+def start(*arguments: str) -> "subprocess.Popen[str]":
     """Start the command line; standard error is a pipe."""
     return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "cli.py"), verb, *options],
+        [sys.executable, str(REPOSITORY / "cli.py"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -59,9 +59,9 @@ def start(verb: str, *options: str) -> "subprocess.Popen[str]":
     )
 
 
-def run(verb: str, *options: str) -> "subprocess.CompletedProcess[str]":
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run the command line to its end."""
-    process = start(verb, *options)
+    process = start(*arguments)
     out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

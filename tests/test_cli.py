@@ -207,20 +207,6 @@ def test_mistakes_end_a_real_process_with_status_2(model: Path, tmp_path: Path) 
     assert refused.stdout == ""
 
 
-@pytest.mark.parametrize("verb", ["fit", "validate"])
-def test_help_names_and_explains_the_options(
-    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["cli.py", verb, "--help"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code in (0, None)
-    text = " ".join(capsys.readouterr().out.split())
-    for option in ("--output_dir", "--model.rotation.selector", "--data.num_samples"):
-        assert option in text
-    assert "channels of a rotation block" in text
-
-
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_parses(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file of configs/ is accepted, together with a recipe where it names a model only."""

@@ -29,7 +29,7 @@ class Evaluate:
         model: model to evaluate: a quantized model directory, a full-precision one, a hub id, or
             "quickstart".
         run: instead of a model, the run directory whose quantized model is evaluated.
-        config: the same by the config.yaml of the run, as for validate.
+        config: instead of a model, the config.yaml of its run, as for validate.
         ckpt_path: a run is evaluated as it was finished, so only "last" makes sense.
         compare: another model, usually the full-precision original, to measure beside it.
         tasks: names separated by commas: any of lm-eval's tasks, groups and tags.
@@ -52,7 +52,8 @@ class Evaluate:
         backend: arithmetic of a quantized model: integer, reference (floating point), or auto.
         device: cpu, cuda, cuda:1, …; auto is the GPU if there is one.
         seed: of few-shot examples and of generated text.
-        output_dir: where results go (default: evaluation/ in the run, or runs/evaluation/NAME).
+        output_dir: where results go (default: evaluation/ in the run, or runs/evaluation/NAME);
+            further tasks and other limits add to what is there.
 
     Raises:
         ValueError: if options contradict each other.

@@ -18,7 +18,7 @@ from duquant.evaluation.parts import EvaluationDirectory
 from duquant.evaluation.perplexity import describe_windows
 from duquant.evaluation.perplexity_part import corpus_digest, measure_perplexity
 from duquant.evaluation.progress import EvaluationProgress
-from duquant.evaluation.results_table import print_results
+from duquant.evaluation.results_table import notes, print_results
 from duquant.evaluation.statistics import PERPLEXITY, Measurement, combine, differences
 from duquant.evaluation.task_list import find_tasks
 
@@ -51,6 +51,9 @@ class Evaluation:
             mmlu_data_dir=request.folder("mmlu_data_dir"),
         )
         self._require_examples()
+        self.labels = [source.label for source in self.sources]
+        if len(set(self.labels)) < len(self.labels):
+            self.labels[1] += ", compared"
         self.texts = [self._texts(source) for source in self.sources]
         self.descriptions = [source.description() for source in self.sources]
         self.directory = EvaluationDirectory(request.output)
@@ -123,9 +126,10 @@ class Evaluation:
         finally:
             progress.close()
         file, covered = self.directory.write_results(self._words(), self._results(measured))
-        labels = [source.label for source in self.sources]
         title = f"Evaluation of {self.sources[0].name}"
-        print_results(title, labels, list(measured), self.tasks.groups, self.request.limit, output)
+        print_results(
+            title, self.labels, list(measured), self.tasks.groups, self.request.limit, output
+        )
         for corpus, protocol in self._protocols().items():
             output.print(f"{corpus}: {protocol}", soft_wrap=True, highlight=False)
         output.print(f"results: {file}", soft_wrap=True, highlight=False)
@@ -176,7 +180,8 @@ class Evaluation:
             group: combine(group, [parts[member] for member in members])
             for group, members in reversed(self.tasks.groups.items())
         }
-        return {**parts, **means}
+        together = {**parts, **means}
+        return dict(sorted(together.items(), key=lambda part: part[0].startswith(PERPLEXITY)))
 
     def _parts(self) -> list[str]:
         return [*self.tasks.tasks, *(PERPLEXITY + name for name in self.request.perplexity or {})]
@@ -220,9 +225,10 @@ class Evaluation:
                 "compared": self.descriptions[1] if len(self.sources) > 1 else None,
                 "parts": {name: self.settings(0, name) for name in self._parts()},
             },
-            "labels": [source.label for source in self.sources],
+            "labels": self.labels,
             "request": request,
             "protocols": self._protocols(),
+            "notes": notes(measured[0], self.tasks.groups, self.request.limit),
             "results": {name: one.summary() for name, one in measured[0].items()},
             "groups": {name: list(members) for name, members in self.tasks.groups.items()},
             "recipe": self.sources[0].recipe,

@@ -87,7 +87,8 @@ def notes(measured: Measurements, groups: Groups, limit: int | None) -> list[str
     tasks = [own for name, own in measured.items() if not name.startswith(PERPLEXITY)]
     if tasks:
         shots = sorted({own.num_fewshot for own in tasks})
-        found = [f"{'/'.join(map(str, shots))}-shot; accuracies in percent, ± one standard error"]
+        asked = f"{'/'.join(map(str, shots))}-shot{'; all items' if limit is None else ''}"
+        found = [f"{asked}; accuracies in percent, ± one standard error"]
     if tasks and limit is not None:
         found.append(f"--limit {limit}: a taste, not the published protocol")
     for name, own in measured.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib import colormaps, rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def draw_losses(curves: Mapping[str, Sequence[float]]) -> str:
@@ -22,6 +23,7 @@ def draw_losses(curves: Mapping[str, Sequence[float]]) -> str:
         color = colors(place / max(1, len(curves) - 1))
         axis.plot(range(1, len(losses) + 1), relative, color=color, label=name, linewidth=1.2)
     axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("LWC loss / first")
     if len(curves) <= 16:
         axis.legend(fontsize=7, ncols=2)

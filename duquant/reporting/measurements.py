@@ -50,7 +50,7 @@ def task_tables(runs: Sequence[RunContents]) -> list[Table]:
         notes = (*_notes_of_tasks(alike[0][1]), *ways)
         tables.append(_joined("Tasks", "", notes, whole))
         if parts[0].cells:
-            tables.append(_joined("Tasks", f"Single tasks of {_groups(alike[0][1])}", (), parts))
+            tables.append(_joined("Tasks", "Single tasks of the groups above", (), parts))
     return tables
 
 
@@ -76,7 +76,7 @@ def _perplexities(run: RunContents) -> Iterator[Column]:
 
 
 def _title(name: str, protocol: str, sources: dict[str, str]) -> str:
-    return f"{name}: {protocol} of {Path(sources[name]).name}"
+    return f"{name} ({Path(sources[name]).name}): {protocol}"
 
 
 def _evaluated_cells(evaluation: dict[str, Any]) -> Cells:
@@ -127,17 +127,15 @@ def _difference(apart: dict[str, Any], *, is_share: bool) -> str:
 
 
 def _notes_of_tasks(evaluation: dict[str, Any]) -> tuple[str, ...]:
-    """What was asked, of which items, by which versions."""
-    own = [evaluation["results"][task] for task in _tasks(evaluation)]
-    settings = [evaluation["evaluated"]["parts"].get(task, {}) for task in _tasks(evaluation)]
-    shots = "/".join(map(str, sorted({task["num_fewshot"] for task in own})))
-    limit = evaluation["request"].get("limit")
-    items = "all items" if limit is None else f"--limit {limit}: a taste, not the whole"
-    versions = ", ".join(sorted({f"lm-eval {s['lm_eval']}" for s in settings if s}))
-    seeds = ", ".join(sorted({f"seed {s['seed']}" for s in settings if s}))
-    words = f"{shots}-shot; {items}; {seeds}; {versions}; accuracies in percent, ± standard error"
-    exceeds = ["* larger than its standard error"] if "differences" in evaluation else []
-    return (words, *exceeds)
+    """What the command said of its tasks, and seed and version."""
+    asked = [part for part in evaluation["evaluated"]["parts"].values() if "lm_eval" in part]
+    versions = {f"seed {part['seed']}, lm-eval {part['lm_eval']}" for part in asked}
+    exceeds = "differences marked * are larger than their standard error"
+    return (
+        *evaluation["notes"],
+        *sorted(versions),
+        *([exceeds] if "differences" in evaluation else []),
+    )
 
 
 def _backends(evaluation: dict[str, Any]) -> list[str]:
@@ -157,10 +155,6 @@ def _models(evaluation: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _tasks(evaluation: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in evaluation["results"] if not name.startswith(PERPLEXITY))
-
-
-def _groups(evaluation: dict[str, Any]) -> str:
-    return ", ".join(evaluation["groups"])
 
 
 def _split(columns: list[Column], members: set[str]) -> tuple[list[Column], list[Column]]:

@@ -47,7 +47,7 @@ def write_report(directory: Path, runs: Sequence[RunContents]) -> list[Path]:
     settings = [make(runs) for make in SETTINGS]
     page = environment.get_template("report.html.jinja").render(
         title=title,
-        headline=[(run.name, run.summary["recipe_in_words"]) for run in runs],
+        headline=[(run.name, _in_words(run)) for run in runs],
         results=results,
         settings=settings,
         runs=[(run, block_table(run), _charts(run)) for run in runs],
@@ -81,6 +81,11 @@ def _names(runs: Sequence[str]) -> list[str]:
     """The folder's name of each run; what was given where two have the same."""
     names = [Path(run).resolve().name for run in runs]
     return names if len(set(names)) == len(names) else list(runs)
+
+
+def _in_words(run: RunContents) -> str:
+    model = Path(run.summary["pretrained"]).name
+    return f"{model}, {run.summary['recipe_in_words']}"
 
 
 def _charts(run: RunContents) -> list[tuple[str, str]]:

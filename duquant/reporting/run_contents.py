@@ -12,6 +12,8 @@ from typing import Any
 from duquant.export.model_card import size_breakdown
 from duquant.model.checkpoint import INDEX, read_json
 
+EVALUATION = {"evaluated", "labels", "request", "protocols", "groups", "notes", "results"}
+"""What the results of an evaluation have at least."""
 VARIANTS = {
     "full_precision": "full precision",
     "round_to_nearest": "round to nearest",
@@ -64,13 +66,20 @@ def read_run(directory: Path, name: str | None = None) -> RunContents:
         name=name or directory.resolve().name,
         summary=read_json(file),
         validation=read_json(validation) if validation.is_file() else None,
-        evaluations=[read_json(found) for found in sorted(directory.rglob("results/*.json"))],
+        evaluations=[_evaluation(found) for found in sorted(directory.rglob("results/*.json"))],
         pictures=[
             base64.b64encode(picture.read_bytes()).decode()
             for picture in sorted((directory / "blocks").glob("outliers_*.png"))
         ],
         sizes=size_breakdown(model) if (model / INDEX).is_file() else {},
     )
+
+
+def _evaluation(file: Path) -> dict[str, Any]:
+    values = read_json(file)
+    if not isinstance(values, dict) or not EVALUATION.issubset(values):
+        raise ValueError(f"{file} is damaged: delete it, and the same evaluate writes it again")
+    return values
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

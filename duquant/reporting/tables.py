@@ -79,9 +79,10 @@ def block_table(run: RunContents) -> Table:
         for block in run.summary["blocks"]
     ]
     first = run.summary["blocks"][0]["sites"] if run.summary["blocks"] else {}
-    sites = [f"peak, {site.replace('_', ' ')}" for site in first]
+    sites = [site.replace("_", " ") for site in first]
     columns = ["block", "first loss", "last loss", *sites, "seconds", "GB"]
-    return Table(columns, rows, f"Blocks of {run.name}")
+    notes = ("Largest activation of every site before → after its transform",) if sites else ()
+    return Table(columns, rows, f"Blocks of {run.name}", notes)
 
 
 def _number(value: float | None, form: str) -> str:

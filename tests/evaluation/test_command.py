@@ -146,6 +146,7 @@ def test_other_settings_lie_side_by_side_and_the_whole_replaces_a_taste(
     printed = evaluate("--compare", "quickstart")
     assert files() == ["all-items", "limit-1", "limit-2"]
     assert printed.count("they replace limit-1-") == 1
+    assert "full precision, compared: backend float32" in printed
     evaluate("--limit", "1")
     assert files() == ["all-items", "limit-1", "limit-1", "limit-2"], "a taste replaces no whole"
     items = {
@@ -341,15 +342,6 @@ def run_process(*options: object) -> "subprocess.CompletedProcess[str]":
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         check=False,
     )
-
-
-def test_help_names_and_explains_the_options() -> None:
-    shown = run_process("--help")
-    text = " ".join(shown.stdout.split())
-    assert shown.returncode == 0, shown.stderr
-    for option in ("--model", "--tasks", "--num_fewshot", "--mmlu_data_dir", "-c CONFIG", "--mmlu"):
-        assert option in text
-    assert "a quantized model directory, a full-precision one, a hub id" in text
 
 
 def test_a_small_run_in_a_process_of_its_own(data: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """lm-eval's numbers of a loaded model, against a loop over transformers without lm-eval."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,12 @@ def test_written_items(task: str, source: ModelSource, model: Any, tmp_path: Pat
 def test_automatic_batches_have_about_equally_many_tokens(
     source: ModelSource, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = find_tasks(["hellaswag"], data_dir=write_task_files(tmp_path, count=4)).tasks
+    items = [
+        {"goal": "again and " * number, "sol1": "a name", "sol2": "the value of it", "label": 0}
+        for number in range(1, 13)
+    ]
+    (tmp_path / "piqa.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    found = find_tasks(["piqa"], data_dir=tmp_path).tasks
     shapes: list[tuple[int, int]] = []
     call = EvaluatedModel._model_call
 
@@ -63,13 +69,13 @@ def test_automatic_batches_have_about_equally_many_tokens(
         return call(self, inps, **unused)
 
     monkeypatch.setattr(EvaluatedModel, "_model_call", spy)
-    alone = measure_task(EvaluatedModel(source, model, 1), "hellaswag", found["hellaswag"])
+    alone = measure_task(EvaluatedModel(source, model, 1), "piqa", found["piqa"])
     lengths = [length for _, length in shapes]
     assert max(rows for rows, _ in shapes) == 1
     shapes.clear()
     most = 3 * (max(lengths) + 1)  # three of the longest, and more of the shorter ones
     monkeypatch.setattr(harness, "TOKENS_AT_ONCE", most)
-    together = measure_task(EvaluatedModel(source, model), "hellaswag", found["hellaswag"])
+    together = measure_task(EvaluatedModel(source, model), "piqa", found["piqa"])
     assert sum(rows for rows, _ in shapes) == len(lengths)
     assert shapes[0][0] == 3
     assert len(shapes) < len(lengths) / 2

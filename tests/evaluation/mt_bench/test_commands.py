@@ -97,28 +97,6 @@ def test_show_needs_judgments(tmp_path: Path, command: Callable[..., Outcome]) -
     assert_refused(refused, "holds no judgments")
 
 
-@pytest.mark.parametrize(
-    ("verb", "words"),
-    [
-        ("answer", ["--chat_template", "llama-3", "--limit", "tokens an answer may have"]),
-        ("judge", ["--judge_prompts", "compare with published ones", "OPENAI_API_KEY"]),
-        ("show", ["--baseline", "for the categories"]),
-    ],
-)
-def test_help_explains_the_options(
-    verb: str, words: list[str], command: Callable[..., Outcome]
-) -> None:
-    status, text, _ = command(verb, "--help")
-    assert status == 0
-    assert all(word in " ".join(text.split()) for word in words)
-
-
-def test_help_names_the_subcommands(command: Callable[..., Outcome]) -> None:
-    status, text, _ = command("--help")
-    assert status == 0
-    assert all(verb in text for verb in ("answer", "judge", "show"))
-
-
 def test_bad_answer_options(tmp_path: Path, command: Callable[..., Outcome]) -> None:
     model, questions = write_chat_model(tmp_path / "tiny"), write_questions(tmp_path)
     bench = tmp_path / "bench"
