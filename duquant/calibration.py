@@ -19,6 +19,7 @@ from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.site_report import SiteReport
 from duquant.model.smoothing import observe_peaks
 from duquant.modules.block import QuantBlock
+from duquant.processes import ALONE, Processes
 
 
 @dataclass
@@ -42,12 +43,17 @@ class BlockTurn:
 
 @torch.no_grad()
 def open_streams(
-    decoder: Decoder, windows: Tensor, device: torch.device, *, with_quantized: bool
+    decoder: Decoder,
+    windows: Tensor,
+    device: torch.device,
+    *,
+    with_quantized: bool,
+    processes: Processes = ALONE,
 ) -> Streams:
-    """Streams that enter block 0: embeddings of token ids ``(samples, tokens)``."""
-    pieces = windows.split(_windows_at_once(windows.shape[1]))
+    """Streams that enter block 0: embeddings of this process's share of ``(samples, tokens)``."""
+    pieces = processes.share(windows).split(_windows_at_once(windows.shape[1]))
     hidden = torch.cat([decoder.embed(piece, device).cpu() for piece in pieces])
-    return Streams.open(hidden, with_quantized=with_quantized)
+    return Streams.open(hidden, with_quantized=with_quantized, processes=processes)
 
 
 @torch.no_grad()
@@ -58,6 +64,7 @@ def enter_block(
     context: BlockContext,
     generator: torch.Generator,
     device: torch.device,
+    processes: Processes = ALONE,
 ) -> BlockTurn:
     """Make a block ready to train.
 
@@ -68,15 +75,29 @@ def enter_block(
         context: what its forward needs beside hidden states.
         generator: randomness of the rotation search.
         device: where to compute.
+        processes: who shares the calibration; ``streams`` are this one's.
+
+    Raises:
+        ValueError: if the processes did not decide the same.
     """
     layer, recipe = layer.to(device), block.recipe
     with observe_peaks(layer) as peaks:
         target = _run_stream(layer, streams.full_precision, context, device)
+    peaks = {site: processes.max(peak) for site, peak in peaks.items()}
     augmented = None
     if recipe.has_lwc and recipe.lwc.augmented_loss:
         augmented = _run_stream(layer, streams.quantized, context, device)
     statistic, reports = block.to(device).enter(
-        layer, peaks, context, streams.statistic.to(device), streams.quantized, generator
+        layer,
+        peaks,
+        context,
+        streams.statistic.to(device),
+        streams.quantized,
+        generator,
+        processes=processes,
+    )
+    processes.require_same(
+        block.decisions(), "it found other transforms; use equal machines and numbers of threads"
     )
     samples = BlockSamples(streams.quantized, target, augmented) if recipe.has_lwc else None
     return BlockTurn(samples, reports, target, streams.quantized, statistic.cpu())

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from duquant.durable import write_tensors
 from duquant.model.batch import BlockBatch
 from duquant.model.checkpoint import open_safetensors
+from duquant.processes import ALONE, Processes
 
 
 @dataclass
@@ -40,10 +41,20 @@ class Streams:
     statistic: Tensor
 
     @classmethod
-    def open(cls, hidden: Tensor, *, with_quantized: bool) -> "Streams":
-        """Streams entering block 0, where all three start from the embeddings."""
+    def open(
+        cls, hidden: Tensor, *, with_quantized: bool, processes: Processes = ALONE
+    ) -> "Streams":
+        """Streams entering block 0, where all three start from the embeddings.
+
+        The mean over samples is taken in float64: its rounding then is the same in whatever order
+        the samples of all processes are added up.
+        """
         quantized = hidden if with_quantized else hidden[:0]
-        return cls(hidden, quantized, hidden.mean(dim=0, keepdim=True))
+        total = torch.zeros(1, *hidden.shape[1:], dtype=torch.float64)
+        for sample in hidden:
+            total += sample
+        statistic = processes.mean(total / len(hidden)).to(hidden.dtype)
+        return cls(hidden, quantized, statistic)
 
 
 class StreamFiles:
