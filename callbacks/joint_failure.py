@@ -6,6 +6,7 @@ killed cannot speak; then the first to notice does.
 """
 
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterable
@@ -31,9 +32,11 @@ def claim_the_word(speaker: str | None = None) -> bool:
     name = speaker or f"process {distributed.get_rank()}"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
+        with socket.create_connection((address, port), PATIENCE.total_seconds()):
+            pass  # the store would try for long, and say so
         store = TCPStore(address, port, is_master=False, timeout=PATIENCE)
         return bool(store.compare_set(KEY, "", name).decode() == name)
-    except RuntimeError:  # the store is process 0's: it was killed
+    except (OSError, RuntimeError):  # the store is process 0's, which was killed
         return True
 
 
