@@ -23,7 +23,7 @@ from duquant.config import LWCConfig
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
 from duquant.processes import Processes
-from tests.in_process import calibrate, small_data, small_language_model, small_trainer
+from tests.in_process import NO_LWC, calibrate, small_data, small_language_model, small_trainer
 
 SPOILED = 3
 """Number of the sample that a test spoils; of two processes, process 1 holds it."""
@@ -53,6 +53,12 @@ def calibrate_with_nan(source: Path, text: Path, output: Path, **options: Any) -
     data = small_data(source, text, batch_size=4)
     calibrate(model, data, LastCheckpoint(output), SpoilSample(), **options)
     return model
+
+
+def calibrate_without_lwc(source: Path, text: Path, output: Path, **options: Any) -> None:
+    """A calibration to W4A4 in which nothing trains."""
+    model = small_language_model(source, output, lwc=NO_LWC)
+    calibrate(model, small_data(source, text), LastCheckpoint(output), **options)
 
 
 def perplexities(
@@ -93,6 +99,8 @@ def work(rank: int, port: int, source: Path, text: Path, output: Path) -> dict[s
     found["skipped_steps"] = [int(block.skipped_steps) for block in model.blocks]  # type: ignore[arg-type]
     found["factors"] = [parameter.detach() for parameter in model.parameters()]
     found["losses"] = [record.lwc_losses for record in BlockRecord.load_all(output, 2)]
+    together["strategy"] = BlockParallel()
+    calibrate_without_lwc(source, text, output / "without_lwc", **together)
     for windows in (1, 3):
         together["strategy"] = BlockParallel()
         found[f"perplexity {windows}"] = perplexities(source, text, output, windows, **together)

@@ -20,7 +20,13 @@ from tests.in_process import (
     small_trainer,
     write_text,
 )
-from tests.process_pair import EXACT_ACTIVATIONS, calibrate_with_nan, perplexities, run_pair
+from tests.process_pair import (
+    EXACT_ACTIVATIONS,
+    calibrate_with_nan,
+    calibrate_without_lwc,
+    perplexities,
+    run_pair,
+)
 from tests.small_run import stored_tensors, write_small_model
 
 pytestmark = LIGHTNING_WARNINGS
@@ -94,6 +100,19 @@ def test_a_nan_on_one_process_skips_the_step_on_all(
     torch.testing.assert_close(
         torch.tensor(first["losses"]), torch.tensor(losses), rtol=1e-5, atol=0
     )
+
+
+# Searching alone
+
+
+def test_without_lwc_every_bit_is_that_of_one_process(
+    pair: list[Found], pair_output: Path, source: Path, text: Path, tmp_path: Path
+) -> None:
+    calibrate_without_lwc(source, text, tmp_path)
+    expected, tensors = stored_tensors(tmp_path), stored_tensors(pair_output / "without_lwc")
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 # Measuring
