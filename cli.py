@@ -21,7 +21,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from callbacks.checkpointing import DurableCheckpointIO
+from callbacks.data_parallel import STRATEGIES, BlockParallel, require_even_shares
 from callbacks.defaults import default_callbacks, default_logger
+from callbacks.joint_failure import CONTINUES, claim_the_word, is_lost_connection
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_summary import print_stored_summary
 from callbacks.trainer_options import require_supported
@@ -34,12 +36,12 @@ from duquant.verbs import Verbs, add_verbs, run_verb
 
 EXPECTED_WARNINGS = (
     ".*configure_optimizers. returned .None.*",
-    ".*training_step. returned .None.*",
     ".*does not have many workers.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*max_epochs. was not set.*",
     ".*ckpt_path=.last.. is set, but there is no last checkpoint.*",
+    ".*It is recommended to use .self.log.*sync_dist=True.*",
 )
 """What Lightning warns of and duquant does on purpose."""
 
@@ -132,13 +134,17 @@ class DuQuantCLI(LightningCLI):
     def before_fit(self) -> None:
         """Check what can be checked, and continue an unfinished run of this configuration."""
         require_supported(self.trainer, "fit")
-        arguments = self.config_init["fit"]
-        if prepare_fit(self.model, self.datamodule, arguments["ckpt_path"]):
+        require_even_shares(self.trainer, self.model, self.datamodule)
+        arguments, is_owner = self.config_init["fit"], self.trainer.is_global_zero
+        ckpt_path = arguments["ckpt_path"]
+        if prepare_fit(self.model, self.datamodule, ckpt_path, is_owner=is_owner):
             arguments["ckpt_path"] = "last"
 
     def fit(self, **kwargs: Any) -> None:
         """Calibrate, then measure; a run that is already finished is only reported."""
         if is_finished(self.model):
+            if not self.trainer.is_global_zero:
+                return
             print(f"{self.model.output_dir} is already finished; there is nothing left to do")
             print_stored_summary(self.model.output_dir, self.datamodule)
             return
@@ -161,6 +167,8 @@ class DuQuantCLI(LightningCLI):
         if config["logger"] in (None, True):
             config["logger"] = default_logger(output_dir)
         config["plugins"] = [*(config["plugins"] or []), DurableCheckpointIO()]
+        if config["strategy"] in STRATEGIES:
+            config["strategy"] = BlockParallel()
         ours = default_callbacks(
             output_dir,
             with_progress=config["enable_progress_bar"] is not False,
@@ -170,8 +178,9 @@ class DuQuantCLI(LightningCLI):
 
 
 def fail(message: str) -> NoReturn:
-    """Say what is wrong in one line and leave with status 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """Say what is wrong in one line, unless another process did, and leave with status 2."""
+    if claim_the_word():
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
@@ -202,13 +211,18 @@ def build() -> DuQuantCLI:
 
 def main() -> None:
     """Run the command line; mistakes of the user end in one line and status 2."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     try:
         build()
     except (ValueError, OSError, MisconfigurationException) as error:
         fail(str(error))
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        fail(f"lost the connection to another process of this job; {CONTINUES}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ that epoch starts, and checkpoints are written after this callback, so a checkpo
 already points at the next block, whose streams are already on disk.
 """
 
+import math
 import resource
 import sys
 import time
@@ -19,15 +20,17 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.block_events import BlockObserver, BlockRecord
+from callbacks.data_parallel import processes_of, require_even_shares
 from callbacks.preflight import describe_streams
 from callbacks.trainer_options import require_supported
 from duquant.calibration import BlockTurn, enter_block, finish_block, open_streams
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.data.stream_files import StreamFiles
+from duquant.data.stream_shares import StreamShares
 from duquant.data.streams import Streams
 from duquant.model.decoder import BlockContext
 from duquant.modules.language_model import LanguageModel
 from duquant.ops.freed_memory import return_freed_memory
+from duquant.processes import Processes
 
 
 class BlockProgression(Callback):
@@ -43,32 +46,37 @@ class BlockProgression(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work; decide how long the fit is."""
         require_supported(trainer, stage)
-        if stage != "fit":
-            return
         if not isinstance(pl_module, LanguageModel):
             raise ValueError("BlockProgression needs a LanguageModel")
+        _, data = _parts(trainer, pl_module)
+        data.processes = processes_of(trainer)
+        if stage != "fit":
+            return
+        require_even_shares(trainer, pl_module, data)
         epochs = pl_module.num_blocks * pl_module.epochs_per_block
         trainer.fit_loop.max_epochs = epochs
         trainer.check_val_every_n_epoch = epochs + 1  # half a model is not worth measuring
-        _, data = _parts(trainer, pl_module)
         sizes, in_memory = describe_streams(pl_module, data)
-        self.files = StreamFiles(pl_module.output_dir / "streams", sizes, in_memory=in_memory)
+        directory = pl_module.output_dir / "streams"
+        self.files = StreamShares(directory, data.processes, sizes, in_memory=in_memory)
 
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open or restore the streams and enter the current block."""
         model, data = _parts(trainer, pl_module)
-        _require_finished_blocks(model)
+        _require_one_run(trainer, model, data.processes)
+        if trainer.is_global_zero:
+            _require_finished_blocks(model)
         if model.is_calibrated:
             return
         device = trainer.strategy.root_device
         self._contexts = model.decoder.contexts(data.sequence_length, device)
         index = int(model.block_index)
-        if index or self.files.path(0).is_file():
+        if index or self.files.hold(0):
             streams = self.files.load(index)
         else:
-            draft = self.files.draft(0)
-            open_streams(model.decoder, data.calibration_windows(), draft, device)
+            windows, draft = data.calibration_windows(), self.files.draft(0)
+            open_streams(model.decoder, windows, draft, device, data.processes)
             streams = self.files.save(0, draft)
         self._enter(trainer, model, data, streams)
 
@@ -76,8 +84,10 @@ class BlockProgression(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Collect the epoch's losses."""
-        if outputs is not None and "loss" in outputs:
-            self._epoch_losses.append(float(outputs["loss"]))
+        model, _ = _parts(trainer, pl_module)
+        loss = float(model.current_block.step_loss)
+        if model.recipe.has_lwc and math.isfinite(loss):
+            self._epoch_losses.append(loss)
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,10 +100,10 @@ class BlockProgression(Callback):
         if (trainer.current_epoch + 1) % model.epochs_per_block:
             return
         streams = self._finish(trainer, model, data)
-        if model.is_calibrated:
-            model.directory.complete(model.decoder)
-        else:
+        if not model.is_calibrated:
             self._enter(trainer, model, data, streams)
+        elif trainer.is_global_zero:
+            model.directory.complete(model.decoder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the streams of a finished run: nothing will read them again."""
@@ -126,6 +136,7 @@ class BlockProgression(Callback):
             self._contexts[index],
             model.generator(index),
             device,
+            data.processes,
         )
         data.samples = self._turn.samples
         self.record.sites = {
@@ -147,8 +158,11 @@ class BlockProgression(Callback):
             model.directory.write_block(index, block.quantized)
         streams = finish_block(block, self._turn, device)
         self._turn = data.samples = None  # what entered the block is no longer needed
-        if index + 1 < model.num_blocks and trainer.is_global_zero:
+        if index + 1 < model.num_blocks:
             streams = self.files.save(index + 1, streams)
+            trainer.strategy.barrier()  # the checkpoint after this needs everyone's
+            if trainer.is_global_zero:
+                self.files.drop_others(index + 1)
         self._count_seconds()
         self.record.skipped_steps = int(block.skipped_steps)
         self.record.peak_memory_bytes = peak_memory_bytes(device)
@@ -186,6 +200,16 @@ def _parts(
 
 def _observers(trainer: Trainer) -> list[BlockObserver]:
     return [callback for callback in trainer.callbacks if isinstance(callback, BlockObserver)]  # type: ignore[attr-defined]
+
+
+def _require_one_run(trainer: Trainer, model: LanguageModel, processes: Processes) -> None:
+    begun = (model.output_dir / "run.json").is_file()
+    state = f"{begun} {trainer.ckpt_path is None} {int(model.block_index)} {model.run_description}"
+    processes.require_same(
+        [state],
+        f"give all the same command and an --output_dir that all of them see "
+        f"({model.output_dir} is not)",
+    )
 
 
 def _require_finished_blocks(model: LanguageModel) -> None:

@@ -98,10 +98,10 @@ class Preflight(BlockObserver):
 
 
 def describe_streams(model: LanguageModel, data: CalibrationDataModule) -> tuple[StreamSizes, bool]:
-    """Sizes of the streams between blocks, and whether they are held in memory."""
-    decoder = model.decoder
+    """Sizes of this process's streams between blocks, and whether they are held in memory."""
+    decoder, samples = model.decoder, data.num_samples // data.processes.count
     sizes = StreamSizes.of(
-        model.recipe, data.num_samples, data.sequence_length, decoder.hidden_size, decoder.dtype
+        model.recipe, samples, data.sequence_length, decoder.hidden_size, decoder.dtype
     )
     return sizes, data.holds_in_memory(sizes)
 
@@ -109,12 +109,14 @@ def describe_streams(model: LanguageModel, data: CalibrationDataModule) -> tuple
 def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
     """What of model and data decides the costs."""
     sizes, in_memory = describe_streams(model, data)
+    count = data.processes.count
     return Job(
         decoder=model.decoder,
         recipe=model.recipe,
         streams=sizes,
         streams_in_memory=in_memory,
-        windows=tuple(len(data.corpus_windows(name)) for name in data.validation),
+        batch_size=max(1, data.batch_size // count),
+        windows=tuple(-(-len(data.corpus_windows(name)) // count) for name in data.validation),
         validation_chunk=data.validation_chunk,
         has_plain=model.report_round_to_nearest,
     )

@@ -57,7 +57,13 @@ def describe_run(model: LanguageModel, data: CalibrationDataModule | None) -> di
     return description
 
 
-def prepare_fit(model: LanguageModel, data: CalibrationDataModule, ckpt_path: str | None) -> bool:
+def prepare_fit(
+    model: LanguageModel,
+    data: CalibrationDataModule,
+    ckpt_path: str | None,
+    *,
+    is_owner: bool = True,
+) -> bool:
     """Check everything that can be checked early, then claim the run directory.
 
     An unfinished run of exactly this configuration is continued, also without ``--ckpt_path``.
@@ -66,6 +72,7 @@ def prepare_fit(model: LanguageModel, data: CalibrationDataModule, ckpt_path: st
         model: the model, already inspected by its own ``__init__``.
         data: the texts, which are tokenized here.
         ckpt_path: what the user gave.
+        is_owner: whether this process checks and claims the directory, as one of many does.
 
     Returns:
         Whether to continue from the directory's checkpoint.
@@ -77,7 +84,13 @@ def prepare_fit(model: LanguageModel, data: CalibrationDataModule, ckpt_path: st
         require_source(data.calibration)
     _require_fitting_texts(model.decoder, data)
     model.run_description = describe_run(model, data)
-    _require_own_checkpoint(model, ckpt_path)
+    if is_owner:
+        _require_own_checkpoint(model, ckpt_path)
+        _claim_directory(model, data)
+    return ckpt_path is None and last_checkpoint(model.output_dir).is_file()
+
+
+def _claim_directory(model: LanguageModel, data: CalibrationDataModule) -> None:
     run_file = model.output_dir / RUN_FILE
     if run_file.is_file():
         differences = compare_runs(read_json(run_file), model.run_description)
@@ -94,7 +107,6 @@ def prepare_fit(model: LanguageModel, data: CalibrationDataModule, ckpt_path: st
         raise ValueError(f"{model.output_dir} is a file; choose another --output_dir")
     require_room(model, data)
     write_json(run_file, model.run_description)
-    return ckpt_path is None and last_checkpoint(model.output_dir).is_file()
 
 
 def _require_own_checkpoint(model: LanguageModel, ckpt_path: str | None) -> None:

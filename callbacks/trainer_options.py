@@ -7,6 +7,8 @@ resumed run could do so halfway. Such options are refused, naming the one that d
 
 from lightning import Trainer
 
+from callbacks.data_parallel import BlockParallel
+
 Requirement = tuple[tuple[str, ...], str]
 """How the accepted values are spelled, the usual one first (1 is one batch, 1.0 is all of them),
 and why no others are."""
@@ -48,8 +50,8 @@ def require_supported(trainer: Trainer, stage: str) -> None:
         value = getattr(trainer, option)
         if str(value) not in accepted:
             raise ValueError(f"trainer.{option} is {value}; it must be {accepted[0]}: {reason}")
-    if stage == "fit" and trainer.world_size > 1:
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, BlockParallel):
         raise ValueError(
-            f"calibration runs in one process, but the trainer has {trainer.world_size}: set "
-            f"trainer.devices and trainer.num_nodes to 1"
+            f"trainer.strategy must be ddp with {trainer.world_size} processes (trainer.devices × "
+            f"trainer.num_nodes)"
         )

@@ -20,6 +20,7 @@ from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.site_report import SiteReport
 from duquant.model.smoothing import observe_peaks
 from duquant.modules.block import QuantBlock
+from duquant.processes import ALONE, Processes
 
 
 @dataclass
@@ -40,19 +41,33 @@ class BlockTurn:
 
 
 @torch.no_grad()
-def open_streams(decoder: Decoder, windows: Tensor, streams: Streams, device: torch.device) -> None:
+def open_streams(
+    decoder: Decoder,
+    windows: Tensor,
+    streams: Streams,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> None:
     """Fill the streams that enter block 0: embeddings of token ids ``(samples, tokens)``.
 
-    The mean over samples is taken in float64, whose rounding no order of samples can show.
+    The mean over samples is taken in float64: its rounding then is the same in whatever order the
+    samples of all processes are added up.
+
+    Args:
+        decoder: embeds tokens.
+        windows: token ids of all samples.
+        streams: draft of this process's share.
+        device: where to compute.
+        processes: who shares the samples.
     """
-    hidden = streams.full_precision
+    hidden, windows = streams.full_precision, processes.share(windows)
     total = torch.zeros(1, *hidden.shape[1:], dtype=torch.float64)
     for piece in _pieces(windows):
         embedded = decoder.embed(windows[piece], device).cpu()
         hidden[piece] = embedded
         for sample in embedded:
             total += sample
-    streams.statistic = (total / len(hidden)).to(hidden.dtype)
+    streams.statistic = processes.mean(total / len(hidden)).to(hidden.dtype)
     decoder.release()
 
 
@@ -65,6 +80,7 @@ def enter_block(
     context: BlockContext,
     generator: torch.Generator,
     device: torch.device,
+    processes: Processes = ALONE,
 ) -> BlockTurn:
     """Make a block ready to train.
 
@@ -76,10 +92,15 @@ def enter_block(
         context: what its forward needs beside hidden states.
         generator: randomness of the rotation search.
         device: where to compute.
+        processes: who shares the calibration; ``streams`` are this one's.
+
+    Raises:
+        ValueError: if the processes did not decide the same.
     """
     layer, recipe = layer.to(device), block.recipe
     with observe_peaks(layer) as peaks:
         _run_stream(layer, streams.full_precision, behind.full_precision, context, device)
+    peaks = {site: processes.max(peak) for site, peak in peaks.items()}
     if behind.augmented is not None:
         _run_stream(layer, streams.quantized, behind.augmented, context, device)
     quantized = streams.quantized
@@ -90,6 +111,10 @@ def enter_block(
         streams.statistic.to(device),
         (quantized[piece] for piece in _pieces(quantized)),
         generator,
+        processes=processes,
+    )
+    processes.require_same(
+        block.decisions(), "it found other transforms; use equal machines and numbers of threads"
     )
     behind.statistic = statistic.cpu()
     samples = BlockSamples(quantized, behind.full_precision, behind.augmented)

@@ -47,7 +47,7 @@ def arguments(model: Path | str, output: Path, *extra: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(*arguments: str) -> "subprocess.Popen[str]":
+def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
     """Start the command line; standard error is a pipe."""
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / "cli.py"), *arguments],
@@ -55,7 +55,7 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
     )
 
 

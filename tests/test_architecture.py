@@ -6,7 +6,7 @@
    duquant.modules, data, evaluation, export, preflight, reporting, quickstart
 2  duquant.model
 1  duquant.nn
-0  duquant.ops, duquant.config
+0  duquant.ops, duquant.config, duquant.processes
 """
 
 import ast
@@ -34,6 +34,7 @@ FLOORS = {
     "duquant.model": 2,
     "duquant.nn": 1,
     "duquant.config": 0,
+    "duquant.processes": 0,
     "duquant.recipe_parts": 0,
     "duquant.durable": 0,
     "duquant.progress_bar": 0,

@@ -104,9 +104,13 @@ BAD_OPTIONS = {
         ["--trainer.accumulate_grad_batches", "2"],
         ["accumulate_grad_batches is 2", "must be 1", "model.lwc.batch_size"],
     ),
-    "two processes": (
+    "two processes without a strategy": (
         ["--trainer.devices", "2", "--trainer.accelerator", "cpu"],
-        ["one process", "has 2", "trainer.devices"],
+        ["trainer.strategy must be ddp with 2 processes", "trainer.devices"],
+    ),
+    "samples that cannot be shared": (
+        ["--trainer.strategy", "ddp", "--trainer.devices", "3", "--trainer.accelerator", "cpu"],
+        ["data.num_samples is 8", "a multiple of 3", "trainer.devices"],
     ),
     "model is a file": (["--model.pretrained", "cli.py"], ["cli.py is a file"]),
 }

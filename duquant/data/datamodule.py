@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from duquant.data.corpora import CORPUS_NAMES, MIX, load_documents, load_texts, require_source
 from duquant.data.protocols import Protocol, find_protocol
@@ -17,6 +17,7 @@ from duquant.model.batch import BlockBatch
 from duquant.model.checkpoint import find_model_directory
 from duquant.model.tokenizer import load_tokenizer
 from duquant.ops.available_memory import available_bytes
+from duquant.processes import ALONE
 
 SHARE_FOR_STREAMS = 0.25
 
@@ -35,12 +36,13 @@ class CalibrationDataModule(LightningDataModule):
         validation_windows: windows used of each validation corpus (default: all).
         stride: tokens between the starts of two validation windows, whose last so many predictions
             are scored (default: sequence_length, windows do not overlap).
-        validation_chunk: windows that pass through the model together; more of them load blocks
-            less often and take more memory.
+        validation_chunk: windows that pass through the model together, in each process; more of
+            them load blocks less often and take more memory.
         batch_size: calibration samples per LWC step (set by model.lwc.batch_size).
         seed: draws the calibration windows (and the model's random rotations).
-        stream_memory_gb: memory for the activations between blocks; if they need more, they stay on
-            disk, in the run's directory (default: a quarter of the memory that is available).
+        stream_memory_gb: memory for the activations between blocks, in each process; if they need
+            more, they stay on disk, in the run's directory (default: a quarter of the available
+            memory, shared by all processes).
         add_special_tokens: begin each text with the tokenizer's special tokens (a BOS), as the
             papers' LLaMA numbers do.
     """
@@ -74,6 +76,7 @@ class CalibrationDataModule(LightningDataModule):
         self.stream_memory_gb = stream_memory_gb
         self.add_special_tokens = add_special_tokens
         self.samples: BlockSamples | None = None
+        self.processes = ALONE
         self._tokens: dict[tuple[str, str], list[Tensor]] = {}
         self._windows: dict[str, Tensor] = {}
         self._tokenizer: Any = None
@@ -145,7 +148,8 @@ class CalibrationDataModule(LightningDataModule):
     def holds_in_memory(self, sizes: StreamSizes) -> bool:
         """Whether activation streams of these sizes fit into the memory they may take."""
         budget = self.stream_memory_gb
-        allowed = available_bytes() * SHARE_FOR_STREAMS if budget is None else budget * 1e9
+        share = SHARE_FOR_STREAMS / self.processes.count
+        allowed = available_bytes() * share if budget is None else budget * 1e9
         return sizes.bytes_at_once <= allowed
 
     def description(self) -> dict[str, Any]:
@@ -163,14 +167,22 @@ class CalibrationDataModule(LightningDataModule):
         if self.samples is None:
             return DataLoader(TensorDataset(torch.zeros(1)))
         return DataLoader(
-            self.samples, batch_size=self.batch_size, collate_fn=BlockBatch.collate, shuffle=False
+            self.samples,
+            batch_size=self.batch_size // self.processes.count,
+            collate_fn=BlockBatch.collate,
+            sampler=_in_order(self.samples),
         )
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """One loader per validation corpus, in the order they were given."""
+        """One loader per validation corpus, in the order they were given.
+
+        Each yields chunks of this process's share, at least one, which may be empty.
+        """
+        shares = [self.processes.share(self.corpus_windows(name)) for name in self.validation]
+        chunks = [[(chunk,) for chunk in share.split(self.validation_chunk)] for share in shares]
         return [
-            DataLoader(TensorDataset(self.corpus_windows(name)), batch_size=self.validation_chunk)
-            for name in self.validation
+            DataLoader(of_corpus, batch_size=None, sampler=_in_order(of_corpus))  # type: ignore[arg-type]
+            for of_corpus in chunks
         ]
 
     def transfer_batch_to_device(
@@ -192,3 +204,8 @@ class CalibrationDataModule(LightningDataModule):
             self._tokenizer = load_tokenizer(find_model_directory(self.tokenizer_source))
         ids = self._tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids
         return torch.tensor(ids)
+
+
+def _in_order(share: Any) -> "DistributedSampler[Any]":
+    """All of a process's share, one after the other; Lightning would share it out once more."""
+    return DistributedSampler(share, num_replicas=1, rank=0, shuffle=False)

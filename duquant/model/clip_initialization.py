@@ -15,6 +15,7 @@ from duquant.model.structure import SITES
 from duquant.model.surgery import QuantizedBlock
 from duquant.nn.clipping import ClipFactors
 from duquant.ops.clip_search import search_clip_ratios
+from duquant.processes import ALONE, Processes
 
 
 @torch.no_grad()
@@ -23,6 +24,7 @@ def search_clips(
     forward: Callable[[Tensor], Tensor],
     pieces: Iterable[Tensor],
     recipe: Recipe,
+    processes: Processes = ALONE,
 ) -> None:
     """Set the learnable clip factors of every linear, in place.
 
@@ -32,15 +34,17 @@ def search_clips(
         pieces: its inputs ``(batch, tokens, hidden)``, on the block's device; a piece that leads to
             values that are not finite is left out.
         recipe: bits and groups.
+        processes: who has the other pieces.
     """
     grams = _collect_grams(quantized, forward, pieces)
     for site in SITES:
+        gram = processes.sum(grams.pop(site.name))
         for name in site.linears:
             linear = quantized.linears[name]
-            if isinstance(linear.clip, ClipFactors) and site.name in grams:
+            if isinstance(linear.clip, ClipFactors) and gram.any():
                 ratios = search_clip_ratios(
                     linear.weight,
-                    grams[site.name],
+                    gram,
                     recipe.weight_bits,
                     symmetric=recipe.symmetric,
                     group_size=recipe.group_size,
@@ -52,14 +56,17 @@ def _collect_grams(
     quantized: QuantizedBlock, forward: Callable[[Tensor], Tensor], pieces: Iterable[Tensor]
 ) -> dict[str, Tensor]:
     """``Xᵀ X`` of every site's output ``X`` by site name, float32 of shape ``(width, width)``."""
-    grams: dict[str, Tensor] = {}
+    grams = {
+        name: site.online_scale.new_zeros(site.width, site.width, dtype=torch.float32)
+        for name, site in quantized.sites.items()
+    }
 
     def collect(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = output.flatten(0, -2).float()
             gram = x.t() @ x
             if torch.isfinite(gram).all():
-                grams[name] = grams[name].add_(gram) if name in grams else gram
+                grams[name].add_(gram)
 
         return hook
 

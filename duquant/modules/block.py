@@ -34,6 +34,7 @@ from duquant.modules.clip_optimizer import clip_optimizer, set_learning_rate
 from duquant.nn.clipping import INITIAL_LOGIT, ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
 from duquant.ops.rotation import BaseSource
+from duquant.processes import ALONE, Processes
 
 
 class QuantBlock(LightningModule):
@@ -58,6 +59,8 @@ class QuantBlock(LightningModule):
         self.register_buffer("has_begun", torch.zeros((), dtype=torch.bool))
         self.quantized: QuantizedBlock | None = None
         self.context: BlockContext = {}
+        self.processes = ALONE
+        self.step_loss = torch.zeros(())
 
     @torch.no_grad()
     def enter(
@@ -69,6 +72,7 @@ class QuantBlock(LightningModule):
         samples: Iterable[Tensor],
         generator: torch.Generator,
         *,
+        processes: Processes = ALONE,
         draw_base: BaseSource | None = None,
     ) -> tuple[Tensor, dict[str, SiteReport]]:
         """Make the block ready to train.
@@ -81,6 +85,7 @@ class QuantBlock(LightningModule):
             samples: the block's calibration inputs in pieces ``(batch, tokens, hidden)``, on any
                 device; they decide where the clip factors start, unless a checkpoint already did.
             generator: randomness of the search.
+            processes: who holds the other samples.
             draw_base: replaces the random base matrices, in tests.
 
         Returns:
@@ -90,7 +95,7 @@ class QuantBlock(LightningModule):
         scales, online = smooth_block(block, peaks, self.recipe)
         clips = {name: self._clip(name) for name in self.linear_names}
         self.quantized = insert_quantizers(block, self.recipe, clips, scales, online)
-        self.context = context
+        self.context, self.processes = context, processes
         reports: dict[str, SiteReport] = {}
 
         def observe(site: Site, transform: SiteTransform, x: Tensor) -> None:
@@ -114,21 +119,23 @@ class QuantBlock(LightningModule):
         output: Tensor = self.quantized.layer(hidden, **self.context)
         return output
 
-    def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor | None:
-        """Loss of one step; ``None`` skips the step because its loss is not finite."""
+    def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
+        """This process's loss of one step; ``step_loss`` is the mean over all processes."""
         output = self(batch.quantized_input)
         loss = F.mse_loss(output.float(), batch.target.float())
         if self.recipe.lwc.augmented_loss:
             loss = loss + F.mse_loss(output.float(), batch.augmented_target.float())
-        if not torch.isfinite(loss):
-            self.skipped_steps += 1
-            return None
+        self.step_loss = self.processes.mean(loss.detach())
         return loss
 
     def drop_unusable_gradients(self) -> bool:
-        """Forget this step's gradients if one is not finite; the optimizer then changes nothing."""
+        """Forget this step's gradients if its loss or one of them is not finite.
+
+        The optimizer then changes nothing. All processes drop the same steps, because loss and
+        gradients are means over them: what is not finite on one is finite on none.
+        """
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        if all(bool(torch.isfinite(value).all()) for value in (self.step_loss, *gradients)):
             return False
         self.zero_grad(set_to_none=True)
         self.skipped_steps += 1
@@ -155,13 +162,21 @@ class QuantBlock(LightningModule):
         """Learned factors on maximum and minimum, by linear; empty without LWC."""
         return {name: clip() for name, clip in self.clips.items() if isinstance(clip, ClipFactors)}
 
+    def decisions(self) -> Iterator[Tensor]:
+        """What was decided for the block: transforms, smoothing scales, clip factors."""
+        assert self.quantized is not None, "enter a block first"
+        for site in self.quantized.sites.values():
+            yield from (site.rotations, site.permutations)
+        yield from self.quantized.scales.values()
+        yield from self.parameters()
+
     def _begin(self, pieces: Iterable[Tensor], device: torch.device) -> None:
         """Choose the factors that training starts from, once in the life of a block."""
         if self.recipe.has_lwc and not self.has_begun:
             if self.recipe.lwc.initialization == "search":
                 assert self.quantized is not None
                 on_device = (piece.to(device) for piece in pieces)
-                search_clips(self.quantized, self, on_device, self.recipe)
+                search_clips(self.quantized, self, on_device, self.recipe, self.processes)
             self.has_begun.fill_(True)
 
     def _clip(self, linear: str) -> ClipFactors | FixedClip:

@@ -150,13 +150,13 @@ class LanguageModel(LightningModule):
         """Randomness of block ``index``, the same in every run with this seed, resumed or not."""
         return block_generator(self.seed, index)
 
-    def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor | None:
-        """One LWC step of the current block."""
+    def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
+        """One LWC step of the current block; without LWC, a step that moves nothing."""
         if not self.recipe.has_lwc:
-            return None
+            return torch.zeros((), device=self.device, requires_grad=True)
         loss = self.current_block.training_step(batch, batch_idx)
-        if loss is not None:
-            self.log("lwc/loss", loss, prog_bar=True)
+        if self.current_block.step_loss.isfinite():
+            self.log("lwc/loss", self.current_block.step_loss, prog_bar=True)
         return loss
 
     def on_train_batch_start(self, batch: BlockBatch, batch_idx: int) -> None:
@@ -207,6 +207,11 @@ class LanguageModel(LightningModule):
     ) -> None:
         """Score a chunk of windows ``(windows, tokens)`` under every variant."""
         (windows,) = batch
+        metrics = list(self._metrics.values())[dataloader_idx]
+        if not len(windows):  # fewer windows than processes
+            for metric in metrics.values():
+                metric.update(torch.zeros(0, dtype=torch.float64, device=self.device))
+            return
         losses = stream_losses(
             self.decoder,
             self.load_variants,
@@ -216,7 +221,6 @@ class LanguageModel(LightningModule):
             on_block=self.on_block_evaluated,
             num_scored=self.trainer.datamodule.stride,  # type: ignore[attr-defined]
         )
-        metrics = list(self._metrics.values())[dataloader_idx]
         for variant, values in losses.items():
             metrics[variant].update(values.double().to(self.device))
 

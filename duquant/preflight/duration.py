@@ -92,7 +92,7 @@ def estimate_duration(
     passes = 1 + sizes.has_augmented
     seconds = part.load + part.forward * tokens * passes + part.transform + part.store
     if recipe.has_lwc:
-        steps = recipe.lwc.epochs * -(-sizes.samples // recipe.lwc.batch_size)
+        steps = recipe.lwc.epochs * -(-sizes.samples // job.batch_size)
         seconds += part.quantized * tokens + part.step * steps
     is_wide = recipe.rotation.scope == "per_block"
     search = part.search_step * recipe.rotation.max_steps * (size**0.5 if is_wide else 1)
@@ -117,8 +117,8 @@ class _Probe:
         self.decoder: Decoder = write_thin_model(folder / "thin", job.decoder, job.recipe)
         self.directory = ModelDirectory(folder / "model", self.recipe)
         length = min(job.streams.tokens, MOST_TOKENS // 2)
-        batch = min(job.recipe.lwc.batch_size, max(1, MOST_TOKENS // length))
-        self.asked = job.recipe.lwc.batch_size * job.streams.tokens
+        batch = min(job.batch_size, max(1, MOST_TOKENS // length))
+        self.asked = job.batch_size * job.streams.tokens
         samples = max(batch, min(job.streams.samples, MOST_TOKENS // length))
         self.sizes = StreamSizes.of(
             self.recipe, samples, length, self.decoder.hidden_size, self.decoder.dtype

@@ -20,9 +20,10 @@ class Job:
     Attributes:
         decoder: the model.
         recipe: how it is quantized.
-        streams: sizes of the activations between blocks.
+        streams: sizes of the activations between blocks, of one process.
         streams_in_memory: whether they are held in memory.
-        windows: validation windows of every corpus.
+        batch_size: samples of an LWC step, in one process.
+        windows: validation windows of every corpus, in one process.
         validation_chunk: windows that are measured together.
         has_plain: whether plain rounding is measured beside full precision and the result.
     """
@@ -31,6 +32,7 @@ class Job:
     recipe: Recipe
     streams: StreamSizes
     streams_in_memory: bool
+    batch_size: int
     windows: tuple[int, ...]
     validation_chunk: int
     has_plain: bool = False

@@ -61,7 +61,7 @@ def memory_phases(job: Job) -> list[Phase]:
     ]
     if job.recipe.has_lwc:
         batch = "a smaller --model.lwc.batch_size"
-        remedy = batch if job.recipe.lwc.batch_size > 1 else stream_remedy
+        remedy = batch if job.batch_size > 1 else stream_remedy
         phases.append(Phase("training", held + _training(job), remedy))
     return [Phase(p.name, LIBRARIES + p.num_bytes, p.remedy) for p in phases]
 
@@ -108,7 +108,7 @@ def _search(job: Job) -> int:
 
 
 def _training(job: Job) -> int:
-    tokens = job.recipe.lwc.batch_size * job.streams.tokens
+    tokens = job.batch_size * job.streams.tokens
     activations = tokens * (10 * _mlp_width(job) + 24 * job.streams.hidden) * WIDE
     return (3 * job.block_weights + 4 * job.largest_linear) * WIDE + activations
 

@@ -40,8 +40,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"reload_dataloaders_every_n_epochs": 3}, "n_epochs is 3; it must be 1"),
     ({"num_sanity_val_steps": 2}, "num_sanity_val_steps is 2; it must be 0: half a model"),
     ({"val_check_interval": 0.5}, r"val_check_interval is 0\.5; it must be 1\.0"),
-    ({"devices": 2}, r"one process, but the trainer has 2: set trainer\.devices"),
-    ({"num_nodes": 2, "strategy": "ddp"}, r"has 2: .*trainer\.num_nodes to 1"),
 ]
 
 

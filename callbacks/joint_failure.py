@@ -1,0 +1,58 @@
+"""One failure, one message: whichever of many processes fails, the job says why once and ends.
+
+A process that fails claims the word in the job's key-value store before it ends. The others notice
+when their connection to it breaks, find the word taken, and end without one. A process that was
+killed cannot speak; then the first to notice does.
+"""
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterable
+from datetime import timedelta
+from subprocess import Popen
+
+from torch import distributed
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+KEY = "duquant/failed"
+PATIENCE = timedelta(seconds=5)
+CONTINUES = "the same command with --ckpt_path last continues"
+
+
+def claim_the_word(speaker: str | None = None) -> bool:
+    """Whether ``speaker`` is the first to report a failure; asking twice changes nothing.
+
+    Args:
+        speaker: who asks (default: this process). Without a job, everyone may speak.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        return True
+    name = speaker or f"process {distributed.get_rank()}"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        with socket.create_connection((address, port), PATIENCE.total_seconds()):
+            pass  # the store would try for long, and say so
+        store = TCPStore(address, port, is_master=False, timeout=PATIENCE)
+        return bool(store.compare_set(KEY, "", name).decode() == name)
+    except (OSError, RuntimeError):  # the store is process 0's, which was killed
+        return True
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error only says that another process is gone."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
+def watch(processes: Iterable[Popen[bytes]]) -> None:
+    """Report processes started here, with local ranks from 1, the moment one of them is killed."""
+    for rank, process in enumerate(processes, start=1):
+        threading.Thread(target=_report_killed, args=(process, rank), daemon=True).start()
+
+
+def _report_killed(process: Popen[bytes], rank: int) -> None:
+    status = process.wait()
+    if status < 0 and claim_the_word(f"watcher of process {rank}"):
+        line = f"error: process {rank} was killed (signal {-status}); {CONTINUES}"
+        print(line, file=sys.stderr, flush=True)
