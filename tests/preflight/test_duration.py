@@ -46,7 +46,7 @@ def estimate(asked: Job, monkeypatch: pytest.MonkeyPatch, *, blocks_left: int = 
 def test_parts_are_multiplied_by_how_often_they_happen(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = job(source, tmp_path, lwc=LWCConfig(epochs=3, batch_size=3))
+    asked = replace(job(source, tmp_path, lwc=LWCConfig(epochs=3)), batch_size=3)
     tokens, steps = 8 * 32, 3 * 3
     once = 1 + 0.01 * tokens + 3 + 2 + 8 * 0.5 + 0.25
     expected = once + 0.02 * tokens + 7 * steps

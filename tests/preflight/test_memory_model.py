@@ -47,7 +47,7 @@ def test_streams_on_disk_take_no_memory(job: Job) -> None:
 
 
 def test_what_is_too_large_is_named(job: Job) -> None:
-    batch = replace(job.recipe, lwc=LWCConfig(epochs=1, batch_size=10**5))
-    assert largest_phase(replace(job, recipe=batch)).remedy.endswith("lwc.batch_size")
+    trained = replace(job, recipe=replace(job.recipe, lwc=LWCConfig(epochs=1)), batch_size=10**5)
+    assert largest_phase(trained).remedy.endswith("lwc.batch_size")
     windows = replace(job, windows=(10**6,), validation_chunk=10**6)
     assert largest_phase(windows).remedy.endswith("validation_chunk")
