@@ -10,8 +10,6 @@ that epoch starts, and checkpoints are written after this callback, so a checkpo
 already points at the next block, whose streams are already on disk.
 """
 
-import resource
-import sys
 import time
 from typing import Any
 
@@ -28,6 +26,7 @@ from duquant.data.streams import Streams
 from duquant.model.decoder import BlockContext
 from duquant.modules.language_model import LanguageModel
 from duquant.ops.freed_memory import return_freed_memory
+from duquant.ops.process_memory import peak_resident_bytes
 
 
 class BlockProgression(Callback):
@@ -171,8 +170,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory so far: on the accelerator where there is one, else resident."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_bytes()
 
 
 def _parts(
