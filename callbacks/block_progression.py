@@ -11,8 +11,6 @@ already points at the next block, whose streams are already on disk.
 """
 
 import math
-import resource
-import sys
 import time
 from typing import Any
 
@@ -30,6 +28,7 @@ from duquant.data.streams import Streams
 from duquant.model.decoder import BlockContext
 from duquant.modules.language_model import LanguageModel
 from duquant.ops.freed_memory import return_freed_memory
+from duquant.ops.process_memory import peak_resident_bytes
 from duquant.processes import Processes
 
 
@@ -185,8 +184,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory so far: on the accelerator where there is one, else resident."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_bytes()
 
 
 def _parts(

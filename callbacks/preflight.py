@@ -26,7 +26,7 @@ from duquant.model.checkpoint import read_json
 from duquant.model.site_report import SiteReport
 from duquant.model.structure import SITES
 from duquant.modules.language_model import LanguageModel
-from duquant.ops.available_memory import available_bytes
+from duquant.ops.process_memory import available_bytes
 from duquant.preflight.disk import disk_bytes
 from duquant.preflight.duration import Duration, estimate_duration
 from duquant.preflight.job import Job

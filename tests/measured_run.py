@@ -10,16 +10,13 @@ from typing import Any
 from tests.assets import REPOSITORY
 
 MEASURE = """
-import json, resource, sys
+import json
 import cli
+from duquant.ops.process_memory import peak_resident_bytes
 
-def peak():
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-imported = peak()
+imported = peak_resident_bytes()
 cli.main()
-print(json.dumps({"imported": imported, "peak": peak()}))
+print(json.dumps({"imported": imported, "peak": peak_resident_bytes()}))
 """
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.measured_run import measured_run
 from tests.random_checkpoint import Shape, write_random_checkpoint
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes there")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 
 SHAPE = Shape(2, hidden=512, intermediate=1408)
 BLOCK_BYTES = 4 * (4 * 512 * 512 + 3 * 512 * 1408)

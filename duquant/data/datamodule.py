@@ -16,7 +16,7 @@ from duquant.data.windows import consecutive_windows, draw_windows
 from duquant.model.batch import BlockBatch
 from duquant.model.checkpoint import find_model_directory
 from duquant.model.tokenizer import load_tokenizer
-from duquant.ops.available_memory import available_bytes
+from duquant.ops.process_memory import available_bytes
 from duquant.processes import ALONE
 
 SHARE_FOR_STREAMS = 0.25

@@ -1,14 +1,30 @@
-"""How much memory this process may still take.
+"""How much memory this process took, and how much it may still take.
 
-The operating system knows what is available on the machine; a container may be allowed less.
+The operating system knows what is available on the machine; a container may be allowed less. It
+also keeps the largest resident set. On Linux that is read from ``/proc``: ``getrusage`` would count
+what the process that started this one had, too.
 """
 
+import resource
+import sys
 from pathlib import Path
 
 import psutil
 
 CONTAINER = Path("/sys/fs/cgroup")
 """Where Linux shows the limits of the container that a process is in."""
+
+
+STATUS = Path("/proc/self/status")
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    for line in _read(STATUS).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def available_bytes() -> int:
