@@ -107,7 +107,7 @@ class LWCConfig:
     Args:
         epochs: passes over the calibration samples per block; 0 turns LWC off.
         learning_rate: AdamW's first rate for the factors' logits.
-        batch_size: calibration samples per step.
+        batch_size: calibration samples per step, of all processes together.
         augmented_loss: also match the full-precision block's output on the quantized stream.
         initialization: where the factors start: ``search`` takes for every row the ratio that costs
             its linear's output least, ``constant`` takes sigmoid(4) (the authors' code).

@@ -31,7 +31,7 @@ class CalibrationDataModule(LightningDataModule):
             python_topics (from the interpreter), or a local .txt, .json, .jsonl or .parquet file.
         validation: corpora to measure perplexity on, by the name they get in logs and reports; the
             names c4_joined and c4_drawn choose between the two protocols of C4.
-        num_samples: calibration windows.
+        num_samples: calibration windows, of all processes together.
         sequence_length: tokens of a window, in calibration and validation.
         validation_windows: windows used of each validation corpus (default: all).
         stride: tokens between the starts of two validation windows, whose last so many predictions
