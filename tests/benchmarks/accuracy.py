@@ -124,7 +124,7 @@ def measure(name: str, recipe: Recipe, seed: int) -> float:
         trainer.fit(model, datamodule=data)
         losses = stream_losses(
             model.decoder,
-            lambda index: {"quantized": model.directory.read_block(index, model.decoder)},
+            lambda index: [("quantized", model.directory.read_block(index, model.decoder))],
             ["quantized"],
             data.corpus_windows("test"),
             CPU,
