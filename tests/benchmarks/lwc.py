@@ -216,9 +216,11 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=512, help="of a sample, for llama-2-7b")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--epochs", type=int, default=5, help="configs/lwc_fast.yaml has 5")
+    parser.add_argument("--batch_size", type=int, default=4, help="and 4")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    lwc = LWCConfig()
+    lwc = LWCConfig(epochs=options.epochs, batch_size=options.batch_size)
     if options.model in SUBJECTS:
         bench = Bench(block_of_a_model(options.model, options.block))
     else:
