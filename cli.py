@@ -21,7 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from callbacks.checkpointing import DurableCheckpointIO
-from callbacks.data_parallel import STRATEGIES, BlockParallel, require_even_shares
+from callbacks.data_parallel import STRATEGIES, BlockParallel, processes_of, require_even_shares
 from callbacks.defaults import default_callbacks, default_logger
 from callbacks.joint_failure import CONTINUES, claim_the_word, is_lost_connection
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
@@ -135,6 +135,7 @@ class DuQuantCLI(LightningCLI):
         """Check what can be checked, and continue an unfinished run of this configuration."""
         require_supported(self.trainer, "fit")
         require_even_shares(self.trainer, self.model, self.datamodule)
+        self.datamodule.processes = processes_of(self.trainer)
         arguments, is_owner = self.config_init["fit"], self.trainer.is_global_zero
         ckpt_path = arguments["ckpt_path"]
         if prepare_fit(self.model, self.datamodule, ckpt_path, is_owner=is_owner):

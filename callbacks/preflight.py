@@ -31,6 +31,7 @@ from duquant.preflight.disk import disk_bytes
 from duquant.preflight.duration import Duration, estimate_duration
 from duquant.preflight.job import Job
 from duquant.preflight.memory import Phase, largest_phase
+from duquant.progress_bar import clock
 
 PREFLIGHT_FILE = "preflight.json"
 
@@ -57,8 +58,8 @@ class Preflight(BlockObserver):
         job, before = describe_job(pl_module, data), _resident()
         phase, disk = largest_phase(job), disk_bytes(job, clip_bytes(pl_module))
         self._say(
-            f"memory: about {_gb(before + phase.num_bytes)} ({phase.name}), "
-            f"{_gb(before + available_bytes())} are there; disk: about {_gb(disk)}"
+            f"memory: about {_size(before + phase.num_bytes)} (most of it for {phase.name}), "
+            f"{_size(before + available_bytes())} are available; disk: about {_size(disk)}"
         )
         duration = estimate_duration(
             job,
@@ -67,8 +68,8 @@ class Preflight(BlockObserver):
             picture_seconds=picture_seconds(job),
         )
         self._say(
-            f"time: about {_clock(duration.calibration)} to calibrate "
-            f"({duration.per_block:.1f} s per block), {_clock(duration.validation)} to measure"
+            f"time: about {clock(duration.calibration)} to calibrate "
+            f"({duration.per_block:.1f} s per block), {clock(duration.validation)} to measure"
         )
         if not self.path.is_file():
             self._keep(before + phase.num_bytes, disk, duration)
@@ -119,6 +120,7 @@ def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
         windows=tuple(-(-len(data.corpus_windows(name)) // count) for name in data.validation),
         validation_chunk=data.validation_chunk,
         has_plain=model.report_round_to_nearest,
+        processes=count,
     )
 
 
@@ -131,17 +133,18 @@ def require_room(model: LanguageModel, data: CalibrationDataModule) -> None:
     job = describe_job(model, data)
     needed, directory = disk_bytes(job, clip_bytes(model)), model.output_dir.absolute()
     free = shutil.disk_usage(next(p for p in (directory, *directory.parents) if p.exists())).free
-    if needed > free:
+    missing = needed - held_bytes(directory)  # a run that continues has written some of it
+    if missing > free:
         raise ValueError(
-            f"the run needs about {needed / 1e9:.1f} GB in {model.output_dir}, but "
-            f"{free / 1e9:.1f} GB are free there: choose another --output_dir or fewer num_samples"
+            f"the run needs about {_size(missing)} in {model.output_dir}, but {_size(free)} are "
+            f"free there: choose another --output_dir or fewer num_samples"
         )
     phase: Phase = largest_phase(job)
     available = available_bytes()
     if phase.num_bytes > available:
         raise ValueError(
-            f"the run needs about {phase.num_bytes / 1e9:.1f} GB more memory ({phase.name}), but "
-            f"{available / 1e9:.1f} GB are available: try {phase.remedy}"
+            f"the run needs about {_size(phase.num_bytes)} more memory ({phase.name}), but "
+            f"{_size(available)} are available: try {phase.remedy}"
         )
 
 
@@ -186,11 +189,5 @@ def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -105,7 +105,8 @@ def _claim_directory(model: LanguageModel, data: CalibrationDataModule) -> None:
         )
     elif model.output_dir.exists() and not model.output_dir.is_dir():
         raise ValueError(f"{model.output_dir} is a file; choose another --output_dir")
-    require_room(model, data)
+    if not is_finished(model):
+        require_room(model, data)
     write_json(run_file, model.run_description)
 
 
@@ -153,15 +154,9 @@ def _require_fitting_texts(
             f"{decoder.max_positions} positions"
         )
     if calibration:
-        _require_vocabulary(decoder, int(data.calibration_windows().max()))
+        decoder.require_windows(data.calibration_windows())
     for name in data.validation:
-        _require_vocabulary(decoder, int(data.corpus_windows(name).max()))
-
-
-def _require_vocabulary(decoder: Decoder, largest: int) -> None:
-    size = int(decoder.config.vocab_size)
-    if largest >= size:
-        raise ValueError(f"the tokenizer gave token {largest}, but the model knows {size} tokens")
+        decoder.require_windows(data.corpus_windows(name))
 
 
 def _describe_model(decoder: Decoder) -> dict[str, Any]:

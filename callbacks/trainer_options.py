@@ -6,6 +6,7 @@ resumed run could do so halfway. Such options are refused, naming the one that d
 """
 
 from lightning import Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from callbacks.data_parallel import BlockParallel
 
@@ -55,3 +56,6 @@ def require_supported(trainer: Trainer, stage: str) -> None:
             f"trainer.strategy must be ddp with {trainer.world_size} processes (trainer.devices × "
             f"trainer.num_nodes)"
         )
+    if not isinstance(trainer.strategy, (BlockParallel, SingleDeviceStrategy)):
+        name = type(trainer.strategy).__name__
+        raise ValueError(f"trainer.strategy is {name}; it must be auto or ddp, by name")

@@ -57,10 +57,27 @@ def write_json(path: Path, value: Any) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors, durably."""
+    """Write tensors as safetensors, durably; equal tensors and metadata give equal files."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     marked = {"format": "pt", **(metadata or {})}
-    write_durably(path, lambda temporary: save_file(contiguous, temporary, metadata=marked))
+
+    def write(temporary: Path) -> None:
+        save_file(contiguous, temporary, metadata=marked)
+        _sort_metadata(temporary)
+
+    write_durably(path, write)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a file's metadata in order, which safetensors leaves to chance."""
+    with path.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(encoded) <= length
+        opened.seek(8)
+        opened.write(encoded.ljust(length))
 
 
 def _umask() -> int:

@@ -83,6 +83,7 @@ def quantize(
         tokenizer = load_tokenizer(decoder.directory)
         tokens = torch.tensor(tokenizer(whole, add_special_tokens=False).input_ids)
         windows = draw_windows(tokens, num_samples, sequence_length, random.Random(seed))
+        decoder.require_windows(windows)
         directory = ModelDirectory(output, recipe)
         _calibrate(decoder, directory, windows, seed, place, on_block)
         directory.complete(decoder, name)

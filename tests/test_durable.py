@@ -107,3 +107,14 @@ def test_tensors_come_back_exactly(tmp_path: Path) -> None:
         assert stored[name].dtype == tensor.dtype
     with safe_open(tmp_path / "tensors.safetensors", framework="pt") as opened:
         assert opened.metadata() == {"format": "pt", "block": "7"}
+
+
+def test_equal_tensors_make_equal_files(tmp_path: Path) -> None:
+    metadata = {f"block {index}": str(index) for index in range(9)}
+    written = set()
+    for turn in range(4):
+        path = tmp_path / f"{turn}.safetensors"
+        write_tensors(path, {"a": torch.ones(3), "ä": torch.zeros(2, 2)}, metadata)
+        written.add(path.read_bytes())
+        assert load_file(path)["ä"].shape == (2, 2)
+    assert len(written) == 1

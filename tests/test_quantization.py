@@ -92,6 +92,21 @@ def test_a_short_text_is_refused_before_anything_is_written(source: Path, tmp_pa
     assert not (tmp_path / "model").exists()
 
 
+def test_a_sequence_beyond_the_models_positions_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"sequence_length is 5000, but the model has \d+ positions"
+    ):
+        duquant.quantize(
+            source,
+            "a text of many words " * 2000,
+            recipe(),
+            output_dir=tmp_path / "model",
+            num_samples=1,
+            sequence_length=5000,
+        )
+    assert not (tmp_path / "model").exists()
+
+
 def test_an_unknown_dtype_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype is 'int8'; it must be one of float32"):
         duquant.quantize(source, "text", output_dir=tmp_path / "model", dtype="int8")

@@ -87,6 +87,15 @@ class Decoder:
         """Longest sequence the model was made for."""
         return int(getattr(self.config, "max_position_embeddings", 2**31))
 
+    def require_windows(self, windows: Tensor) -> None:
+        """Raise ``ValueError`` if token ids ``(windows, tokens)`` are too long or unknown."""
+        length, token, size = windows.shape[1], int(windows.max()), int(self.config.vocab_size)
+        if length > self.max_positions:
+            limit = f"the model has {self.max_positions} positions"
+            raise ValueError(f"sequence_length is {length}, but {limit}")
+        if token >= size:
+            raise ValueError(f"the tokenizer gave token {token}, but the model knows {size} tokens")
+
     @property
     def _blocks(self) -> nn.ModuleList:
         blocks = self.skeleton.model.layers

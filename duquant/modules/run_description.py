@@ -8,7 +8,7 @@ from typing import Any
 
 
 def compare_runs(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """Differences between two nested descriptions, as ``key: stored -> wanted``.
+    """Differences between two nested descriptions, as ``key was stored, now wanted``.
 
     Keys of ``wanted`` decide what is compared.
     """

@@ -23,7 +23,7 @@ def disk_bytes(job: Job, clip_factors: int) -> int:
     checkpoints = 2 * 3 * clip_factors  # the old and the new one, factors and AdamW's two moments
     model = packed + job.outside * job.item + sum(file.stat().st_size for file in _copied(job))
     pictures = PICTURE_BYTES * job.decoder.num_blocks
-    return _stream_bytes(job) + model + checkpoints + pictures + SPARE_BYTES
+    return job.processes * _stream_bytes(job) + model + checkpoints + pictures + SPARE_BYTES
 
 
 def _copied(job: Job) -> list[Path]:
@@ -33,7 +33,7 @@ def _copied(job: Job) -> list[Path]:
 
 
 def _stream_bytes(job: Job) -> int:
-    """Two boundaries; where streams lie on disk, the one that is being filled as well."""
+    """Of one process: two boundaries; where they lie on disk, the one being filled as well."""
     sizes = job.streams
     if job.streams_in_memory:
         return 2 * sizes.boundary_bytes

@@ -26,6 +26,7 @@ class Job:
         windows: validation windows of every corpus, in one process.
         validation_chunk: windows that are measured together.
         has_plain: whether plain rounding is measured beside full precision and the result.
+        processes: how many share the run directory.
     """
 
     decoder: Decoder
@@ -36,6 +37,7 @@ class Job:
     windows: tuple[int, ...]
     validation_chunk: int
     has_plain: bool = False
+    processes: int = 1
 
     @property
     def item(self) -> int:

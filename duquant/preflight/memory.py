@@ -103,7 +103,7 @@ def _search(job: Job) -> int:
     copies = 3 * job.largest_linear * WIDE
     tokens = job.tokens_at_once if job.recipe.has_lwc else job.streams.tokens
     if job.recipe.has_lwc and job.recipe.lwc.initialization == "search":
-        copies += sum(_mlp_width(job) ** 2 for _ in range(2)) * WIDE  # Gram matrices
+        copies += 2 * _mlp_width(job) ** 2 * WIDE  # Gram matrices
     return weights + max(copies, _quantized_forward(job, tokens))
 
 

@@ -52,6 +52,8 @@ def thin_config(config: Any, recipe: Recipe) -> Any:
             "num_hidden_layers": 1,
             "vocab_size": min(config.vocab_size, VOCABULARY),
             "pad_token_id": None,
+            "bos_token_id": None,
+            "eos_token_id": None,
         }
     )
     for name in ("layer_types", "no_rope_layers"):

@@ -62,7 +62,7 @@ def test_it_says_what_is_left_and_keeps_what_it_said_first(
         preflight.on_fit_start(trainer, model)
     assert asked == [2, 1]
     first, time, _, again = printed.getvalue().splitlines()
-    for words in ("memory: about", "are there", "disk: about"):
+    for words in ("memory: about", "are available", "disk: about"):
         assert words in first
     assert time == "time: about 0:08 to calibrate (4.2 s per block), 1:05 to measure"
     assert again == "time: about 0:04 to calibrate (4.2 s per block), 1:05 to measure"

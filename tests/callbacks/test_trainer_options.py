@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.strategies import DDPStrategy
 
 from callbacks.block_progression import BlockProgression
 from callbacks.trainer_options import CALIBRATING, MEASURING, require_supported
@@ -50,6 +51,11 @@ def test_what_would_change_the_numbers_is_refused(options: dict[str, Any], compl
         require_supported(trainer, "fit")
     if not options.keys() & MEASURING:
         require_supported(trainer, "validate")
+
+
+def test_a_strategy_of_lightnings_own_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"strategy is DDPStrategy; it must be auto or ddp"):
+        require_supported(small_trainer(strategy=DDPStrategy()), "fit")
 
 
 def test_every_option_has_its_case() -> None:

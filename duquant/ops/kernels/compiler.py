@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -27,8 +28,8 @@ def load_library(name: str) -> ctypes.CDLL | None:
     wanted = os.environ.get("DUQUANT_KERNELS", "1") != "0"
     is_x86 = platform.machine() in ("x86_64", "AMD64") and platform.system() == "Linux"
     has_vectors = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if not (wanted and is_x86 and has_vectors and compiler):
+    compiler = shlex.split(os.environ.get("CC", "cc"))  # may be "ccache gcc"
+    if not (wanted and is_x86 and has_vectors and compiler and shutil.which(compiler[0])):
         return None
     try:
         return ctypes.CDLL(str(_compiled(Path(__file__).with_name(f"{name}.c"), compiler)))
@@ -36,12 +37,12 @@ def load_library(name: str) -> ctypes.CDLL | None:
         return None
 
 
-def _compiled(source: Path, compiler: str) -> Path:
+def _compiled(source: Path, compiler: list[str]) -> Path:
     # PyTorch's own OpenMP library, or two pools of threads would fight for the cores
     openmp = [str(file) for file in (Path(torch.__file__).parent / "lib").glob("libgomp*")][:1]
-    command = [compiler, *FLAGS]
+    command = [*compiler, *FLAGS]
     identity = [source.read_bytes(), " ".join(command + openmp).encode(), _processor()]
-    identity.append(subprocess.check_output([compiler, "--version"], timeout=SECONDS_TO_COMPILE))
+    identity.append(subprocess.check_output([*compiler, "--version"], timeout=SECONDS_TO_COMPILE))
     name = hashlib.sha256(b"\0".join(identity)).hexdigest()[:16]
     library = _cache_directory() / f"{source.stem}-{name}.so"
     if not library.is_file():

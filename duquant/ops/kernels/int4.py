@@ -41,6 +41,9 @@ def int4_product(q: Tensor, packed: Tensor, largest: int) -> Tensor:
     assert library is not None
     q, packed = q.contiguous(), packed.contiguous()
     (rows, columns), out_features = q.shape, packed.shape[0]
+    assert packed.shape[1] * 2 == columns
+    assert q.dtype == packed.dtype == torch.uint8
+    assert 1 <= largest <= LARGEST_ACTIVATION
     product = q.new_empty(rows, out_features, dtype=torch.float32)
     status = library.int4_product(
         q.data_ptr(),
