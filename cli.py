@@ -6,6 +6,7 @@ links what belongs together: one ``--output_dir``, one ``--data.seed``, one ``--
 Subcommands that need no Trainer are typed functions of their own, see :data:`VERBS`.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+gc.disable()  # what imports make stays: looking through it for garbage costs more than a second
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 
@@ -33,6 +35,9 @@ from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
 from duquant.verbs import Verbs, add_verbs, run_verb
+
+gc.freeze()
+gc.enable()
 
 EXPECTED_WARNINGS = (
     ".*configure_optimizers. returned .None.*",
