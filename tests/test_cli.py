@@ -183,7 +183,7 @@ def test_no_disk_space(
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
     output = tmp_path / "run"
     outcome = command("fit", *arguments(model, output))
-    assert_refused(outcome, ["GB", "are free"], output)
+    assert_refused(outcome, ["the run needs about", "1.0 MB are free"], output)
 
 
 def test_output_of_another_kind(
