@@ -14,6 +14,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header, little-endian."""
+
 
 def write_durably(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` produce a file at a temporary path, then put it at ``path`` in one step.
@@ -71,12 +74,12 @@ def write_tensors(
 def _sort_metadata(path: Path) -> None:
     """Put a file's metadata in order, which safetensors leaves to chance."""
     with path.open("r+b") as opened:
-        length = int.from_bytes(opened.read(8), "little")
+        length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
         header = json.loads(opened.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         assert len(encoded) <= length
-        opened.seek(8)
+        opened.seek(LENGTH_BYTES)
         opened.write(encoded.ljust(length))
 
 

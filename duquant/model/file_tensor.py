@@ -13,10 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from duquant.durable import LENGTH_BYTES
 from duquant.model.checkpoint import DTYPES, open_safetensors
-
-LENGTH_BYTES = 8
-"""A safetensors file begins with the length of its header, little-endian."""
 
 
 class FileTensor:
