@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid, affine_grid, quantize
 from duquant.ops.fake_quantize import fake_quantize_rows
+from duquant.ops.kernels import rows
+from duquant.ops.quantized_tokens import encode_tokens
 
 
 class ActivationQuantizer(nn.Module):
@@ -46,6 +48,13 @@ class ActivationQuantizer(nn.Module):
             clip_low=self.clip_ratio,
         )
         return quantize(wide, grid, self.bits), grid
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """The same as bytes, ``(..., width + 6)``: see :mod:`duquant.ops.quantized_tokens`."""
+        if rows.can_encode(x, self.bits):
+            tokens: Tensor = rows.encode_rows(x, self.bits, self.clip_ratio, self.symmetric)
+            return tokens
+        return encode_tokens(*self.integers(x))
 
     def extra_repr(self) -> str:
         """Show the settings."""

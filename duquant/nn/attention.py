@@ -26,10 +26,10 @@ from transformers.masking_utils import sdpa_mask
 
 from duquant.nn.activation import ActivationQuantizer
 from duquant.ops.affine import dequantize
+from duquant.ops.dual_transform import apply_transform, rotation_alone
 from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor
 from duquant.ops.precision import widen_on_cpu
 from duquant.ops.quantized_tokens import decode_tokens, encode_tokens
-from duquant.ops.rotation import block_rotate
 
 ATTENTION_NAME = "duquant"
 IMPLEMENTATIONS = ("sdpa", "eager", ATTENTION_NAME)
@@ -88,8 +88,7 @@ class AttentionQuantizer(nn.Module):
 
         Half precision becomes float32 on the CPU.
         """
-        wide = widen_on_cpu(heads)
-        return block_rotate(wide, self.hadamard.to(wide.dtype).unsqueeze(0))
+        return apply_transform(widen_on_cpu(heads), rotation_alone(self.hadamard))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantized Q, K, V; shapes ``(batch, heads, tokens, head_dim)`` are kept.

@@ -19,7 +19,7 @@ faster form: it would outlive what was offloaded.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,26 +30,15 @@ from duquant.nn.execution import Execution, is_offloaded
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import AffineGrid
 from duquant.ops.freed_memory import return_freed_memory
+from duquant.ops.integer_linear import Panel, integer_linear
 from duquant.ops.integer_product import (
     IntegerWeight,
     columns_at_once,
     prepare_packed,
     prepare_weight,
-    scaled_product,
     weight_sums,
 )
 from duquant.ops.packing import pack, unpack
-from duquant.ops.quantized_tokens import decode_tokens
-
-
-class Panel(NamedTuple):
-    """Consecutive inputs that share a scale and whose products sum exactly."""
-
-    columns: slice
-    weight: IntegerWeight
-    sums: Tensor
-    zero: Tensor
-    scale: Tensor
 
 
 class PackedLinear(ExactBuffers):
@@ -181,17 +170,9 @@ class PackedLinear(ExactBuffers):
         return self._dequantized
 
     def _multiply_integers(self, tokens: Tensor) -> Tensor:
-        q, grid = decode_tokens(tokens.flatten(0, -2))
-        total = None
-        for panel in self.prepare():
-            part = scaled_product(q[:, panel.columns], grid, panel.weight, panel.sums, panel.zero)
-            part.mul_(panel.scale)
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        output = total.mul_(grid.scale)
-        if self.bias is not None:
-            output.add_(self.bias)
-        shaped: Tensor = output.to(self.output_like.dtype).unflatten(0, tokens.shape[:-1])
+        rows, dtype = tokens.flatten(0, -2), self.output_like.dtype
+        output = integer_linear(rows, self.prepare(), self.bias, dtype)
+        shaped: Tensor = output.unflatten(0, tokens.shape[:-1])
         return shaped
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -15,7 +15,6 @@ from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.exact_buffers import ExactBuffers
 from duquant.ops.dual_transform import DualTransform, apply_transform, identity_transform
 from duquant.ops.precision import widen_on_cpu
-from duquant.ops.quantized_tokens import encode_tokens
 
 
 class SiteTransform(ExactBuffers):
@@ -68,7 +67,7 @@ class SiteTransform(ExactBuffers):
         :mod:`duquant.ops.quantized_tokens`).
         """
         if self.emits_integers:
-            return encode_tokens(*self.quantizer.integers(self.transformed(x)))
+            return self.quantizer.encoded(self.transformed(x))
         quantized: Tensor = self.quantizer(self.transformed(x)).to(x.dtype)
         return quantized
 

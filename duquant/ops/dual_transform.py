@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from duquant.ops.kernels import transform as kernel
 from duquant.ops.permutation import permute_channels, zigzag_permutation
 from duquant.ops.rotation import block_rotate
 
@@ -37,13 +38,24 @@ def identity_transform(width: int) -> DualTransform:
     return DualTransform(torch.zeros(0, 1, 1, 1), torch.zeros(0, width, dtype=torch.int64))
 
 
+def rotation_alone(matrix: Tensor) -> DualTransform:
+    """Every block multiplied by ``matrix (b, b)``; the width is that of what it is applied to."""
+    return DualTransform(matrix.view(1, 1, *matrix.shape), torch.zeros(0, 0, dtype=torch.int64))
+
+
 def apply_transform(x: Tensor, transform: DualTransform) -> Tensor:
     """Multiply the last dimension by ``R₁ P R₂ …``.
 
     Args:
         x: activation ``(..., width)`` or weight ``(out, width)``; computed in its own dtype.
         transform: rotations are converted to the dtype of ``x``.
+
+    Where nobody asks for the gradient of ``x``, processors do all steps at once in C
+    (:mod:`duquant.ops.kernels.transform`).
     """
+    if kernel.serves(x, transform.rotations):
+        result: Tensor = kernel.transform_rows(x, *transform)
+        return result
     for index, rotation in enumerate(transform.rotations):
         x = block_rotate(x, rotation.to(x.dtype))
         if index < len(transform.permutations):

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from duquant.ops.affine import AffineGrid
 from duquant.ops.kernels import int4
 from duquant.ops.packing import unpack
 
@@ -115,7 +114,7 @@ def prepare_packed(
     )
     if not fits or not int4.is_available():
         return None
-    return _PackedWeight(packed, largest=2**activation_bits - 1)
+    return PackedWeight(packed, largest=2**activation_bits - 1)
 
 
 def weight_sums(weight: IntegerWeight, columns: int, zero: Tensor) -> Tensor:
@@ -130,28 +129,13 @@ def weight_sums(weight: IntegerWeight, columns: int, zero: Tensor) -> Tensor:
     return weight.product(ones).squeeze(0) - columns * zero
 
 
-def scaled_product(
-    q: Tensor, grid: AffineGrid, weight: IntegerWeight, sums: Tensor, zero: Tensor
-) -> Tensor:
-    """The bracket of the module's formula: exact wherever its three terms stay below ``2**24``.
+class PackedWeight:
+    """Multiplied where it lies.
 
     Args:
-        q: activation integers ``uint8 (rows, in)``.
-        grid: their zero points (the scale is the caller's to apply), ``(rows, 1)``.
-        weight: the prepared weight.
-        sums: ``Σ (q'_w − z'_w)``, float32 ``(out,)``.
-        zero: ``z'_w``, float32 ``(out,)``.
-
-    Returns:
-        float32 ``(rows, out)``.
+        packed: ``uint8 (out, packed width)``, not copied.
+        largest: largest activation it will meet.
     """
-    row_sums = q.sum(dim=-1, keepdim=True, dtype=torch.int32).float()
-    corrections = torch.cat([grid.zero, row_sums], dim=-1)
-    return torch.addmm(weight.product(q), corrections, torch.stack([sums, zero]), alpha=-1)
-
-
-class _PackedWeight:
-    """Multiplied where it lies."""
 
     num_bytes = 0
     """Nothing beside the packed weight."""
@@ -161,10 +145,12 @@ class _PackedWeight:
         self.largest = largest
 
     def product(self, q: Tensor) -> Tensor:
+        """Exact integers as float32."""
         product: Tensor = int4.int4_product(q, self.packed, self.largest)
         return product
 
     def integers(self) -> Tensor:
+        """Unpacked, signed."""
         q = unpack(self.packed, PACKED_BITS, 2 * self.packed.shape[1])
         return (q.to(torch.int16) - int4.OFFSET).to(torch.int8)
 

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from duquant.ops.affine import AffineGrid
+from duquant.ops.integer_linear import scaled_product
 from duquant.ops.integer_product import (
     EXACT_FLOAT32,
     columns_at_once,
     engine,
     prepare_weight,
-    scaled_product,
 )
 from tests.outliers import seeds
 

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from duquant.ops.affine import AffineGrid
 from duquant.ops.kernels import int4
 from duquant.ops.packing import pack
+from duquant.ops.quantized_tokens import encode_tokens
 from tests.outliers import seeds
 
 pytestmark = pytest.mark.skipif(
@@ -60,10 +62,49 @@ def test_threads_and_tokens_change_nothing() -> None:
         torch.set_num_threads(before)
 
 
-def test_the_operator_is_sound() -> None:
+@given(seeds, st.integers(1, 13), st.integers(1, 70), st.integers(1, 100), st.booleans())
+def test_the_linear_is_its_formula(
+    seed: int, rows: int, out: int, half: int, has_bias: bool
+) -> None:
+    """The same float32 operations in the same order on exact integers: equal to the last bit."""
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randint(0, 16, (rows, 2 * half), generator=generator, dtype=torch.uint8)
+    w = torch.randint(0, 16, (out, 2 * half), generator=generator, dtype=torch.uint8)
+    grid = AffineGrid(
+        torch.rand(rows, 1, generator=generator) + 0.1,
+        torch.randint(-20, 36, (rows, 1), generator=generator).float(),
+    )
+    scale = torch.rand(out, generator=generator)
+    zero = torch.randint(-8, 8, (out,), generator=generator).float()
+    sums = (w.float() - int4.OFFSET).sum(dim=1) - 2 * half * zero
+    bias = torch.randn(out, generator=generator) if has_bias else None
+    exact = expected(q, w).float() - grid.zero * sums - q.sum(1, keepdim=True) * zero
+    result = exact * scale * grid.scale
+    result = result if bias is None else result + bias
+    arguments = (encode_tokens(q, grid), pack(w, 4), scale, zero, sums, bias, 15)
+    assert torch.equal(int4.int4_linear(*arguments, torch.float32), result)
+    assert torch.equal(int4.int4_linear(*arguments, torch.bfloat16), result.bfloat16())
+
+
+def test_what_is_not_finite_stays_in_its_token() -> None:
+    q = torch.randint(0, 16, (3, 32), dtype=torch.uint8)
+    grid = AffineGrid(torch.tensor([[1.0], [float("nan")], [2.0]]), torch.zeros(3, 1))
+    ones = torch.ones(5)
+    arguments = (encode_tokens(q, grid), pack(q[:1].repeat(5, 1), 4), ones, ones, ones, None, 15)
+    for dtype in (torch.float32, torch.bfloat16):
+        finite = int4.int4_linear(*arguments, dtype).isfinite()
+        assert finite.all(dim=1).tolist() == [True, False, True]
+        assert not finite[1].any()
+
+
+def test_the_operators_are_sound() -> None:
     q = torch.randint(0, 16, (2, 32), dtype=torch.uint8)
     packed = torch.randint(0, 256, (3, 16), dtype=torch.uint8)
     torch.library.opcheck(torch.ops.duquant.int4_product, (q, packed, 15))
+    tokens = encode_tokens(q, AffineGrid(torch.ones(2, 1), torch.ones(2, 1)))
+    rows = torch.ones(3)
+    arguments = (tokens, packed, rows, rows, rows, None, 15, torch.bfloat16)
+    torch.library.opcheck(torch.ops.duquant.int4_linear, arguments)
 
 
 def test_it_can_be_turned_off() -> None:

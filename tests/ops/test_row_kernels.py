@@ -10,6 +10,7 @@ from duquant.ops import fake_quantize
 from duquant.ops.affine import affine_grid, dequantize, quantize
 from duquant.ops.fake_quantize import fake_quantize_rows
 from duquant.ops.kernels import rows
+from duquant.ops.quantized_tokens import encode_tokens
 from tests.outliers import outlier_activation, seeds
 
 pytestmark = pytest.mark.skipif(
@@ -59,6 +60,21 @@ def test_gradients_are_those_of_the_other_path(
         # Up to 150 float32 terms as large as the largest entry, added in another order.
         largest = float(x.abs().max())
         torch.testing.assert_close(one, other, rtol=1e-4, atol=150 * 2e-7 * (1 + largest))
+
+
+@given(seeds, st.integers(1, 9), sizes, st.integers(2, 8), st.booleans(), ratios)
+def test_encoded_rows_are_those_of_the_other_path(
+    seed: int, tokens: int, width: int, bits: int, symmetric: bool, ratio: float
+) -> None:
+    x = outlier_activation(tokens, width, seed)
+    grid = affine_grid(x, bits, symmetric=symmetric, clip_high=ratio, clip_low=ratio)
+    expected = encode_tokens(quantize(x, grid, bits), grid)
+    assert torch.equal(rows.encode_rows(x, bits, ratio, symmetric), expected)
+
+
+def test_encoding_is_an_operator_that_compiled_graphs_may_hold() -> None:
+    arguments = (outlier_activation(3, 20, 0), 4, 0.9, False)
+    torch.library.opcheck(torch.ops.duquant.encode_rows.default, arguments)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -1,4 +1,4 @@
-/* Fake quantization of rows and its gradient, one pass over memory each.
+/* Quantization of rows, fake and real, and its gradient, one pass over memory each.
 
    Every row has a scale s and a zero point z; n is the largest integer:
 
@@ -10,6 +10,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #define SMALL 16384 /* entries that one thread finishes before others have begun */
 #define STRIDE 64   /* entries looked at together */
@@ -53,6 +54,22 @@ void quantize_rows(const float *x, const float *scale, const float *zero, float 
 #pragma omp simd
         for (int64_t c = 0; c < columns; c++)
             to[c] = (clamp(rintf(row[c] / s) + z, largest) - z) * s;
+    }
+}
+
+/* out: of every row the integers q, a byte each, then s (float) and z (int16). */
+void encode_rows(const float *x, const float *scale, const float *zero, uint8_t *out, int64_t rows,
+                 int64_t columns, float largest, int threads) {
+#pragma omp parallel for num_threads(useful(threads, rows, columns)) schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *row = x + r * columns, s = scale[r], z = zero[r];
+        uint8_t *to = out + r * (columns + (int64_t)(sizeof(float) + sizeof(int16_t)));
+        const int16_t integer_zero = (int16_t)z;
+#pragma omp simd
+        for (int64_t c = 0; c < columns; c++)
+            to[c] = (uint8_t)(int32_t)clamp(rintf(row[c] / s) + z, largest);
+        memcpy(to + columns, &s, sizeof s);
+        memcpy(to + columns + sizeof s, &integer_zero, sizeof integer_zero);
     }
 }
 

@@ -1,9 +1,10 @@
 """The C kernel for packed 4-bit weights.
 
-PyTorch's int8 products need weights of a byte each, laid out beforehand. ``int4_product.c`` reads
+PyTorch's int8 products need weights of a byte each, laid out beforehand. ``int4_linear.c`` reads
 the packed weights as they lie in the file, half a byte each: nothing is laid out, nothing is kept
-twice, and decoding, which waits for memory, waits half as long. Where it is missing, or fails its
-own test, PyTorch's products serve.
+twice, and decoding, which waits for memory, waits half as long. Sums are corrected, scaled and
+converted while they are still in the cache. Where the kernel is missing, or fails its own test,
+PyTorch's products serve.
 """
 
 import ctypes
@@ -12,12 +13,23 @@ import functools
 import torch
 from torch import Tensor
 
+from duquant.ops.affine import AffineGrid
 from duquant.ops.kernels.compiler import load_library
 from duquant.ops.packing import pack
+from duquant.ops.quantized_tokens import GRID_BYTES, encode_tokens
 
 OFFSET = 8
 """The kernel multiplies by weights minus this: signed 4-bit integers."""
 LARGEST_ACTIVATION = 127
+
+
+class _Output(ctypes.Structure):
+    """Where results go and what they are multiplied by, as the C source has it."""
+
+    _fields_ = (
+        *[(name, ctypes.c_void_p) for name in ("scale", "zero", "sums", "bias", "to")],
+        *[(name, ctypes.c_int64) for name in ("rows", "is_bfloat16")],
+    )
 
 
 def is_available() -> bool:
@@ -39,24 +51,9 @@ def int4_product(q: Tensor, packed: Tensor, largest: int) -> Tensor:
     """
     library = _library()
     assert library is not None
-    q, packed = q.contiguous(), packed.contiguous()
-    (rows, columns), out_features = q.shape, packed.shape[0]
-    assert packed.shape[1] * 2 == columns
-    assert q.dtype == packed.dtype == torch.uint8
-    assert 1 <= largest <= LARGEST_ACTIVATION
-    product = q.new_empty(rows, out_features, dtype=torch.float32)
-    status = library.int4_product(
-        q.data_ptr(),
-        packed.data_ptr(),
-        product.data_ptr(),
-        rows,
-        out_features,
-        columns,
-        largest,
-        torch.get_num_threads(),
-    )
-    if status:
-        raise MemoryError(f"no memory for the integer product of {rows} x {columns} activations")
+    assert packed.shape[1] * 2 == q.shape[1]
+    product = q.new_empty(q.shape[0], packed.shape[0], dtype=torch.float32)
+    _run(library, q, packed, largest, product)
     return product
 
 
@@ -65,29 +62,109 @@ def _(q: Tensor, packed: Tensor, largest: int) -> Tensor:
     return q.new_empty(q.shape[0], packed.shape[0], dtype=torch.float32)
 
 
+@torch.library.custom_op("duquant::int4_linear", mutates_args=())
+def int4_linear(
+    tokens: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    sums: Tensor,
+    bias: Tensor | None,
+    largest: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """A linear layer of encoded tokens, by the formula of :mod:`duquant.ops.integer_product`.
+
+    Args:
+        tokens: rows of :mod:`duquant.ops.quantized_tokens`, ``uint8 (rows, in + 6)``, ``in`` even.
+        packed: ``uint8 (out, in / 2)``.
+        scale: ``s_w`` of every weight row, float32 ``(out,)``.
+        zero: ``z'_w``, likewise.
+        sums: ``Σ (q'_w − z'_w)``, likewise.
+        bias: likewise, or ``None``.
+        largest: largest integer of a token, at most 127.
+        dtype: of the result, float32 or bfloat16.
+
+    Returns:
+        ``(rows, out)``.
+    """
+    library = _library()
+    assert library is not None
+    assert packed.shape[1] * 2 == tokens.shape[1] - GRID_BYTES
+    output = tokens.new_empty(tokens.shape[0], packed.shape[0], dtype=dtype)
+    rows = [None if row is None else row.float().contiguous() for row in (scale, zero, sums, bias)]
+    assert all(row is None or row.shape == (packed.shape[0],) for row in rows)
+    _run(library, tokens, packed, largest, output, rows)
+    return output
+
+
+@int4_linear.register_fake
+def _(
+    tokens: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    sums: Tensor,
+    bias: Tensor | None,
+    largest: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return tokens.new_empty(tokens.shape[0], packed.shape[0], dtype=dtype)
+
+
+def _run(
+    library: ctypes.CDLL,
+    q: Tensor,
+    packed: Tensor,
+    largest: int,
+    output: Tensor,
+    rows: list[Tensor | None] | None = None,
+) -> None:
+    q, packed = q.contiguous(), packed.contiguous()
+    assert q.dtype == packed.dtype == torch.uint8
+    assert output.dtype in (torch.float32, torch.bfloat16)
+    assert 1 <= largest <= LARGEST_ACTIVATION
+    pointers = [None if row is None else row.data_ptr() for row in rows or [None] * 4]
+    to = _Output(*pointers, output.data_ptr(), packed.shape[0], output.dtype == torch.bfloat16)
+    sizes = (q.shape[0], 2 * packed.shape[1], largest, torch.get_num_threads())
+    if library.int4_linear(q.data_ptr(), q.shape[1], packed.data_ptr(), ctypes.byref(to), *sizes):
+        raise MemoryError(f"no memory for the integer product of {tuple(q.shape)} activations")
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = load_library("int4_product")
+    library = load_library("int4_linear")
     if library is None:
         return None
-    library.int4_product.argtypes = [
-        *[ctypes.c_void_p] * 3,
-        *[ctypes.c_int64] * 4,
-        ctypes.c_int,
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.int4_linear.argtypes = [
+        *(pointer, size, pointer, ctypes.POINTER(_Output)),
+        *(size, size, size, ctypes.c_int),
     ]
-    library.int4_product.restype = ctypes.c_int
+    library.int4_linear.restype = ctypes.c_int
     return library if _is_right(library) else None
 
 
 def _is_right(library: ctypes.CDLL) -> bool:
-    """Compare one small product, all integers at their largest, with plain arithmetic."""
-    rows, out, columns = 5, 3, 2306
+    """Compare small products, integers at their largest, with plain arithmetic."""
+    rows, out, columns = 7, 11, 2306
     q = torch.full((rows, columns), LARGEST_ACTIVATION, dtype=torch.uint8)
     w = torch.full((out, columns), 15, dtype=torch.uint8)
     q[1::2] = torch.arange(columns).remainder(16)
     w[1] = torch.arange(columns).remainder(15)
-    packed, product = pack(w, 4), torch.empty(rows, out)
-    library.int4_product(
-        q.data_ptr(), packed.data_ptr(), product.data_ptr(), rows, out, columns, 127, 1
+    product, scaled = torch.empty(rows, out), torch.empty(rows, out)
+    packed = pack(w, 4)
+    _run(library, q, packed, LARGEST_ACTIVATION, product)
+    expected = q.long() @ (w.long() - OFFSET).T
+    grid = AffineGrid(torch.full((rows, 1), 0.5), torch.arange(rows).float().unsqueeze(1))
+    ones, zeros = torch.ones(out), torch.zeros(out)
+    _run(
+        library,
+        encode_tokens(q, grid),
+        packed,
+        LARGEST_ACTIVATION,
+        scaled,
+        [ones, zeros, ones, ones],
     )
-    return torch.equal(product.long(), q.long() @ (w.long() - OFFSET).T)
+    corrected = (expected - torch.arange(rows).unsqueeze(1)) * 0.5 + 1
+    return torch.equal(product.long(), expected) and torch.equal(scaled, corrected)

@@ -1,4 +1,4 @@
-"""Fake quantization of rows in C: what LWC spends its time on beside matrix products.
+"""Quantization of rows in C: what LWC spends its time on beside matrix products, and running too.
 
 PyTorch needs some twenty passes over a weight to quantize it and to learn from it, each as slow as
 memory; ``fake_quantize.c`` needs three. Values are equal to the last bit; the sums over a row that
@@ -14,8 +14,11 @@ import functools
 import torch
 from torch import Tensor
 
-from duquant.ops.affine import AffineGrid, affine_grid, dequantize, quantize
+from duquant.ops.affine import AffineGrid, affine_grid, dequantize, grid_of_range, quantize
 from duquant.ops.kernels.compiler import load_library
+from duquant.ops.quantized_tokens import GRID_BYTES
+
+BYTE = 8
 
 
 def serves(x: Tensor) -> bool:
@@ -70,6 +73,38 @@ def find_in_rows(x: Tensor, values: Tensor) -> Tensor:
     at = torch.empty_like(values, dtype=torch.int64)
     _call("find_in_rows", x, (x, values, at))
     return at
+
+
+def can_encode(x: Tensor, bits: int) -> bool:
+    """Whether :func:`encode_rows` takes ``x``."""
+    is_float = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
+    return is_float and bits <= BYTE and _library() is not None
+
+
+@torch.library.custom_op("duquant::encode_rows", mutates_args=())
+def encode_rows(x: Tensor, bits: int, clip_ratio: float, symmetric: bool) -> Tensor:
+    """Quantized rows as :func:`duquant.ops.quantized_tokens.encode_tokens` lays them.
+
+    Args:
+        x: ``(..., width)``.
+        bits: width of the integers, at most 8.
+        clip_ratio: factor on both ends of every row's range.
+        symmetric: centre the range on zero.
+
+    Returns:
+        ``uint8 (..., width + 6)``.
+    """
+    x = x.contiguous()
+    high, low = row_extremes(x)
+    grid = grid_of_range(clip_ratio * high, clip_ratio * low, bits, symmetric=symmetric)
+    out = x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
+    _call("encode_rows", x, (x, *grid, out), 2**bits - 1)
+    return out
+
+
+@encode_rows.register_fake
+def _(x: Tensor, bits: int, clip_ratio: float, symmetric: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
 
 
 def _per_row(x: Tensor) -> Tensor:

@@ -1,0 +1,94 @@
+"""A linear layer of integers: exact products, then zero points, scales and bias.
+
+By the formula of :mod:`duquant.ops.integer_product`. Inputs are cut into *panels*: a panel's inputs
+share a scale, and its sums are counted exactly. A weight that is packed in 4 bits with one scale
+per row is a single panel, and its kernel does all of it at once.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from duquant.ops.affine import AffineGrid
+from duquant.ops.integer_product import IntegerWeight, PackedWeight
+from duquant.ops.kernels import int4
+from duquant.ops.quantized_tokens import decode_tokens
+
+
+class Panel(NamedTuple):
+    """Consecutive inputs that share a scale and whose products sum exactly.
+
+    Attributes:
+        columns: which inputs.
+        weight: their integers ``q'_w``.
+        sums: ``Σ (q'_w − z'_w)`` of every row, float32 ``(out,)``.
+        zero: ``z'_w``, likewise.
+        scale: ``s_w``, likewise.
+    """
+
+    columns: slice
+    weight: IntegerWeight
+    sums: Tensor
+    zero: Tensor
+    scale: Tensor
+
+
+def integer_linear(
+    tokens: Tensor, panels: Sequence[Panel], bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """``x · Wᵀ + bias`` of encoded tokens.
+
+    Args:
+        tokens: ``uint8 (rows, in + 6)`` of :mod:`duquant.ops.quantized_tokens`.
+        panels: the weight.
+        bias: ``(out,)`` or ``None``.
+        dtype: of the result.
+
+    Returns:
+        ``(rows, out)``.
+    """
+    if isinstance(panels[0].weight, PackedWeight):
+        return _packed_linear(tokens, panels[0].weight, panels[0], bias, dtype)
+    q, grid = decode_tokens(tokens)
+    total = None
+    for panel in panels:
+        part = scaled_product(q[:, panel.columns], grid, panel.weight, panel.sums, panel.zero)
+        part.mul_(panel.scale)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    output = total.mul_(grid.scale)
+    if bias is not None:
+        output.add_(bias)
+    return output.to(dtype)
+
+
+def scaled_product(
+    q: Tensor, grid: AffineGrid, weight: IntegerWeight, sums: Tensor, zero: Tensor
+) -> Tensor:
+    """The bracket of the formula: exact wherever its three terms stay below ``2**24``.
+
+    Args:
+        q: activation integers ``uint8 (rows, in)``.
+        grid: their zero points (the scale is the caller's to apply), ``(rows, 1)``.
+        weight: the prepared weight.
+        sums: ``Σ (q'_w − z'_w)``, float32 ``(out,)``.
+        zero: ``z'_w``, float32 ``(out,)``.
+
+    Returns:
+        float32 ``(rows, out)``.
+    """
+    row_sums = q.sum(dim=-1, keepdim=True, dtype=torch.int32).float()
+    corrections = torch.cat([grid.zero, row_sums], dim=-1)
+    return torch.addmm(weight.product(q), corrections, torch.stack([sums, zero]), alpha=-1)
+
+
+def _packed_linear(
+    tokens: Tensor, weight: PackedWeight, panel: Panel, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    direct = dtype if dtype == torch.bfloat16 else torch.float32
+    output: Tensor = int4.int4_linear(
+        tokens, weight.packed, panel.scale, panel.zero, panel.sums, bias, weight.largest, direct
+    )
+    return output.to(dtype)

@@ -1,0 +1,91 @@
+"""A site's transform in C: all rotations and permutations of a few tokens while they are cached.
+
+PyTorch passes over the whole activation for every rotation and every permutation, and gathers with
+an index for every entry. ``transform.c`` reads the activation once and writes it once. A rotation's
+products are summed in the order of the channels, as PyTorch's usually are, but nothing promises
+that: results of the two agree to float32 rounding.
+
+All tensors are contiguous float32 on the CPU; there is no gradient.
+"""
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from duquant.ops.kernels.compiler import load_library
+
+
+def serves(x: Tensor, rotations: Tensor) -> bool:
+    """Whether the kernel can multiply ``x`` by these rotations."""
+    library = _library() if x.device.type == "cpu" and x.dtype == torch.float32 else None
+    needs_gradient = torch.is_grad_enabled() and x.requires_grad
+    if library is None or needs_gradient or not (x.numel() and rotations.numel()):
+        return False
+    fits: bool = rotations.shape[-1] % library.panel_width() == 0
+    return fits
+
+
+@torch.library.custom_op("duquant::transform_rows", mutates_args=())
+def transform_rows(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor:
+    """Multiply the last dimension by ``R₁ P₁ R₂ …``.
+
+    Args:
+        x: float32 ``(..., width)``.
+        rotations: float32 ``(times + 1, 1 or width / b, b, b)``.
+        permutations: integers ``(times, width)``.
+
+    Returns:
+        float32, shape of ``x``.
+    """
+    library = _library()
+    assert library is not None
+    x, width = x.contiguous(), x.shape[-1]
+    rotations = rotations.float().contiguous()
+    steps, matrices, size, _ = rotations.shape
+    assert len(permutations) == steps - 1
+    orders = torch.empty(steps, width, dtype=torch.int32)
+    torch.arange(width, out=orders[0])
+    if steps > 1:
+        orders[1:] = permutations
+    assert matrices in (1, width // size)
+    out = torch.empty_like(x)
+    pointers = [tensor.data_ptr() for tensor in (x, out, rotations, orders)]
+    sizes = (x.numel() // width, width, steps, matrices, size)
+    if library.transform_rows(*pointers, *sizes, torch.get_num_threads()):
+        raise MemoryError(f"no memory to transform rows of {width} channels")
+    return out
+
+
+@transform_rows.register_fake
+def _(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    library = load_library("transform")
+    if library is None:
+        return None
+    library.transform_rows.argtypes = [
+        *[ctypes.c_void_p] * 4,
+        *[ctypes.c_int64] * 5,
+        ctypes.c_int,
+    ]
+    return library if _is_right(library) else None
+
+
+def _is_right(library: ctypes.CDLL) -> bool:
+    """Exchange channels by rotations of zeros and ones: the result is exact."""
+    size, tokens = library.panel_width(), 19
+    width = 3 * size
+    x = torch.arange(tokens * width, dtype=torch.float32).view(tokens, width)
+    turned = torch.eye(size).roll(1, dims=1)
+    rotations = torch.stack([turned, turned]).unsqueeze(1).contiguous()
+    orders = torch.stack([torch.arange(width), torch.arange(width).flip(0)]).int()
+    out = torch.empty_like(x)
+    pointers = [tensor.data_ptr() for tensor in (x, out, rotations, orders)]
+    failed = library.transform_rows(*pointers, tokens, width, 2, 1, size, 1)
+    blocks = (x.view(tokens, 3, size) @ turned).view(tokens, width).flip(1)
+    return not failed and torch.equal(out, (blocks.view(tokens, 3, size) @ turned).view_as(out))
