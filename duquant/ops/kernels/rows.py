@@ -75,10 +75,16 @@ def find_in_rows(x: Tensor, values: Tensor) -> Tensor:
     return at
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_available() -> bool:
+    """Whether this machine has the kernels; compiles them when asked for the first time."""
+    return _library() is not None
+
+
 def can_encode(x: Tensor, bits: int) -> bool:
     """Whether :func:`encode_rows` takes ``x``."""
     is_float = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
-    return is_float and bits <= BYTE and _library() is not None
+    return bool(is_float and bits <= BYTE and is_available())
 
 
 @torch.library.custom_op("duquant::encode_rows", mutates_args=())

@@ -17,14 +17,21 @@ from torch import Tensor
 from duquant.ops.kernels.compiler import load_library
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def panel_width() -> int:
+    """What the kernel's block sizes are multiples of; 0 without a kernel."""
+    library = _library()
+    return 0 if library is None else int(library.panel_width())
+
+
 def serves(x: Tensor, rotations: Tensor) -> bool:
     """Whether the kernel can multiply ``x`` by these rotations."""
-    library = _library() if x.device.type == "cpu" and x.dtype == torch.float32 else None
     needs_gradient = torch.is_grad_enabled() and x.requires_grad
-    if library is None or needs_gradient or not (x.numel() and rotations.numel()):
+    is_float = x.device.type == "cpu" and x.dtype == torch.float32
+    if needs_gradient or not (is_float and x.numel() and rotations.numel()):
         return False
-    fits: bool = rotations.shape[-1] % library.panel_width() == 0
-    return fits
+    width: int = panel_width()
+    return width > 0 and rotations.shape[-1] % width == 0
 
 
 @torch.library.custom_op("duquant::transform_rows", mutates_args=())
