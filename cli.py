@@ -67,7 +67,10 @@ VERBS: Verbs = {"evaluate": Evaluate, "mtbench": MT_BENCH, "report": report}
 table of further subcommands. Its module imports what is slow inside of the function."""
 
 
-FORMS = {"data.validation": "a mapping of names to texts, {mine: my_test.txt}"}
+FORMS = {
+    "data.validation": "a mapping of names to texts, {mine: my_test.txt}",
+    "model.pretrained": "a model directory or a hub id",
+}
 """What options look like whose type says too little."""
 
 

@@ -147,6 +147,12 @@ def test_text_shorter_than_a_window(
         assert_refused(outcome, ["tokens", "sequence_length"], output)
 
 
+def test_no_model_at_all(tmp_path: Path, command: Callable[..., Outcome]) -> None:
+    output = tmp_path / "run"
+    outcome = command("fit", "-c", "configs/w4a4.yaml", "--output_dir", str(output))
+    assert_refused(outcome, ["model.pretrained must be a model directory or a hub id\n"], output)
+
+
 @pytest.mark.parametrize("family", ["gemma2", "mixtral", "phi3"])
 def test_unknown_family_names_the_modules(
     family: str, tmp_path: Path, command: Callable[..., Outcome]
