@@ -16,6 +16,9 @@ from duquant.nn.exact_buffers import ExactBuffers
 from duquant.ops.dual_transform import DualTransform, apply_transform, identity_transform
 from duquant.ops.precision import widen_on_cpu
 
+FLOATS_AT_ONCE = 1 << 20
+"""Entries that are transformed and encoded together."""
+
 
 class SiteTransform(ExactBuffers):
     """Smooth (online part), rotate, permute and quantize the input of one site.
@@ -67,13 +70,23 @@ class SiteTransform(ExactBuffers):
         :mod:`duquant.ops.quantized_tokens`).
         """
         if self.emits_integers:
-            return self.quantizer.encoded(self.transformed(x))
+            return self._encoded(x)
         quantized: Tensor = self.quantizer(self.transformed(x)).to(x.dtype)
         return quantized
 
     def extra_repr(self) -> str:
         """Show the sizes."""
         return f"width={self.width}, rotations={tuple(self.rotations.shape)}"
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        """A few tokens at a time, so that their float32 values never leave the cache."""
+        tokens = x.flatten(0, -2)
+        at_once = len(tokens) if torch.compiler.is_compiling() else FLOATS_AT_ONCE // self.width
+        pieces = tokens.split(max(1, at_once)) if at_once < len(tokens) else [tokens]
+        encoded = [self.quantizer.encoded(self.transformed(piece)) for piece in pieces]
+        joined = encoded[0] if len(encoded) == 1 else torch.cat(encoded)
+        shaped: Tensor = joined.unflatten(0, x.shape[:-1])
+        return shaped
 
     def _hold(self, name: str, tensor: Tensor) -> None:
         """Register a tensor as state; one without entries means "none" and is not stored."""

@@ -109,7 +109,7 @@ def parts(block: nn.Module, inputs: dict[int, Tensor], repeats: int) -> dict[str
     wide = {width: x.float() for width, x in inputs.items()}
     transform = seconds(lambda: [site.transformed(wide[site.width]) for site in sites], repeats)
     quantize = seconds(
-        lambda: [site.quantizer.integers(wide[site.width]) for site in sites], repeats
+        lambda: [site.quantizer.encoded(wide[site.width]) for site in sites], repeats
     )
     return {"transform": transform, "quantization": quantize}
 
