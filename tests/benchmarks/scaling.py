@@ -17,12 +17,14 @@ from pathlib import Path
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch.utils.data import DataLoader
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from duquant.calibration import enter_block, finish_block
 from duquant.config import Recipe
-from duquant.data.streams import Streams
+from duquant.data.streams import BlockSamples, Streams, StreamSizes
+from duquant.model.batch import BlockBatch
 from duquant.model.structure import linear_shapes
 from duquant.modules.block import QuantBlock, block_generator
 from duquant.modules.clip_optimizer import clip_optimizer
@@ -45,23 +47,22 @@ def measure(hidden: int, samples: int) -> tuple[float, float]:
     positions = torch.arange(TOKENS).unsqueeze(0)
     context = {"position_embeddings": LlamaRotaryEmbedding(config)(stream, positions)}
     block, recipe = QuantBlock(linear_shapes(layer), Recipe()), Recipe()
+    sizes = StreamSizes.of(recipe, samples, TOKENS, hidden, torch.float32)
     start = time.perf_counter()
-    streams = Streams.open(stream, with_quantized=True)
-    turn = enter_block(block, layer, streams, context, block_generator(0, 0), CPU)
+    streams = Streams(stream, stream, stream.mean(dim=0, keepdim=True))
+    draft = Streams.draft(sizes)
+    turn = enter_block(block, layer, streams, draft, context, block_generator(0, 0), CPU)
     entered = time.perf_counter()
+    assert turn.samples is not None
     _train(block, turn.samples, recipe)
     trained = time.perf_counter()
     finish_block(block, turn, CPU)
     return entered - start + time.perf_counter() - trained, trained - entered
 
 
-def _train(block: QuantBlock, samples: object, recipe: Recipe) -> None:
+def _train(block: QuantBlock, samples: BlockSamples, recipe: Recipe) -> None:
     """One epoch as the trainer takes it, without the trainer."""
-    loader = torch.utils.data.DataLoader(
-        samples,  # type: ignore[arg-type]
-        batch_size=recipe.lwc.batch_size,
-        collate_fn=type(samples[0]).collate,  # type: ignore[index]
-    )
+    loader = DataLoader(samples, batch_size=recipe.lwc.batch_size, collate_fn=BlockBatch.collate)
     optimizer = clip_optimizer(block.parameters(), recipe)
     for index, batch in enumerate(loader):
         optimizer.zero_grad()
