@@ -51,7 +51,8 @@ class BlockParallel(DDPStrategy):
 
 def processes_of(trainer: Trainer) -> Processes:
     """This process among those of a trainer."""
-    return Processes(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
+    device, here = trainer.strategy.root_device, trainer.num_devices
+    return Processes(trainer.global_rank, trainer.world_size, device, here)
 
 
 def require_even_shares(

@@ -57,8 +57,10 @@ class Preflight(BlockObserver):
             return
         job, before = describe_job(pl_module, data), _resident()
         phase, disk = largest_phase(job), disk_bytes(job, clip_bytes(pl_module))
+        here = data.processes.local_count
+        each = f" in each of {here} processes" if here > 1 else ""
         self._say(
-            f"memory: about {_size(before + phase.num_bytes)} (most of it for {phase.name}), "
+            f"memory: about {_size(before + phase.num_bytes)}{each} (most of it for {phase.name}), "
             f"{_size(before + available_bytes())} are available; disk: about {_size(disk)}"
         )
         duration = estimate_duration(
@@ -140,11 +142,12 @@ def require_room(model: LanguageModel, data: CalibrationDataModule) -> None:
             f"free there: choose another --output_dir or fewer num_samples"
         )
     phase: Phase = largest_phase(job)
-    available = available_bytes()
-    if phase.num_bytes > available:
+    here, available = data.processes.local_count, available_bytes()
+    if here * phase.num_bytes > available:
+        shared = f", in {here} processes" if here > 1 else ""
         raise ValueError(
-            f"the run needs about {_size(phase.num_bytes)} more memory ({phase.name}), but "
-            f"{_size(available)} are available: try {phase.remedy}"
+            f"the run needs about {_size(here * phase.num_bytes)} more memory ({phase.name}"
+            f"{shared}), but {_size(available)} are available: try {phase.remedy}"
         )
 
 

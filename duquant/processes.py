@@ -30,11 +30,13 @@ class Processes:
         rank: number of this process.
         count: number of processes; above 1, torch.distributed's default group joins them.
         device: where tensors must lie for the group's backend to exchange them.
+        local_count: how many of them run on this machine and share its memory.
     """
 
     rank: int = 0
     count: int = 1
     device: torch.device | str = "cpu"
+    local_count: int = 1
 
     def share(self, samples: Tensor) -> Tensor:
         """This process's samples of ``(samples, ...)``."""

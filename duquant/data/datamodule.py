@@ -148,7 +148,7 @@ class CalibrationDataModule(LightningDataModule):
     def holds_in_memory(self, sizes: StreamSizes) -> bool:
         """Whether activation streams of these sizes fit into the memory they may take."""
         budget = self.stream_memory_gb
-        share = SHARE_FOR_STREAMS / self.processes.count
+        share = SHARE_FOR_STREAMS / self.processes.local_count
         allowed = available_bytes() * share if budget is None else budget * 1e9
         return sizes.bytes_at_once <= allowed
 

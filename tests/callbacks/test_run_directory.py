@@ -19,6 +19,7 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.modules.language_model import LanguageModel
 from duquant.preflight.disk import PICTURE_BYTES, SPARE_BYTES, disk_bytes
 from duquant.preflight.memory import largest_phase
+from duquant.processes import ALONE, Processes
 from tests.in_process import (
     LIGHTNING_WARNINGS,
     NO_LWC,
@@ -208,6 +209,9 @@ def test_not_enough_memory(
     words = ["more memory", phase.name, "are available", phase.remedy]
     assert_refused(model, data, words)
     monkeypatch.setattr("callbacks.preflight.available_bytes", lambda: phase.num_bytes)
+    data.processes = Processes(count=4, local_count=2)
+    assert_refused(model, data, ["more memory", "in 2 processes", "are available"])
+    data.processes = ALONE
     prepare_fit(model, data, None)
 
 
