@@ -8,6 +8,8 @@ transform.
     x  ->  x / s (only where s could not be folded)  ->  R₁ P R₂  ->  quantize per token
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -79,14 +81,19 @@ class SiteTransform(ExactBuffers):
         return f"width={self.width}, rotations={tuple(self.rotations.shape)}"
 
     def _encoded(self, x: Tensor) -> Tensor:
-        """A few tokens at a time, so that their float32 values never leave the cache."""
         tokens = x.flatten(0, -2)
-        at_once = len(tokens) if torch.compiler.is_compiling() else FLOATS_AT_ONCE // self.width
-        pieces = tokens.split(max(1, at_once)) if at_once < len(tokens) else [tokens]
-        encoded = [self.quantizer.encoded(self.transformed(piece)) for piece in pieces]
-        joined = encoded[0] if len(encoded) == 1 else torch.cat(encoded)
+        pieces = [self.quantizer.encoded(self.transformed(piece)) for piece in self._pieces(tokens)]
+        joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         shaped: Tensor = joined.unflatten(0, x.shape[:-1])
         return shaped
+
+    def _pieces(self, tokens: Tensor) -> Sequence[Tensor]:
+        """On a processor a few tokens at a time: their float32 values then never leave the cache."""
+        at_once = max(1, FLOATS_AT_ONCE // self.width)
+        is_eager = not torch.compiler.is_compiling()
+        if is_eager and tokens.device.type == "cpu" and len(tokens) > at_once:
+            return tokens.split(at_once)
+        return (tokens,)
 
     def _hold(self, name: str, tensor: Tensor) -> None:
         """Register a tensor as state; one without entries means "none" and is not stored."""

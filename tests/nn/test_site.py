@@ -68,3 +68,15 @@ def test_site_behind_a_norm(x: Tensor) -> None:
     site = SiteTransform(WIDTH, ActivationQuantizer(4, 0.9))
     site.install(a_transform())
     assert torch.equal(SiteNorm(norm, site)(x), site(norm(x)))
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * WIDTH, 3 * WIDTH + 1])
+def test_pieces_are_encoded_like_the_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token is alone with its scale; only the way through the cache differs."""
+    x = outlier_activation(10, WIDTH, seed=0).view(2, 5, WIDTH)
+    site = SiteTransform(WIDTH, ActivationQuantizer(4, 0.9))
+    site.install(a_transform())
+    site.emits_integers = True
+    whole = site(x)
+    monkeypatch.setattr("duquant.nn.site.FLOATS_AT_ONCE", at_once)
+    assert torch.equal(site(x), whole)
