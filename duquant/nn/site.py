@@ -88,11 +88,12 @@ class SiteTransform(ExactBuffers):
         return shaped
 
     def _pieces(self, tokens: Tensor) -> Sequence[Tensor]:
-        """On a processor a few tokens at a time: their float32 values then never leave the cache."""
+        """On a processor a few tokens at a time, so that their float32 values stay in the cache."""
         at_once = max(1, FLOATS_AT_ONCE // self.width)
         is_eager = not torch.compiler.is_compiling()
         if is_eager and tokens.device.type == "cpu" and len(tokens) > at_once:
-            return tokens.split(at_once)
+            pieces: Sequence[Tensor] = tokens.split(at_once)
+            return pieces
         return (tokens,)
 
     def _hold(self, name: str, tensor: Tensor) -> None:
