@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from duquant.ops.kernels import transform as kernel
+
 MARGIN = 1e-4
 """Relative rounding error allowed for when a norm is compared with an entry."""
 
@@ -81,10 +83,15 @@ class _ActiveRows:
         wide = self._indices.unsqueeze(-1).expand(-1, -1, self._rows.shape[-1])
         taken = self._rows.gather(1, wide)
         self._current = taken if product is None else taken @ product
+        self._low, self._high = self._current.aminmax(dim=-1)
 
     def multiply(self, step: Tensor) -> None:
         """Rotate the rows by one step more."""
-        self._current = self._current @ step
+        if kernel.serves(self._current, step):
+            self._low, self._high = kernel.rotate_rows(self._current, step)
+        else:
+            self._current = self._current @ step
+            self._low, self._high = self._current.aminmax(dim=-1)
 
     def extremes(self, product: Tensor, *, follow_row: bool) -> _Extremes:
         """Extremes over *all* rows; takes in more rows until no other row can change them.
@@ -94,14 +101,13 @@ class _ActiveRows:
             follow_row: both ends count, not only the larger.
         """
         while True:
-            row_low, row_high = self._current.aminmax(dim=-1)
-            high, low = row_high.amax(dim=1), row_low.amin(dim=1)
+            high, low = self._high.amax(dim=1), self._low.amin(dim=1)
             reach = torch.minimum(high, -low) if follow_row else torch.maximum(high, -low)
             eligible = self._norms * (1 + MARGIN) >= reach.unsqueeze(1)
             needed = int(eligible.sum(dim=1).max())
             count = self._indices.shape[1]
             if needed <= count:
-                return self._locate(torch.maximum(row_high, -row_low), high, low)
+                return self._locate(torch.maximum(self._high, -self._low), high, low)
             self._take(min(needed, 2 * count + 64), product)
 
     def _locate(self, magnitude: Tensor, high: Tensor, low: Tensor) -> _Extremes:
