@@ -85,8 +85,9 @@ def rotate_rows(rows: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
     assert library is not None
     assert rows.is_contiguous()
     assert matrices.shape == (rows.shape[0], rows.shape[2], rows.shape[2])
+    matrices = matrices.contiguous()
     low, high = rows.new_empty(rows.shape[:2]), rows.new_empty(rows.shape[:2])
-    pointers = [tensor.data_ptr() for tensor in (rows, matrices.contiguous(), high, low)]
+    pointers = [tensor.data_ptr() for tensor in (rows, matrices, high, low)]
     if library.rotate_rows(*pointers, *rows.shape, torch.get_num_threads()):
         raise MemoryError(f"no memory to rotate rows of {rows.shape[2]} channels")
     return low, high
