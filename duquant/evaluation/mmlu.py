@@ -14,7 +14,7 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from duquant.evaluation.local_items import TASKS_DIRECTORY, file_digest
+from duquant.evaluation.local_items import TASKS_DIRECTORY
 from duquant.evaluation.mmlu_csv import read_rows, subject_file
 
 CATEGORIES = {
@@ -91,11 +91,6 @@ def local_subjects(directory: Path, subjects: Sequence[str] = SUBJECTS) -> dict[
     for subject in subjects:  # every file is read before the first task is built
         read_rows(subject_file(subject, "test", directory))
     return {f"mmlu_{subject}": _subject_task(subject, directory) for subject in subjects}
-
-
-def subject_digest(subject: str, directory: Path) -> str:
-    """What the two files of a subject say."""
-    return file_digest(*(subject_file(subject, split, directory) for split in ("dev", "test")))
 
 
 def _subject_task(subject: str, directory: Path) -> FittingTask:

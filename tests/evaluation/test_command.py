@@ -176,6 +176,49 @@ def test_a_further_task_does_not_repeat_the_others(
     assert set(results(output)["results"]) == {"arc_easy", "piqa", "winogrande"}
 
 
+DEFINITION = """
+task: capitals
+dataset_path: json
+dataset_kwargs: {data_files: FILE}
+test_split: train
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: [Rome, Oslo]
+doc_to_target: gold
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def test_an_edited_task_is_measured_again(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its definition or its data; the newer results take the place of the older ones."""
+    output, measured = tmp_path / "out", []
+    definition, items = tmp_path / "tasks" / "capitals.yaml", tmp_path / "items.jsonl"
+    definition.parent.mkdir()
+    measure = evaluation.measure_task
+
+    def watched(lm: Any, name: str, *args: Any, **options: Any) -> Measurement:
+        measured.append(name)
+        return measure(lm, name, *args, **options)
+
+    def evaluate(text: str, question: str) -> int:
+        definition.write_text(text.replace("FILE", str(items)))
+        items.write_text(json.dumps({"question": question, "gold": 0}) + "\n")
+        options = ("--tasks", "capitals", "--tasks_dir", definition.parent)
+        status, _, told = command("--model", "quickstart", *options, "--output_dir", output)
+        assert status == 0, told
+        assert "capitals" in results(output)["results"]
+        return len(measured)
+
+    monkeypatch.setattr(evaluation, "measure_task", watched)
+    assert evaluate(DEFINITION, "Italy?") == 1
+    assert evaluate(DEFINITION, "Italy?") == 1
+    assert evaluate(DEFINITION.replace("Rome", "Roma"), "Italy?") == 2
+    assert evaluate(DEFINITION.replace("Rome", "Roma"), "Italia?") == 3
+    assert evaluate(DEFINITION, "Italy?") == 3, "what was measured before is still there"
+
+
 def test_a_run_beside_its_original(
     data: Path, tmp_path: Path, command: Command, finished_run: FinishedRun
 ) -> None:

@@ -29,7 +29,7 @@ def read(**_):
 
 def test_suite_tasks_read_local_files(tmp_path: Path) -> None:
     found = find_tasks(["piqa", "arc_easy", "piqa"], data_dir=write_task_files(tmp_path))
-    assert list(found.tasks) == list(found.data) == ["piqa", "arc_easy"]
+    assert list(found.tasks) == list(found.definitions) == ["piqa", "arc_easy"]
     assert len(found.tasks["piqa"].eval_docs) == 3
 
 
@@ -71,7 +71,14 @@ def test_a_local_definition_is_found_without_lm_evals_index(tmp_path: Path) -> N
     (tmp_path / "questions.py").write_text(READER)
     found = find_tasks(["capitals"], tasks_dir=tmp_path)
     assert len(found.tasks["capitals"].eval_docs) == 1
-    assert found.data == {}
+    assert list(found.definitions) == ["capitals"]
+
+
+def test_examples_must_be_there(tmp_path: Path) -> None:
+    folder, mmlu = write_task_files(tmp_path), write_mmlu_files(tmp_path / "mmlu")
+    for name, shots, most in (("piqa", 1, 0), ("mmlu_anatomy", 6, 5)):
+        with pytest.raises(ValueError, match=f"num_fewshot is {shots}, but .*{name} have {most} e"):
+            find_tasks([name], data_dir=folder, mmlu_data_dir=mmlu, num_fewshot=shots)
 
 
 def test_data_that_cannot_be_had_are_named(tmp_path: Path) -> None:
