@@ -13,6 +13,7 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.harness import EvaluatedModel, measure_task
 from duquant.evaluation.loaded_model import ModelSource, find_device
+from duquant.evaluation.mmlu import PUBLISHED_ITEMS
 from duquant.evaluation.parts import EvaluationDirectory
 from duquant.evaluation.perplexity import describe_windows
 from duquant.evaluation.perplexity_part import corpus_digest, measure_perplexity
@@ -166,7 +167,7 @@ class Evaluation:
             for name in names
         }
         means = {
-            group: combine(group, [parts[member] for member in members])
+            group: combine(group, [parts[name] for name in members], PUBLISHED_ITEMS.get(group))
             for group, members in reversed(self.tasks.groups.items())
         }
         together = {**parts, **means}

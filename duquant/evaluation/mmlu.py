@@ -46,7 +46,14 @@ CATEGORIES = {
 }  # fmt: skip
 SUBJECTS = tuple(subject for subjects in CATEGORIES.values() for subject in subjects)
 MOST_SHOTS = 5
-PUBLISHED_ITEMS = 14042
+PUBLISHED_ITEMS = {
+    "mmlu": 14042,
+    "mmlu_stem": 3153,
+    "mmlu_humanities": 4705,
+    "mmlu_social_sciences": 3077,
+    "mmlu_other": 3107,
+}
+"""Test questions of all subjects and of each category."""
 DESCRIPTION = "The following are multiple choice questions (with answers) about {}.\n\n"
 
 

@@ -260,6 +260,7 @@ def test_mmlu_by_category(data: Path, tmp_path: Path, command: Command) -> None:
     subjects = [values[name]["metrics"]["acc"]["value"] for name in values if "stderr" not in name]
     assert values["mmlu"]["metrics"]["acc"]["value"] == pytest.approx(sum(subjects[:57]) / 57)
     assert "mmlu_humanities" in printed
+    assert "mmlu: the data have 57 items, the published set 14042" in printed
 
 
 BAD_OPTIONS: dict[str, tuple[list[str], list[str]]] = {

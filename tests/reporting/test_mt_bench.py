@@ -62,7 +62,7 @@ def test_the_run_stands_first_and_categories_in_their_order() -> None:
     assert pairs.rows == [
         ["math", "1/2/1"],
         ["all", "1/2/1"],
-        ["win rate*", "50.0 %"],
+        ["win rate", "50.0 %"],
         ["malformed", "0"],
     ]
 

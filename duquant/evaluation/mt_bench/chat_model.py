@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from duquant.evaluation.mt_bench.chat_template import ChatTemplate, Message
 from duquant.evaluation.mt_bench.questions import Question
+from duquant.evaluation.quiet import quiet
 from duquant.model.checkpoint import find_model_directory, first_line
 from duquant.nn.packed_cache import PackedCache
 
@@ -48,9 +49,10 @@ def load_model(directory: Path, dtype: Dtype, device: torch.device) -> Any:
         ValueError: if it cannot be loaded.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, local_files_only=True, use_safetensors=True
+            )
         return model.to(device).eval()
     except Exception as error:
         raise ValueError(f"{directory} cannot be loaded: {first_line(error)}") from error

@@ -10,9 +10,9 @@ from duquant.evaluation.mt_bench.scores import ModelScore, PairScore, Tally
 Cells = dict[str, str]
 """Rows of one column by their names."""
 ABSENT = "–"
-TIES = "* a tie counts as half a win; a win needs both orders"
+TIES = "win rate: a tie counts as half a win; a win needs both orders"
 SCORE_ROWS = (("turn 1", "turn 2", "average"), ("questions", "turns judged", "malformed"))
-PAIR_ROWS = (("all", "win rate*"), ("malformed",))
+PAIR_ROWS = (("all", "win rate"), ("malformed",))
 """What stands below the categories, in sections."""
 
 
@@ -48,7 +48,7 @@ def pair_cells(score: PairScore) -> Cells:
     return {
         **{name: _outcomes(score.categories[name]) for name in in_order(score.categories)},
         "all": _outcomes(score.overall),
-        "win rate*": _percent(score.overall.rate()),
+        "win rate": _percent(score.overall.rate()),
         "malformed": str(score.malformed),
     }
 
