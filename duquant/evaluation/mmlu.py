@@ -15,7 +15,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from duquant.evaluation.local_items import TASKS_DIRECTORY
-from duquant.evaluation.mmlu_csv import read_rows, subject_file
+from duquant.evaluation.mmlu_csv import SPLITS, read_rows, subject_file
 
 CATEGORIES = {
     "stem": [
@@ -96,7 +96,8 @@ def local_subjects(directory: Path, subjects: Sequence[str] = SUBJECTS) -> dict[
         ValueError: if a file is missing or damaged, naming file and line.
     """
     for subject in subjects:  # every file is read before the first task is built
-        read_rows(subject_file(subject, "test", directory))
+        for split in SPLITS:
+            read_rows(subject_file(subject, split, directory))
     return {f"mmlu_{subject}": _subject_task(subject, directory) for subject in subjects}
 
 

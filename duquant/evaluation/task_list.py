@@ -164,12 +164,22 @@ def _add_from_lm_eval(
             )
             loaded = manager.load([str(file or name)])
     except Exception as error:
+        if file is not None and tasks_dir is not None and file.is_relative_to(tasks_dir):
+            raise ValueError(f"{file}: task {name} cannot be built: {_reason(error)}") from error
         raise ValueError(
-            f"task {name} or its data cannot be had ({first_line(error)}); check the network, or "
+            f"task {name} or its data cannot be had ({_reason(error)}); check the network, or "
             f"give the local files of the suite with --data_dir"
         ) from error
     found.tasks |= loaded["tasks"]
     found.groups |= _leaves(loaded.get("groups", {}), loaded.get("group_map", {}))
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in one line; for YAML that cannot be read also in which."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return first_line(error)
+    return f"line {mark.line + 1}: {getattr(error, 'problem', None)}"
 
 
 def _leaves(groups: Mapping[str, Any], children: Mapping[str, list[str]]) -> Groups:

@@ -319,8 +319,10 @@ def test_damaged_files(data: Path, tmp_path: Path, command: Command) -> None:
     (broken / "piqa.jsonl").unlink()
     assert_refused(command(*small(broken, output)), ["there is no", "piqa.jsonl"], output)
     mmlu = write_mmlu_files(broken / "mmlu")
-    (mmlu / "test" / "anatomy_test.csv").write_text("question,A,B\n")
+    (mmlu / "dev" / "virology_dev.csv").unlink()
     options = ("--model", "quickstart", "--mmlu", "--mmlu_data_dir", mmlu, "--output_dir", output)
+    assert_refused(command(*options), ["there is no", "virology_dev.csv"], output)
+    (mmlu / "test" / "anatomy_test.csv").write_text("question,A,B\n")
     assert_refused(command(*options), ["anatomy_test.csv, line 1", "3 columns"], output)
 
 

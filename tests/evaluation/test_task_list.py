@@ -84,5 +84,20 @@ def test_examples_must_be_there(tmp_path: Path) -> None:
 def test_data_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     (tmp_path / "capitals.yaml").write_text(DEFINITION)
     (tmp_path / "questions.py").write_text("def read(**_):\n    raise OSError('no network')")
-    with pytest.raises(ValueError, match=r"task capitals or its data cannot be had .no network."):
+    with pytest.raises(
+        ValueError, match=r"capitals\.yaml: task capitals cannot be built: no network"
+    ):
         find_tasks(["capitals"], tasks_dir=tmp_path)
+
+
+def test_a_definition_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "capitals.yaml").write_text("task: capitals\noutput_type: [\n")
+    with pytest.raises(ValueError, match=r"capitals\.yaml: task capitals cannot be built: line 3:"):
+        find_tasks(["capitals"], tasks_dir=tmp_path)
+
+
+def test_a_damaged_neighbour_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "capitals.yaml").write_text(DEFINITION)
+    (tmp_path / "questions.py").write_text(READER)
+    (tmp_path / "rivers.yaml").write_text("task: rivers\noutput_type: [\n")
+    assert list(find_tasks(["capitals"], tasks_dir=tmp_path).tasks) == ["capitals"]
