@@ -65,19 +65,9 @@ class ChatModel:
         model: a causal language model of transformers.
         template: the chat template of its tokenizer.
         max_new_tokens: tokens an answer may have.
-
-    Raises:
-        ValueError: if model and tokenizer do not belong together, or nothing may be answered.
     """
 
     def __init__(self, model: Any, template: ChatTemplate, max_new_tokens: int) -> None:
-        vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        highest = max(template.tokenizer.get_vocab().values())
-        if highest >= vocabulary:
-            raise ValueError(
-                f"the tokenizer does not belong to this model: it has a token {highest}, the model "
-                f"knows tokens below {vocabulary}"
-            )
         self.model = model
         self.template = template
         self.max_new_tokens = max_new_tokens

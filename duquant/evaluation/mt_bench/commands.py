@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from duquant.durable import write_json
-from duquant.evaluation.loaded_model import find_device
+from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.local_items import file_digest
 from duquant.evaluation.mt_bench.answering import (
     answer_questions,
@@ -40,8 +40,6 @@ from duquant.evaluation.mt_bench.replies import Replies
 from duquant.evaluation.mt_bench.results import collect_results
 from duquant.evaluation.mt_bench.run_scores import remember_run, tell_runs
 from duquant.evaluation.mt_bench.scores import Categories
-from duquant.model.checkpoint import Checkpoint
-from duquant.model.tokenizer import load_tokenizer
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
 
@@ -82,11 +80,12 @@ def answer(
     require_same_questions(bench, questions)
     directory = find_chat_model(pretrained)
     name = _model_name(model_id, directory)
-    template = choose_template(load_tokenizer(directory), chat_template, pretrained)
+    source = ModelSource.find(str(directory))
+    template = choose_template(source.tokenizer, chat_template, pretrained)
     for question in asked:
         template.tokens([{"role": "user", "content": question.turns[0]}])
     settings = {
-        "model": Checkpoint(directory).digest(),
+        "model": source.description()["weights"],
         "tokenizer": file_digest(*sorted(directory.glob("*.json"))),
         "chat_template": template.source,
         "max_new_tokens": max_new_tokens,
