@@ -34,7 +34,7 @@ from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
-from duquant.verbs import Verbs, add_verbs, run_verb
+from duquant.verbs import PlainHelp, Verbs, add_verbs, run_verb
 
 gc.freeze()
 gc.enable()
@@ -211,6 +211,7 @@ def build() -> DuQuantCLI:
         parser_class=OneLineParser,
         parser_kwargs={
             "description": ABOUT,
+            "formatter_class": PlainHelp,
             **{verb: {"description": text} for verb, text in DESCRIPTIONS.items()},
         },
         auto_configure_optimizers=False,

@@ -10,11 +10,29 @@ from collections.abc import Callable, Mapping
 from typing import Any, Union
 
 import docstring_parser
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
 Verb = Callable[..., Any]
 Verbs = Mapping[str, Union[Verb, "Verbs"]]
 """A function or a class by its name, or a table of further ones."""
+PLAIN = {
+    "<class 'Path'>": "path",
+    "Optional[Literal['last']]": "'last' | null",
+    "Optional[dict[str, str]]": "mapping | null",
+    "Union[int, Literal['auto']]": "int | 'auto'",
+    "default: )": "default: none)",
+}
+"""What a help says instead of Python's own names of types."""
+
+
+class PlainHelp(DefaultHelpFormatter):
+    """A help for people who do not read annotations."""
+
+    def _expand_help(self, action: Any) -> str:
+        text = super()._expand_help(action)
+        for written, plain in PLAIN.items():
+            text = text.replace(written, plain)
+        return text
 
 
 def add_verbs(

@@ -26,6 +26,7 @@ def test_help_reads_well(verb: str) -> None:
     assert shown.returncode == 0, shown.stderr
     assert shown.stderr == ""
     assert "Lightning Trainer command line tool" not in shown.stdout
+    assert "<class" not in shown.stdout
     text = " ".join(shown.stdout.split())
     for words in HELP[verb]:
         assert words in text

@@ -13,7 +13,7 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.harness import EvaluatedModel, measure_task
 from duquant.evaluation.loaded_model import ModelSource, find_device
-from duquant.evaluation.mmlu import MOST_SHOTS, FittingTask
+from duquant.evaluation.mmlu import PUBLISHED_ITEMS
 from duquant.evaluation.parts import EvaluationDirectory
 from duquant.evaluation.perplexity import describe_windows
 from duquant.evaluation.perplexity_part import corpus_digest, measure_perplexity
@@ -49,24 +49,14 @@ class Evaluation:
             data_dir=request.folder("data_dir"),
             tasks_dir=request.folder("tasks_dir"),
             mmlu_data_dir=request.folder("mmlu_data_dir"),
+            num_fewshot=request.num_fewshot,
         )
-        self._require_examples()
         self.labels = [source.label for source in self.sources]
         if len(set(self.labels)) < len(self.labels):
             self.labels[1] += ", compared"
         self.texts = [self._texts(source) for source in self.sources]
         self.descriptions = [source.description() for source in self.sources]
         self.directory = EvaluationDirectory(request.output)
-
-    def _require_examples(self) -> None:
-        shots = self.request.num_fewshot or 0
-        for name in self.tasks.data if shots else ():
-            has_examples = isinstance(self.tasks.tasks[name], FittingTask)
-            if not has_examples or shots > MOST_SHOTS:
-                most = MOST_SHOTS if has_examples else 0
-                raise ValueError(
-                    f"num_fewshot is {shots}, but the local files of {name} have {most} examples"
-                )
 
     def _texts(self, source: ModelSource) -> CalibrationDataModule | None:
         if not self.request.perplexity:
@@ -102,7 +92,7 @@ class Evaluation:
         return {
             **arithmetic,
             "version": str(self.tasks.tasks[name].VERSION),
-            "data": self.tasks.data.get(name),
+            "definition": self.tasks.definitions[name],
             "num_fewshot": request.num_fewshot,
             "limit": request.limit,
             "seed": request.seed,
@@ -177,7 +167,7 @@ class Evaluation:
             for name in names
         }
         means = {
-            group: combine(group, [parts[member] for member in members])
+            group: combine(group, [parts[name] for name in members], PUBLISHED_ITEMS.get(group))
             for group, members in reversed(self.tasks.groups.items())
         }
         together = {**parts, **means}

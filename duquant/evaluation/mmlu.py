@@ -14,8 +14,8 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from duquant.evaluation.local_items import TASKS_DIRECTORY, file_digest
-from duquant.evaluation.mmlu_csv import read_rows, subject_file
+from duquant.evaluation.local_items import TASKS_DIRECTORY
+from duquant.evaluation.mmlu_csv import SPLITS, read_rows, subject_file
 
 CATEGORIES = {
     "stem": [
@@ -46,7 +46,14 @@ CATEGORIES = {
 }  # fmt: skip
 SUBJECTS = tuple(subject for subjects in CATEGORIES.values() for subject in subjects)
 MOST_SHOTS = 5
-PUBLISHED_ITEMS = 14042
+PUBLISHED_ITEMS = {
+    "mmlu": 14042,
+    "mmlu_stem": 3153,
+    "mmlu_humanities": 4705,
+    "mmlu_social_sciences": 3077,
+    "mmlu_other": 3107,
+}
+"""Test questions of all subjects and of each category."""
 DESCRIPTION = "The following are multiple choice questions (with answers) about {}.\n\n"
 
 
@@ -89,13 +96,9 @@ def local_subjects(directory: Path, subjects: Sequence[str] = SUBJECTS) -> dict[
         ValueError: if a file is missing or damaged, naming file and line.
     """
     for subject in subjects:  # every file is read before the first task is built
-        read_rows(subject_file(subject, "test", directory))
+        for split in SPLITS:
+            read_rows(subject_file(subject, split, directory))
     return {f"mmlu_{subject}": _subject_task(subject, directory) for subject in subjects}
-
-
-def subject_digest(subject: str, directory: Path) -> str:
-    """What the two files of a subject say."""
-    return file_digest(*(subject_file(subject, split, directory) for split in ("dev", "test")))
 
 
 def _subject_task(subject: str, directory: Path) -> FittingTask:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Fields = dict[str, Any]
 Split = Literal["dev", "test"]
+SPLITS: tuple[Split, Split] = ("dev", "test")
 LETTERS = "ABCD"
 COLUMNS = 2 + len(LETTERS)
 
@@ -64,8 +65,7 @@ def read_subject(subject: str, data_dir: str, **metadata: Any) -> dict[str, Any]
     """
     from datasets import Dataset
 
-    splits: tuple[Split, Split] = ("dev", "test")
     return {
         split: Dataset.from_list(read_rows(subject_file(subject, split, Path(data_dir))))
-        for split in splits
+        for split in SPLITS
     }

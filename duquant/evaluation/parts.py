@@ -5,9 +5,10 @@
     parts/arc_easy-3f2a91bc.json             one model on one task, with every item's scores
     results/0-shot-limit-20-77ab03e1.json    one command's results, once all its parts are there
 
-Names end in a digest of the settings: model, items, ``--limit``, examples, seed, backend, versions.
-A taste and the whole thing therefore lie side by side and are never taken for each other; the same
-command finds its parts and continues; and another command uses whatever is measured already.
+Names end in a digest of the settings: model, the task's definition and items, ``--limit``,
+examples, seed, backend, versions. A taste and the whole thing therefore lie side by side and are
+never taken for each other; the same command finds its parts and continues; and another command uses
+whatever is measured already.
 """
 
 import hashlib
@@ -90,8 +91,14 @@ class EvaluationDirectory:
         return self.path / PARTS / f"{quote(name, safe='')}-{_digest(settings)}.json"
 
 
+EDITED = {"version", "definition"}
+"""Settings of a task that change when it is edited, and its results with it."""
+
+
 def cover(new: Settings, old: Settings) -> bool:
     """Whether an evaluation says all that an older one said, of as many items or more.
+
+    A task that was edited since then is still that task: its newer results count.
 
     Args:
         new: its ``model``, the one ``compared`` or ``None``, and settings of ``parts`` by name.
@@ -108,10 +115,14 @@ def cover(new: Settings, old: Settings) -> bool:
 
 
 def _is_at_least(new: Settings, old: Settings) -> bool:
-    """Whether settings differ by a higher limit at most; no limit is the highest."""
+    """Whether settings differ by a higher limit or an edit at most; no limit is the highest."""
     most, before = new.get("limit"), old.get("limit")
     is_higher = most is None or (before is not None and before <= most)
-    return is_higher and {**old, "limit": most} == {**new, "limit": most}
+    return is_higher and _lasting(old) == _lasting(new)
+
+
+def _lasting(settings: Settings) -> Settings:
+    return {key: value for key, value in settings.items() if key not in {"limit", *EDITED}}
 
 
 def _digest(settings: Settings) -> str:

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from duquant.evaluation.statistics import PERPLEXITY, Difference, Measurement, Metric, difference
 
-WIDTH = 120
-"""Columns where there is no terminal to ask."""
+WIDEST = 1000
+"""Columns where there is no terminal to ask: a file has room for every number."""
 LARGE = 10_000
 Measurements = Mapping[str, Measurement]
 Groups = Mapping[str, tuple[str, ...]]
@@ -33,8 +33,8 @@ def print_results(
         console: where to print.
     """
     table = Table()
-    table.add_column("", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")
+    table.add_column("", overflow="fold")
     for label in [*labels, "difference"] if len(measured) == 2 else labels:
         table.add_column(label, justify="right", no_wrap=True)
     if len(measured) == 2:
@@ -48,7 +48,7 @@ def print_results(
                 cells += [format_metric(reference), *format_difference(apart, value.is_share)]
             table.add_row(*cells, style="bold" if name in groups else None)
     if not console.is_terminal:
-        console.width = max(console.width, WIDTH)
+        console.width = WIDEST
     console.print(title, soft_wrap=True, style="italic", highlight=False, markup=False)
     console.print(table)
     for note in [*notes(measured[0], groups, limit), *backends(labels, measured)]:

@@ -127,8 +127,16 @@ def mean_of(values: Sequence[float]) -> Metric:
     return Metric(mean, stderr, per_item=list(values))
 
 
-def combine(name: str, members: Sequence[Measurement]) -> Measurement:
-    """Mean over all items of several tasks, for the metrics that all of them have."""
+def combine(
+    name: str, members: Sequence[Measurement], published_items: int | None = None
+) -> Measurement:
+    """Mean over all items of several tasks, for the metrics that all of them have.
+
+    Args:
+        name: what they are called together.
+        members: the tasks.
+        published_items: items that all of them have as published, where it is known.
+    """
     shared = [
         metric
         for metric in members[0].metrics
@@ -140,6 +148,7 @@ def combine(name: str, members: Sequence[Measurement]) -> Measurement:
         num_fewshot=max(member.num_fewshot for member in members),
         num_items=sum(member.num_items for member in members),
         available_items=sum(member.available_items for member in members),
+        published_items=published_items,
         metrics={
             metric: mean_of([v for m in members for v in m.metrics[metric].per_item or []])
             for metric in shared

@@ -17,10 +17,11 @@ import lm_eval
 from lm_eval.tasks import TaskManager
 
 from duquant.data.corpora import straight_to_the_cache_without_a_hub
-from duquant.evaluation.local_items import TASKS_DIRECTORY, file_digest, items_file, read_items
-from duquant.evaluation.mmlu import local_subjects, mmlu_groups, subject_digest
+from duquant.evaluation.local_items import TASKS_DIRECTORY, items_file, read_items
+from duquant.evaluation.mmlu import MOST_SHOTS, local_subjects, mmlu_groups
 from duquant.evaluation.quiet import quiet
 from duquant.evaluation.record_layouts import LAYOUTS
+from duquant.evaluation.task_definition import definition_digest
 from duquant.model.checkpoint import first_line
 
 NAMED = re.compile(r"""^\s*-?\s*["']?(?:task|group|tag)["']?:\s*["']?([\w.:-]+)""", re.MULTILINE)
@@ -36,12 +37,12 @@ class TaskList:
     Attributes:
         tasks: lm-eval's tasks by name.
         groups: names of the tasks that a mean is taken over, by the name of that mean.
-        data: digest of the local files of a task; tasks from elsewhere are missing here.
+        definitions: digest of every task's configuration and items.
     """
 
     tasks: dict[str, Any] = field(default_factory=dict)
     groups: Groups = field(default_factory=dict)
-    data: dict[str, str] = field(default_factory=dict)
+    definitions: dict[str, str] = field(default_factory=dict)
 
 
 def find_tasks(
@@ -50,6 +51,7 @@ def find_tasks(
     data_dir: Path | None = None,
     tasks_dir: Path | None = None,
     mmlu_data_dir: Path | None = None,
+    num_fewshot: int | None = None,
 ) -> TaskList:
     """Build the tasks that are asked for.
 
@@ -58,9 +60,11 @@ def find_tasks(
         data_dir: folder of the suite's JSONL files.
         tasks_dir: folder of more task definitions, in lm-eval's YAML.
         mmlu_data_dir: folder of MMLU's ``dev`` and ``test``.
+        num_fewshot: examples in a prompt (default: what each task says).
 
     Raises:
-        ValueError: for an unknown name (with similar ones), and files that are missing or damaged.
+        ValueError: for an unknown name (with similar ones), files that are missing or damaged, and
+            local files that have too few examples.
     """
     wanted = list(dict.fromkeys(names))
     for folder in (data_dir, tasks_dir, mmlu_data_dir):
@@ -75,11 +79,14 @@ def find_tasks(
     found = TaskList()
     for name in wanted:
         if name in LAYOUTS and data_dir is not None:
+            _require_examples(name, num_fewshot, 0)
             _add_suite_task(found, name, data_dir)
         elif name in local and mmlu_data_dir is not None:
+            _require_examples(name, num_fewshot, MOST_SHOTS)
             _add_subjects(found, name, mmlu_data_dir)
         else:
             _add_from_lm_eval(found, name, scanned.files.get(name), tasks_dir)
+    found.definitions = {n: definition_digest(t, num_fewshot) for n, t in found.tasks.items()}
     return found
 
 
@@ -96,6 +103,13 @@ def _require_known(names: list[str], known: set[str]) -> None:
             near = difflib.get_close_matches(name, sorted(known), n=4)
             hint = f"did you mean {', '.join(near)}?" if near else "lm-eval has none like it"
             raise ValueError(f"there is no task {name}; {hint}")
+
+
+def _require_examples(name: str, wanted: int | None, most: int) -> None:
+    if wanted is not None and wanted > most:
+        raise ValueError(
+            f"num_fewshot is {wanted}, but the local files of {name} have {most} examples"
+        )
 
 
 @dataclass
@@ -127,7 +141,6 @@ def _add_suite_task(found: TaskList, name: str, data_dir: Path) -> None:
     )
     with quiet():
         found.tasks[name] = manager.load([name])["tasks"][name]
-    found.data[name] = file_digest(items_file(name, data_dir))
 
 
 def _add_subjects(found: TaskList, name: str, directory: Path) -> None:
@@ -138,8 +151,6 @@ def _add_subjects(found: TaskList, name: str, directory: Path) -> None:
         found.tasks |= local_subjects(directory, subjects)
     if name in groups:
         found.groups |= groups if name == "mmlu" else {name: members}
-    for subject in subjects:
-        found.data[f"mmlu_{subject}"] = subject_digest(subject, directory)
 
 
 def _add_from_lm_eval(
@@ -153,12 +164,22 @@ def _add_from_lm_eval(
             )
             loaded = manager.load([str(file or name)])
     except Exception as error:
+        if file is not None and tasks_dir is not None and file.is_relative_to(tasks_dir):
+            raise ValueError(f"{file}: task {name} cannot be built: {_reason(error)}") from error
         raise ValueError(
-            f"task {name} or its data cannot be had ({first_line(error)}); check the network, or "
+            f"task {name} or its data cannot be had ({_reason(error)}); check the network, or "
             f"give the local files of the suite with --data_dir"
         ) from error
     found.tasks |= loaded["tasks"]
     found.groups |= _leaves(loaded.get("groups", {}), loaded.get("group_map", {}))
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in one line; for YAML that cannot be read also in which."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return first_line(error)
+    return f"line {mark.line + 1}: {getattr(error, 'problem', None)}"
 
 
 def _leaves(groups: Mapping[str, Any], children: Mapping[str, list[str]]) -> Groups:

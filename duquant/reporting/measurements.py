@@ -5,33 +5,23 @@ the same tasks with the same examples and ``--limit``. Everything that a reader 
 quoting them (protocol, limit, examples, backend, KV cache) is said above the table.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from duquant.evaluation.results_table import format_value
 from duquant.evaluation.statistics import PERPLEXITY
 from duquant.reporting.run_contents import VARIANTS, RunContents
-from duquant.reporting.tables import Table
+from duquant.reporting.tables import Cells, Column, Table, join
 
-Cells = dict[str, str]
-"""Rows of one column by their names."""
 DIFFERENCE = "difference"
-
-
-class Column(NamedTuple):
-    """One column, and what must be equal to stand beside another."""
-
-    key: tuple[str, ...]
-    name: str
-    cells: Cells
 
 
 def perplexity_tables(runs: Sequence[RunContents]) -> list[Table]:
     """Perplexity by corpus and model, a table per protocol, a column per run."""
     columns = [column for run in runs for column in _perplexities(run)]
     return [
-        _joined("Perplexity", "", notes, [c for c in columns if c.key == notes])
+        join("Perplexity", [c for c in columns if c.key == notes], notes)
         for notes in dict.fromkeys(column.key for column in columns)
     ]
 
@@ -48,9 +38,9 @@ def task_tables(runs: Sequence[RunContents]) -> list[Table]:
         members = {name for group in alike[0][1]["groups"].values() for name in group}
         whole, parts = _split(columns, members)
         notes = (*_notes_of_tasks(alike[0][1]), *ways)
-        tables.append(_joined("Tasks", "", notes, whole))
+        tables.append(join("Tasks", whole, notes))
         if parts[0].cells:
-            tables.append(_joined("Tasks", "Single tasks of the groups above", (), parts))
+            tables.append(join("Tasks", parts, folded="Single tasks of the groups above"))
     return tables
 
 
@@ -165,15 +155,3 @@ def _split(columns: list[Column], members: set[str]) -> tuple[list[Column], list
         return column._replace(cells=cells)
 
     return [rows(c, False) for c in columns], [rows(c, True) for c in columns]
-
-
-def _joined(title: str, folded: str, notes: Iterable[str], columns: Sequence[Column]) -> Table:
-    """Columns side by side; one that says the same as another of its name stands once."""
-    distinct: list[Column] = []
-    for column in columns:
-        if not any(c.name == column.name and c.cells == column.cells for c in distinct):
-            distinct.append(column)
-    names = list(dict.fromkeys(row for column in distinct for row in column.cells))
-    rows = [[name, *(column.cells.get(name, "–") for column in distinct)] for name in names]
-    heads = [title.lower().removesuffix("s"), *(column.name for column in distinct)]
-    return Table(heads, rows, title, tuple(notes), folded)

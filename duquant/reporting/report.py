@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from duquant.durable import write_text
 from duquant.reporting.charts import draw_bars, draw_losses
 from duquant.reporting.measurements import perplexity_tables, task_tables
+from duquant.reporting.mt_bench import mt_bench_tables
 from duquant.reporting.run_contents import RunContents, read_run
 from duquant.reporting.tables import (
     Table,
@@ -43,7 +44,8 @@ def write_report(directory: Path, runs: Sequence[RunContents]) -> list[Path]:
         lstrip_blocks=True,
     )
     title = ", ".join(run.name for run in runs)
-    results = [*perplexity_tables(runs), *task_tables(runs), cost_table(runs)]
+    results = [*perplexity_tables(runs), *task_tables(runs), *mt_bench_tables(runs)]
+    results.append(cost_table(runs))
     settings = [make(runs) for make in SETTINGS]
     page = environment.get_template("report.html.jinja").render(
         title=title,

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from duquant.evaluation.mt_bench.run_scores import SCORES
 from duquant.export.model_card import size_breakdown
 from duquant.model.checkpoint import INDEX, read_json
 
 EVALUATION = {"evaluated", "labels", "request", "protocols", "groups", "notes", "results"}
 """What the results of an evaluation have at least."""
+MT_BENCH = {"judge", "prompts", "questions", "model", "asked", "single", "pairwise"}
+"""What the scores of a judge have at least."""
 VARIANTS = {
     "full_precision": "full precision",
     "round_to_nearest": "round to nearest",
@@ -30,6 +33,7 @@ class RunContents:
         summary: ``summary.json``.
         validation: ``validation.json`` of a later measurement, if there is one.
         evaluations: the results of every ``evaluate`` below the run.
+        mt_bench: what every judge of MT-Bench found.
         pictures: the outlier picture of each block, as PNG bytes in base64.
         sizes: bytes of the model directory by what they are for.
     """
@@ -38,6 +42,7 @@ class RunContents:
     summary: dict[str, Any]
     validation: dict[str, Any] | None
     evaluations: list[dict[str, Any]]
+    mt_bench: list[dict[str, Any]]
     pictures: list[str]
     sizes: dict[str, int]
 
@@ -66,7 +71,14 @@ def read_run(directory: Path, name: str | None = None) -> RunContents:
         name=name or directory.resolve().name,
         summary=read_json(file),
         validation=read_json(validation) if validation.is_file() else None,
-        evaluations=[_evaluation(found) for found in sorted(directory.rglob("results/*.json"))],
+        evaluations=[
+            _read(found, EVALUATION, "evaluate")
+            for found in sorted(directory.rglob("results/*.json"))
+        ],
+        mt_bench=[
+            _read(found, MT_BENCH, "mtbench show")
+            for found in sorted((directory / SCORES).glob("*.json"))
+        ],
         pictures=[
             base64.b64encode(picture.read_bytes()).decode()
             for picture in sorted((directory / "blocks").glob("outliers_*.png"))
@@ -75,10 +87,10 @@ def read_run(directory: Path, name: str | None = None) -> RunContents:
     )
 
 
-def _evaluation(file: Path) -> dict[str, Any]:
+def _read(file: Path, keys: set[str], command: str) -> dict[str, Any]:
     values = read_json(file)
-    if not isinstance(values, dict) or not EVALUATION.issubset(values):
-        raise ValueError(f"{file} is damaged: delete it, and the same evaluate writes it again")
+    if not isinstance(values, dict) or not keys.issubset(values):
+        raise ValueError(f"{file} is damaged: delete it, and the same {command} writes it again")
     return values
 
 

@@ -1,6 +1,6 @@
 """Tables of a report: rows of text, the same for HTML and Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from duquant.reporting.run_contents import RunContents
@@ -22,6 +22,32 @@ class Table(NamedTuple):
     title: str = ""
     notes: tuple[str, ...] = ()
     folded: str = ""
+
+
+Cells = dict[str, str]
+"""Rows of one column by their names."""
+
+
+class Column(NamedTuple):
+    """One column, and what must be equal to stand beside another."""
+
+    key: tuple[str, ...]
+    name: str
+    cells: Cells
+
+
+def join(
+    title: str, columns: Sequence[Column], notes: Iterable[str] = (), folded: str = ""
+) -> Table:
+    """Columns side by side; one that says the same as another of its name stands once."""
+    distinct: list[Column] = []
+    for column in columns:
+        if not any(c.name == column.name and c.cells == column.cells for c in distinct):
+            distinct.append(column)
+    names = list(dict.fromkeys(row for column in distinct for row in column.cells))
+    rows = [[name, *(column.cells.get(name, "–") for column in distinct)] for name in names]
+    heads = [title.lower().removesuffix("s"), *(column.name for column in distinct)]
+    return Table(heads, rows, title, tuple(notes), folded)
 
 
 def recipe_table(runs: Sequence[RunContents]) -> Table:

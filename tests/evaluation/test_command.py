@@ -176,6 +176,49 @@ def test_a_further_task_does_not_repeat_the_others(
     assert set(results(output)["results"]) == {"arc_easy", "piqa", "winogrande"}
 
 
+DEFINITION = """
+task: capitals
+dataset_path: json
+dataset_kwargs: {data_files: FILE}
+test_split: train
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: [Rome, Oslo]
+doc_to_target: gold
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def test_an_edited_task_is_measured_again(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its definition or its data; the newer results take the place of the older ones."""
+    output, measured = tmp_path / "out", []
+    definition, items = tmp_path / "tasks" / "capitals.yaml", tmp_path / "items.jsonl"
+    definition.parent.mkdir()
+    measure = evaluation.measure_task
+
+    def watched(lm: Any, name: str, *args: Any, **options: Any) -> Measurement:
+        measured.append(name)
+        return measure(lm, name, *args, **options)
+
+    def evaluate(text: str, question: str) -> int:
+        definition.write_text(text.replace("FILE", str(items)))
+        items.write_text(json.dumps({"question": question, "gold": 0}) + "\n")
+        options = ("--tasks", "capitals", "--tasks_dir", definition.parent)
+        status, _, told = command("--model", "quickstart", *options, "--output_dir", output)
+        assert status == 0, told
+        assert "capitals" in results(output)["results"]
+        return len(measured)
+
+    monkeypatch.setattr(evaluation, "measure_task", watched)
+    assert evaluate(DEFINITION, "Italy?") == 1
+    assert evaluate(DEFINITION, "Italy?") == 1
+    assert evaluate(DEFINITION.replace("Rome", "Roma"), "Italy?") == 2
+    assert evaluate(DEFINITION.replace("Rome", "Roma"), "Italia?") == 3
+    assert evaluate(DEFINITION, "Italy?") == 3, "what was measured before is still there"
+
+
 def test_a_run_beside_its_original(
     data: Path, tmp_path: Path, command: Command, finished_run: FinishedRun
 ) -> None:
@@ -217,6 +260,7 @@ def test_mmlu_by_category(data: Path, tmp_path: Path, command: Command) -> None:
     subjects = [values[name]["metrics"]["acc"]["value"] for name in values if "stderr" not in name]
     assert values["mmlu"]["metrics"]["acc"]["value"] == pytest.approx(sum(subjects[:57]) / 57)
     assert "mmlu_humanities" in printed
+    assert "mmlu: the data have 57 items, the published set 14042" in printed
 
 
 BAD_OPTIONS: dict[str, tuple[list[str], list[str]]] = {
@@ -275,8 +319,10 @@ def test_damaged_files(data: Path, tmp_path: Path, command: Command) -> None:
     (broken / "piqa.jsonl").unlink()
     assert_refused(command(*small(broken, output)), ["there is no", "piqa.jsonl"], output)
     mmlu = write_mmlu_files(broken / "mmlu")
-    (mmlu / "test" / "anatomy_test.csv").write_text("question,A,B\n")
+    (mmlu / "dev" / "virology_dev.csv").unlink()
     options = ("--model", "quickstart", "--mmlu", "--mmlu_data_dir", mmlu, "--output_dir", output)
+    assert_refused(command(*options), ["there is no", "virology_dev.csv"], output)
+    (mmlu / "test" / "anatomy_test.csv").write_text("question,A,B\n")
     assert_refused(command(*options), ["anatomy_test.csv, line 1", "3 columns"], output)
 
 

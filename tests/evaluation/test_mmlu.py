@@ -7,8 +7,14 @@ import lm_eval
 import pytest
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from duquant.evaluation.mmlu import PUBLISHED_ITEMS, FittingTask, local_subjects, mmlu_groups
-from duquant.evaluation.mmlu_csv import read_rows
+from duquant.evaluation.mmlu import (
+    PUBLISHED_ITEMS,
+    SUBJECTS,
+    FittingTask,
+    local_subjects,
+    mmlu_groups,
+)
+from duquant.evaluation.mmlu_csv import read_rows, subject_file
 from duquant.evaluation.quiet import quiet
 from tests.assets import ASSETS
 from tests.task_files import write_mmlu_files
@@ -28,7 +34,12 @@ def test_categories_are_lm_evals() -> None:
 
 @pytest.mark.skipif(not MMLU.is_dir(), reason=f"{MMLU} is not there: set DUQUANT_ASSETS")
 def test_real_files_have_as_many_items_as_published() -> None:
-    assert sum(len(read_rows(file)) for file in (MMLU / "test").iterdir()) == PUBLISHED_ITEMS
+    counts = {
+        f"mmlu_{subject}": len(read_rows(subject_file(subject, "test", MMLU)))
+        for subject in SUBJECTS
+    }
+    for group, members in mmlu_groups().items():
+        assert sum(counts[member] for member in members) == PUBLISHED_ITEMS[group]
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,10 @@ def test_other_seeds_cover_nothing() -> None:
     new = evaluated(a=None)
     new["parts"]["a"]["seed"] = 2
     assert not cover(new, evaluated(a=20))
+
+
+def test_an_edited_task_covers_itself() -> None:
+    new, old = evaluated(a=None), evaluated(a=20)
+    new["parts"]["a"] |= {"definition": "1f", "version": "2.0"}
+    old["parts"]["a"] |= {"definition": "2f", "version": "1.0"}
+    assert cover(new, old)

@@ -31,6 +31,21 @@ def test_two_models_side_by_side() -> None:
     assert cells == ["task", "acc", "50.00 ± 12.91", "100.00 ± 0.00", "-50.00 ± 12.91", "yes"]
 
 
+def test_numbers_are_never_cut() -> None:
+    """Names give way on a narrow terminal; a file has room for them too."""
+    name = "mmlu_high_school_government_and_politics"
+    both = [{name: measurement(name, [1.0, 0.0] * 8)}, {name: measurement(name, [1.0] * 16)}]
+    for console in (
+        Console(file=io.StringIO()),
+        Console(file=io.StringIO(), width=90, force_terminal=True, color_system=None),
+    ):
+        print_results("Title", ["W4A4", "full precision"], both, {}, None, console)
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        for number in ("50.00 ± 12.91", "100.00 ± 0.00", "-50.00 ± 12.91", "> error", "yes"):
+            assert number in printed
+        assert (name in printed) is not console.is_terminal
+
+
 def test_notes_name_what_differs_from_the_published_protocol() -> None:
     one = replace(
         measurement("mmlu_anatomy", [1.0]),

@@ -29,7 +29,7 @@ def read(**_):
 
 def test_suite_tasks_read_local_files(tmp_path: Path) -> None:
     found = find_tasks(["piqa", "arc_easy", "piqa"], data_dir=write_task_files(tmp_path))
-    assert list(found.tasks) == list(found.data) == ["piqa", "arc_easy"]
+    assert list(found.tasks) == list(found.definitions) == ["piqa", "arc_easy"]
     assert len(found.tasks["piqa"].eval_docs) == 3
 
 
@@ -71,11 +71,33 @@ def test_a_local_definition_is_found_without_lm_evals_index(tmp_path: Path) -> N
     (tmp_path / "questions.py").write_text(READER)
     found = find_tasks(["capitals"], tasks_dir=tmp_path)
     assert len(found.tasks["capitals"].eval_docs) == 1
-    assert found.data == {}
+    assert list(found.definitions) == ["capitals"]
+
+
+def test_examples_must_be_there(tmp_path: Path) -> None:
+    folder, mmlu = write_task_files(tmp_path), write_mmlu_files(tmp_path / "mmlu")
+    for name, shots, most in (("piqa", 1, 0), ("mmlu_anatomy", 6, 5)):
+        with pytest.raises(ValueError, match=f"num_fewshot is {shots}, but .*{name} have {most} e"):
+            find_tasks([name], data_dir=folder, mmlu_data_dir=mmlu, num_fewshot=shots)
 
 
 def test_data_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     (tmp_path / "capitals.yaml").write_text(DEFINITION)
     (tmp_path / "questions.py").write_text("def read(**_):\n    raise OSError('no network')")
-    with pytest.raises(ValueError, match=r"task capitals or its data cannot be had .no network."):
+    with pytest.raises(
+        ValueError, match=r"capitals\.yaml: task capitals cannot be built: no network"
+    ):
         find_tasks(["capitals"], tasks_dir=tmp_path)
+
+
+def test_a_definition_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "capitals.yaml").write_text("task: capitals\noutput_type: [\n")
+    with pytest.raises(ValueError, match=r"capitals\.yaml: task capitals cannot be built: line 3:"):
+        find_tasks(["capitals"], tasks_dir=tmp_path)
+
+
+def test_a_damaged_neighbour_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "capitals.yaml").write_text(DEFINITION)
+    (tmp_path / "questions.py").write_text(READER)
+    (tmp_path / "rivers.yaml").write_text("task: rivers\noutput_type: [\n")
+    assert list(find_tasks(["capitals"], tasks_dir=tmp_path).tasks) == ["capitals"]

@@ -34,6 +34,10 @@ class BenchDirectory:
         """How a model was asked."""
         return self.path / "model_answer" / f"{model_id}.settings.json"
 
+    def run(self, model_id: str) -> Path:
+        """Which run quantized a model, if one did."""
+        return self.path / "model_answer" / f"{model_id}.run.json"
+
     def models(self) -> list[str]:
         """Names of the models that have answered."""
         return sorted(file.stem for file in (self.path / "model_answer").glob("*.jsonl"))
@@ -41,11 +45,11 @@ class BenchDirectory:
     def judgments(self, judge: str, mode: Mode) -> Path:
         """A judge's scores, or comparisons."""
         kind = "single" if mode == "single" else "pair"
-        return self.path / "model_judgment" / f"{_file_name(judge)}_{kind}.jsonl"
+        return self.path / "model_judgment" / f"{file_name(judge)}_{kind}.jsonl"
 
     def replies(self, judge: str) -> Path:
         """Everything a judge ever wrote, by what it was asked."""
-        return self.path / "model_judgment" / "replies" / f"{_file_name(judge)}.jsonl"
+        return self.path / "model_judgment" / "replies" / f"{file_name(judge)}.jsonl"
 
     def judges(self) -> list[str]:
         """File names of the judges that have judged."""
@@ -55,8 +59,9 @@ class BenchDirectory:
 
     def results(self, judge: str) -> Path:
         """The numbers that ``show`` prints."""
-        return self.path / f"results_{_file_name(judge)}.json"
+        return self.path / f"results_{file_name(judge)}.json"
 
 
-def _file_name(judge: str) -> str:
+def file_name(judge: str) -> str:
+    """A judge's name as part of a file's."""
     return judge.replace("/", "--")

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from duquant.evaluation.mt_bench.chat_template import ChatTemplate, Message
 from duquant.evaluation.mt_bench.questions import Question
+from duquant.evaluation.quiet import quiet
 from duquant.model.checkpoint import find_model_directory, first_line
 from duquant.nn.packed_cache import PackedCache
 
@@ -48,9 +49,10 @@ def load_model(directory: Path, dtype: Dtype, device: torch.device) -> Any:
         ValueError: if it cannot be loaded.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, use_safetensors=True
-        )
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, local_files_only=True, use_safetensors=True
+            )
         return model.to(device).eval()
     except Exception as error:
         raise ValueError(f"{directory} cannot be loaded: {first_line(error)}") from error
@@ -63,19 +65,9 @@ class ChatModel:
         model: a causal language model of transformers.
         template: the chat template of its tokenizer.
         max_new_tokens: tokens an answer may have.
-
-    Raises:
-        ValueError: if model and tokenizer do not belong together, or nothing may be answered.
     """
 
     def __init__(self, model: Any, template: ChatTemplate, max_new_tokens: int) -> None:
-        vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        highest = max(template.tokenizer.get_vocab().values())
-        if highest >= vocabulary:
-            raise ValueError(
-                f"the tokenizer does not belong to this model: it has a token {highest}, the model "
-                f"knows tokens below {vocabulary}"
-            )
         self.model = model
         self.template = template
         self.max_new_tokens = max_new_tokens

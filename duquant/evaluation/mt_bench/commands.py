@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from duquant.durable import write_json
-from duquant.evaluation.loaded_model import find_device
+from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.local_items import file_digest
 from duquant.evaluation.mt_bench.answering import (
     answer_questions,
@@ -38,8 +38,10 @@ from duquant.evaluation.mt_bench.opponents import answers_of, choose_opponents
 from duquant.evaluation.mt_bench.questions import load_questions
 from duquant.evaluation.mt_bench.replies import Replies
 from duquant.evaluation.mt_bench.results import collect_results
-from duquant.model.checkpoint import Checkpoint
-from duquant.model.tokenizer import load_tokenizer
+from duquant.evaluation.mt_bench.run_scores import remember_run, tell_runs
+from duquant.evaluation.mt_bench.scores import Categories
+from duquant.reporting.report import write_report
+from duquant.reporting.run_contents import read_run
 
 
 def answer(
@@ -78,11 +80,12 @@ def answer(
     require_same_questions(bench, questions)
     directory = find_chat_model(pretrained)
     name = _model_name(model_id, directory)
-    template = choose_template(load_tokenizer(directory), chat_template, pretrained)
+    source = ModelSource.find(str(directory))
+    template = choose_template(source.tokenizer, chat_template, pretrained)
     for question in asked:
         template.tokens([{"role": "user", "content": question.turns[0]}])
     settings = {
-        "model": Checkpoint(directory).digest(),
+        "model": source.description()["weights"],
         "tokenizer": file_digest(*sorted(directory.glob("*.json"))),
         "chat_template": template.source,
         "max_new_tokens": max_new_tokens,
@@ -96,6 +99,7 @@ def answer(
         return
     chat = ChatModel(load_model(directory, dtype, place), template, max_new_tokens)
     begin(bench, name, settings, questions)
+    remember_run(bench, name, directory)
     answer_questions(chat, asked, bench, name, seed, done)
     if chat.turns_without_room:
         print(f"{chat.turns_without_room} turns are empty: no room in {chat.context} positions")
@@ -155,6 +159,7 @@ def judge(
     path, replies = bench.judgments(judge_model, mode), bench.replies(judge_model)
     judge_matches(matches, path, judge_model, Replies(replies, client), attempts, parallel)
     print(f"judgments of {judge_model}: {path}")
+    _report(bench, judge_model, _categories(bench, questions))
 
 
 def show(
@@ -180,8 +185,7 @@ def show(
     judges = bench.judges() if judge_model is None else [judge_model]
     if not judges:
         raise ValueError(f"{output_dir} holds no judgments; mtbench judge makes them")
-    asked = load_questions(questions or bench.questions)
-    categories = {question.question_id: question.category for question in asked}
+    categories = _categories(bench, questions)
     found = [collect_results(bench, j, categories, _names(models), baseline) for j in judges]
     console = Console()
     for results in found:
@@ -189,6 +193,19 @@ def show(
             console.print(table)
         write_json(bench.results(results.judge), results.to_dict())
         print(f"the same as JSON: {bench.results(results.judge)}")
+        _report(bench, results.judge, categories)
+
+
+def _categories(bench: BenchDirectory, questions: Path | None) -> Categories:
+    asked = load_questions(questions or bench.questions)
+    return {question.question_id: question.category for question in asked}
+
+
+def _report(bench: BenchDirectory, judge: str, categories: Categories) -> None:
+    """Put a judge's scores into the reports of the runs that they are of."""
+    for run in tell_runs(bench, judge, categories):
+        page, _ = write_report(run, [read_run(run)])
+        print(f"report with these scores: {page}")
 
 
 def _model_name(model_id: str | None, directory: Path) -> str:

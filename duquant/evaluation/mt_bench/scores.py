@@ -27,6 +27,7 @@ class ModelScore:
         turn_1: mean of first turns.
         turn_2: mean of second turns.
         average: mean of all turns.
+        questions: questions with a scored turn.
         judged: turns that were scored.
         malformed: turns whose judgment had no score.
     """
@@ -36,6 +37,7 @@ class ModelScore:
     turn_1: float | None
     turn_2: float | None
     average: float | None
+    questions: int
     judged: int
     malformed: int
 
@@ -146,6 +148,7 @@ def _model_score(model: str, records: list[Record], categories: Categories) -> M
         _mean(first),
         _mean(second),
         _mean([record["score"] for record in scored]),
+        questions=len({record["question_id"] for record in scored}),
         judged=len(scored),
         malformed=len(records) - len(scored),
     )

@@ -116,6 +116,10 @@ def test_bad_answer_options(tmp_path: Path, command: Callable[..., Outcome]) -> 
     template = ("--chat_template", "mistral")
     assert_refused(refuse(*template, "--model_id", "a/b"), "model_id is 'a/b'")
     assert_refused(refuse(*template, "--device", "nonsense"), "there is no device nonsense")
+    for size in (600, 5000):
+        other = write_chat_model(tmp_path / str(size), vocab_size=size)
+        refused = refuse(*template, "--pretrained", str(other))
+        assert_refused(refused, "the tokenizer of", "do not belong together")
     assert not bench.exists(), "nothing may be written"
 
 
