@@ -28,6 +28,7 @@ from duquant.nn.activation import ActivationQuantizer
 from duquant.ops.affine import dequantize
 from duquant.ops.dual_transform import apply_transform, rotation_alone
 from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor
+from duquant.ops.pieces import in_pieces
 from duquant.ops.precision import widen_on_cpu
 from duquant.ops.quantized_tokens import decode_tokens, encode_tokens
 
@@ -96,14 +97,21 @@ class AttentionQuantizer(nn.Module):
         K and V may come encoded, out of a :class:`duquant.nn.packed_cache.PackedCache`.
         """
         dtype = query.dtype
-        query = self.query(self.rotate(query)).to(dtype)
+        query = self._rotated(query, self.query)
         if key.dtype == torch.uint8:
             return query, self._decode(key, self.key, dtype), self._decode(value, self.value, dtype)
-        return query, self.key(self.rotate(key)).to(dtype), self.value(value)
+        return query, self._rotated(key, self.key), in_pieces(self.value, value, dim=1)
 
     def encode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """K (rotated) and V as bytes, ``(batch, heads, tokens, bytes)``, to be kept in a cache."""
         return self._encode(self.rotate(key), self.key), self._encode(value, self.value)
+
+    def _rotated(self, heads: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+        def work(piece: Tensor) -> Tensor:
+            quantized: Tensor = quantizer(self.rotate(piece)).to(heads.dtype)
+            return quantized
+
+        return in_pieces(work, heads, dim=1)
 
     def _encode(self, heads: Tensor, quantizer: ActivationQuantizer) -> Tensor:
         return encode_tokens(*quantizer.integers(heads), bits=quantizer.bits)

@@ -8,18 +8,14 @@ transform.
     x  ->  x / s (only where s could not be folded)  ->  R₁ P R₂  ->  quantize per token
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.exact_buffers import ExactBuffers
 from duquant.ops.dual_transform import DualTransform, apply_transform, identity_transform
+from duquant.ops.pieces import in_pieces
 from duquant.ops.precision import widen_on_cpu
-
-FLOATS_AT_ONCE = 1 << 20
-"""Entries that are transformed and encoded together."""
 
 
 class SiteTransform(ExactBuffers):
@@ -72,7 +68,9 @@ class SiteTransform(ExactBuffers):
         :mod:`duquant.ops.quantized_tokens`).
         """
         if self.emits_integers:
-            return self._encoded(x)
+            tokens = in_pieces(self._encoded, x.flatten(0, -2), dim=0)
+            shaped: Tensor = tokens.unflatten(0, x.shape[:-1])
+            return shaped
         quantized: Tensor = self.quantizer(self.transformed(x)).to(x.dtype)
         return quantized
 
@@ -81,20 +79,7 @@ class SiteTransform(ExactBuffers):
         return f"width={self.width}, rotations={tuple(self.rotations.shape)}"
 
     def _encoded(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(0, -2)
-        pieces = [self.quantizer.encoded(self.transformed(piece)) for piece in self._pieces(tokens)]
-        joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        shaped: Tensor = joined.unflatten(0, x.shape[:-1])
-        return shaped
-
-    def _pieces(self, tokens: Tensor) -> Sequence[Tensor]:
-        """On a processor a few tokens at a time, so that their float32 values stay in the cache."""
-        at_once = max(1, FLOATS_AT_ONCE // self.width)
-        is_eager = not torch.compiler.is_compiling()
-        if is_eager and tokens.device.type == "cpu" and len(tokens) > at_once:
-            pieces: Sequence[Tensor] = tokens.split(at_once)
-            return pieces
-        return (tokens,)
+        return self.quantizer.encoded(self.transformed(x))
 
     def _hold(self, name: str, tensor: Tensor) -> None:
         """Register a tensor as state; one without entries means "none" and is not stored."""

@@ -78,5 +78,5 @@ def test_pieces_are_encoded_like_the_whole(at_once: int, monkeypatch: pytest.Mon
     site.install(a_transform())
     site.emits_integers = True
     whole = site(x)
-    monkeypatch.setattr("duquant.nn.site.FLOATS_AT_ONCE", at_once)
+    monkeypatch.setattr("duquant.ops.pieces.FLOATS_AT_ONCE", at_once)
     assert torch.equal(site(x), whole)

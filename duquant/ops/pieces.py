@@ -1,0 +1,28 @@
+"""Working on a large activation piece by piece.
+
+On a processor a temporary tensor of many megabytes comes fresh from the operating system, which
+clears every page of it first, and leaves the cache before it is read again. A piece of it is taken
+from memory that was used before and stays in the cache. Rows do not depend on each other in what is
+done here, so the numbers are the same.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+FLOATS_AT_ONCE = 1 << 20
+"""Entries of a piece."""
+
+
+def in_pieces(work: Callable[[Tensor], Tensor], x: Tensor, dim: int) -> Tensor:
+    """``work(x)``, computed piece by piece along ``dim`` where that helps.
+
+    It does on a processor, unless a graph is being compiled or a gradient recorded.
+    """
+    size = x.shape[dim]
+    at_once = max(1, FLOATS_AT_ONCE * size // max(1, x.numel()))
+    is_recorded = torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
+    if is_recorded or x.device.type != "cpu" or at_once >= size:
+        return work(x)
+    return torch.cat([work(piece) for piece in x.split(at_once, dim)], dim)
