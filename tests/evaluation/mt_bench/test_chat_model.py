@@ -103,11 +103,6 @@ def test_quantized_model_answers_from_a_packed_cache(
     assert caches[-1] is None
 
 
-def test_tokenizer_of_another_model(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="token 1023, the model knows tokens below 100"):
-        chat_with(write_chat_model(tmp_path, vocab_size=100))
-
-
 def test_unusable_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be loaded: "):
         load_model(tmp_path, "float32", torch.device("cpu"))
