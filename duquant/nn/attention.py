@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from duquant.nn.activation import ActivationQuantizer
+from duquant.nn.exact_buffers import ExactBuffers
 from duquant.ops.affine import dequantize
 from duquant.ops.dual_transform import apply_transform, rotation_alone
 from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor
@@ -38,7 +39,7 @@ IMPLEMENTATIONS = ("sdpa", "eager", ATTENTION_NAME)
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 
-class AttentionQuantizer(nn.Module):
+class AttentionQuantizer(ExactBuffers):
     """Rotate and quantize Q and K, quantize V: per token and per head.
 
     Args:
@@ -51,6 +52,7 @@ class AttentionQuantizer(nn.Module):
         symmetric: centre the ranges on zero.
     """
 
+    EXACT = ("hadamard",)
     hadamard: Tensor
 
     def __init__(

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from duquant.nn.activation import ActivationQuantizer
+from duquant.nn.attention import AttentionQuantizer
 from duquant.nn.exact_buffers import ExactBuffers
 from duquant.nn.site import SiteTransform
 from duquant.ops.dual_transform import DualTransform
@@ -43,3 +44,12 @@ def test_a_rotation_stays_orthogonal_when_its_model_is_cast() -> None:
     site.to(torch.bfloat16)
     assert torch.equal(site.rotations, rotation.view(1, 1, 16, 16))
     assert torch.equal(site.online_scale, torch.full((16,), 1 / 3))
+
+
+def test_the_rotation_of_heads_stays_orthogonal_when_its_model_is_cast() -> None:
+    """1/√32 has no bfloat16: cast, the rotation would change every score."""
+    heads = AttentionQuantizer(
+        32, query_bits=4, key_bits=4, value_bits=4, clip_ratio=1.0, block_size=32
+    )
+    before = heads.hadamard.clone()
+    assert torch.equal(heads.to(torch.bfloat16).hadamard, before)

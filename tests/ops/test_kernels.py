@@ -1,5 +1,6 @@
 """The C kernel against 64-bit integer arithmetic; skipped where it cannot be compiled."""
 
+import os
 import subprocess
 import sys
 
@@ -107,11 +108,22 @@ def test_the_operators_are_sound() -> None:
     torch.library.opcheck(torch.ops.duquant.int4_linear, arguments)
 
 
-def test_it_can_be_turned_off() -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"DUQUANT_KERNELS": "0"},
+        {"CC": ""},
+        {"CC": "false"},
+        {"CC": "cc '"},
+        {"XDG_CACHE_HOME": "/proc"},
+    ],
+    ids=str,
+)
+def test_it_may_be_off_or_missing(setting: dict[str, str]) -> None:
     code = "from duquant.ops.kernels import int4; print(int4.is_available())"
     output = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        env={"DUQUANT_KERNELS": "0", "PATH": "", "PYTHONPATH": ":".join(sys.path)},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(sys.path), **setting},
         capture_output=True,
         text=True,
         check=True,

@@ -114,6 +114,20 @@ def test_a_gradient_goes_the_other_way() -> None:
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("channel", [-1, 2 * SIZE])
+def test_a_channel_that_does_not_exist_is_refused(channel: int) -> None:
+    """Permutations come from files, and the kernel would read wherever they point."""
+    transformation = drawn(4, 2, 1, shared=True)
+    transformation.permutations[0, 5] = channel
+    with pytest.raises(ValueError, match=f"of {2 * SIZE} channels names channels .*{channel}"):
+        apply_transform(torch.zeros(3, 2 * SIZE), transformation)
+
+
+def test_rotations_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(AssertionError):
+        apply_transform(torch.zeros(3, SIZE + SIZE // 2), drawn(5, 1, 0, shared=True))
+
+
 def test_the_operator_is_sound() -> None:
     transformation = drawn(3, 2, 1, shared=False)
     arguments = (torch.randn(3, 2 * SIZE), *transformation)

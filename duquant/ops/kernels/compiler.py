@@ -28,13 +28,15 @@ def load_library(name: str) -> ctypes.CDLL | None:
     wanted = os.environ.get("DUQUANT_KERNELS", "1") != "0"
     is_x86 = platform.machine() in ("x86_64", "AMD64") and platform.system() == "Linux"
     has_vectors = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
-    compiler = shlex.split(os.environ.get("CC", "cc"))  # may be "ccache gcc"
-    if not (wanted and is_x86 and has_vectors and compiler and shutil.which(compiler[0])):
+    if not (wanted and is_x86 and has_vectors):
         return None
     try:
+        compiler = shlex.split(os.environ.get("CC", "cc"))  # may be "ccache gcc"
+        if not (compiler and shutil.which(compiler[0])):
+            return None
         return ctypes.CDLL(str(_compiled(Path(__file__).with_name(f"{name}.c"), compiler)))
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # no home directory: RuntimeError
-        return None
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):
+        return None  # RuntimeError: no home directory; ValueError: a quote in CC without its pair
 
 
 def _compiled(source: Path, compiler: list[str]) -> Path:

@@ -46,18 +46,18 @@ def transform_rows(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor
 
     Returns:
         float32, shape of ``x``.
+
+    Raises:
+        ValueError: if a permutation, which a file may bring, names a channel that does not exist.
     """
     library = _library()
     assert library is not None
     x, width = x.contiguous(), x.shape[-1]
     rotations = rotations.float().contiguous()
     steps, matrices, size, _ = rotations.shape
-    assert len(permutations) == steps - 1
-    orders = torch.empty(steps, width, dtype=torch.int32)
-    torch.arange(width, out=orders[0])
-    if steps > 1:
-        orders[1:] = permutations
+    assert width % size == 0
     assert matrices in (1, width // size)
+    orders = _orders(permutations, steps, width)
     out = torch.empty_like(x)
     pointers = [tensor.data_ptr() for tensor in (x, out, rotations, orders)]
     sizes = (x.numel() // width, width, steps, matrices, size)
@@ -91,6 +91,22 @@ def rotate_rows(rows: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
     if library.rotate_rows(*pointers, *rows.shape, torch.get_num_threads()):
         raise MemoryError(f"no memory to rotate rows of {rows.shape[2]} channels")
     return low, high
+
+
+def _orders(permutations: Tensor, steps: int, width: int) -> Tensor:
+    """Where every step reads its channels; C does not look whether they exist."""
+    assert len(permutations) == steps - 1
+    orders = torch.empty(steps, width, dtype=torch.int32)
+    torch.arange(width, out=orders[0])
+    if steps > 1:
+        orders[1:] = permutations
+    lowest, highest = orders.aminmax()
+    if lowest < 0 or highest >= width:
+        raise ValueError(
+            f"a permutation of {width} channels names channels {int(lowest)} to {int(highest)}: "
+            f"the model is damaged, quantize it again"
+        )
+    return orders
 
 
 @functools.cache
