@@ -2,8 +2,8 @@
 
 Every part of a block's turn is run once to warm up and then timed with the code of the run itself.
 Where a part takes tokens it gets at most :data:`MOST_TOKENS`. Parts are multiplied by how often
-they happen, by tokens, and by the weights of a block over those of the thin one; steps of a shared
-rotation search cost the same in any width.
+they happen, by tokens, and by the weights of a block over those of the thin one; steps of a search
+by width and tokens, as if in any width the same share of rows could be skipped.
 """
 
 import tempfile
@@ -40,7 +40,7 @@ class BlockSeconds:
         forward: a token through it in full precision.
         quantized: a token through it when it is quantized.
         transform: smooth and rotate it, the search itself not counted.
-        search_step: one step of all rotation searches.
+        search_step: one step of all rotation searches, for one token of the statistic.
         step: one LWC step; 0 without LWC.
         store: pack and write it.
         restore: read it and unpack its weights.
@@ -94,8 +94,7 @@ def estimate_duration(
     if recipe.has_lwc:
         steps = recipe.lwc.epochs * -(-sizes.samples // job.batch_size)
         seconds += part.quantized * tokens + part.step * steps
-    is_wide = recipe.rotation.scope == "per_block"
-    search = part.search_step * recipe.rotation.max_steps * (size**0.5 if is_wide else 1)
+    search = part.search_step * sizes.tokens * recipe.rotation.max_steps * size**0.5
     per_block = seconds * size + search + picture_seconds
     return Duration(per_block, per_block * blocks_left, _validation(job, part, size))
 
@@ -159,7 +158,7 @@ class _Probe:
             forward=forward / tokens,
             quantized=run / tokens,
             transform=transform,
-            search_step=per_step,
+            search_step=per_step / self.sizes.tokens,
             step=step,
             store=store + freeze,
             restore=max(0.0, restore - run / self.sizes.samples),

@@ -36,9 +36,11 @@ def job(source: Path, tmp_path: Path, **options: Any) -> Job:
     return describe_job(model, data)
 
 
-def estimate(asked: Job, monkeypatch: pytest.MonkeyPatch, *, blocks_left: int = 3) -> Duration:
-    """Of a machine on which every part takes as long as :data:`PART` says."""
-    part = replace(PART, weights=asked.block_weights)
+def estimate(
+    asked: Job, monkeypatch: pytest.MonkeyPatch, *, blocks_left: int = 3, size: int = 1
+) -> Duration:
+    """Of a machine on which every part of a block ``size`` times smaller takes what PART says."""
+    part = replace(PART, weights=asked.block_weights // size)
     monkeypatch.setattr(duration._Probe, "measure", lambda self: part)
     return estimate_duration(asked, CPU, blocks_left=blocks_left, picture_seconds=0.25)
 
@@ -48,7 +50,7 @@ def test_parts_are_multiplied_by_how_often_they_happen(
 ) -> None:
     asked = replace(job(source, tmp_path, lwc=LWCConfig(epochs=3)), batch_size=3)
     tokens, steps = 8 * 32, 3 * 3
-    once = 1 + 0.01 * tokens + 3 + 2 + 8 * 0.5 + 0.25
+    once = 1 + 0.01 * tokens + 3 + 2 + 8 * 32 * 0.5 + 0.25
     expected = once + 0.02 * tokens + 7 * steps
     found = estimate(asked, monkeypatch)
     assert found.per_block == pytest.approx(expected)
@@ -56,6 +58,14 @@ def test_parts_are_multiplied_by_how_often_they_happen(
     assert estimate(asked, monkeypatch, blocks_left=1).calibration == pytest.approx(expected)
     plain = estimate(job(source, tmp_path, lwc=NO_LWC), monkeypatch)
     assert plain.per_block == pytest.approx(once)
+
+
+def test_a_search_grows_with_the_width_and_the_rest_with_the_weights(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = job(source, tmp_path, lwc=NO_LWC)
+    found = estimate(asked, monkeypatch, size=4).per_block
+    assert found == pytest.approx(4 * (1 + 0.01 * 8 * 32 + 3 + 2) + 2 * 8 * 32 * 0.5 + 0.25)
 
 
 def test_measuring_runs_every_variant_and_reads_the_model_for_every_chunk(
