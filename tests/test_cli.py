@@ -68,6 +68,7 @@ BAD_OPTIONS = {
         ["48", "power of two"],
     ),
     "unknown key": (["--model.colour", "blue"], ["--model.colour"]),
+    "beginning of a key": (["--model.lwc.epoch", "2"], ["--model.lwc.epoch"]),
     "not a number": (["--model.weight_bits", "four"], ["weight_bits", "four"]),
     "long sequence": (["--data.sequence_length", "65"], ["sequence_length is 65", "64 positions"]),
     "too many samples": (
