@@ -107,6 +107,9 @@ class DuQuantCLI(LightningCLI):
             choice.help = DESCRIPTIONS[choice.dest]
         add_verbs(chooser, VERBS, TABLES, OneLineParser)
 
+    def _parse_ckpt_path(self) -> None:
+        """Take no options out of a checkpoint: :func:`prepare_fit` compares, and refuses."""
+
     def _set_seed(self) -> None:
         if self.subcommand not in VERBS:
             super()._set_seed()

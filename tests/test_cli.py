@@ -88,6 +88,7 @@ BAD_OPTIONS = {
         ["--ckpt_path", "nowhere.ckpt"],
         ["there is no checkpoint nowhere.ckpt"],
     ),
+    "no checkpoint at all": (["--ckpt_path", "cli.py"], ["cli.py is damaged or not"]),
     "missing model": (["--model.pretrained", "./nowhere"], ["no model directory ./nowhere"]),
     "some batches": (
         ["--trainer.limit_train_batches", "0.5"],
