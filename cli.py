@@ -9,6 +9,7 @@ Subcommands that need no Trainer are typed functions of their own, see :data:`VE
 import gc
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -21,6 +22,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import DurableCheckpointIO
 from callbacks.data_parallel import STRATEGIES, BlockParallel, processes_of, require_even_shares
@@ -75,7 +77,10 @@ FORMS = {
 
 
 class OneLineParser(LightningArgumentParser):
-    """Reports a wrong option in one line."""
+    """Takes whole names of options only, and reports a wrong one in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the innermost reason, or the form an option must have, and leave with status 2."""
@@ -101,6 +106,9 @@ class DuQuantCLI(LightningCLI):
         for choice in chooser._choices_actions:
             choice.help = DESCRIPTIONS[choice.dest]
         add_verbs(chooser, VERBS, TABLES, OneLineParser)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no options out of a checkpoint: :func:`prepare_fit` compares, and refuses."""
 
     def _set_seed(self) -> None:
         if self.subcommand not in VERBS:
@@ -233,6 +241,8 @@ def main() -> None:
         if not is_lost_connection(error):
             raise
         fail(f"lost the connection to another process of this job; {CONTINUES}")
+    except SIGTERMException:  # its status would be 0, as if the work were done
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -116,7 +117,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
     ) -> None:
         """Close the bar and say how to continue."""
         self._close()
-        if isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
             self._say("interrupted; the same command with --ckpt_path last continues")
 
     def _open(self, what: str, total: float, completed: float) -> None:

@@ -68,6 +68,7 @@ BAD_OPTIONS = {
         ["48", "power of two"],
     ),
     "unknown key": (["--model.colour", "blue"], ["--model.colour"]),
+    "beginning of a key": (["--model.lwc.epoch", "2"], ["--model.lwc.epoch"]),
     "not a number": (["--model.weight_bits", "four"], ["weight_bits", "four"]),
     "long sequence": (["--data.sequence_length", "65"], ["sequence_length is 65", "64 positions"]),
     "too many samples": (
@@ -87,6 +88,7 @@ BAD_OPTIONS = {
         ["--ckpt_path", "nowhere.ckpt"],
         ["there is no checkpoint nowhere.ckpt"],
     ),
+    "no checkpoint at all": (["--ckpt_path", "cli.py"], ["cli.py is damaged or not"]),
     "missing model": (["--model.pretrained", "./nowhere"], ["no model directory ./nowhere"]),
     "some batches": (
         ["--trainer.limit_train_batches", "0.5"],

@@ -33,17 +33,17 @@ def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def kill_while_calibrating(options: list[str], after: float) -> None:
     """Start a fit and SIGKILL it ``after`` seconds into the calibration."""
     process = start("fit", *options)
-    wait_for_the_calibration(process)
+    wait_for(process, "calibrating", "continuing")
     time.sleep(after)
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
 
-def wait_for_the_calibration(process: "subprocess.Popen[str]") -> None:
-    """Read what the preflight says; the line after it is the first of the calibration."""
+def wait_for(process: "subprocess.Popen[str]", *beginnings: str) -> None:
+    """Read standard error to the first line that begins so; what the preflight says comes first."""
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith(("calibrating", "continuing")):
+        if line.startswith(beginnings):
             return
 
 
@@ -73,14 +73,14 @@ def test_killed_at_random_moments_ends_bit_identical(
     assert_same_tensors(output, uninterrupted)
 
 
-def test_interrupted_by_the_keyboard_says_how_to_continue(
-    model: Path, uninterrupted: Path, tmp_path: Path
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_by_the_keyboard_or_a_scheduler_says_how_to_continue(
+    model: Path, uninterrupted: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     output = tmp_path / "run"
     process = start("fit", *arguments(model, output))
-    wait_for_the_calibration(process)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    wait_for(process, "block 1/")
+    process.send_signal(how)
     _, err = process.communicate()
     assert process.returncode != 0
     assert "--ckpt_path last continues" in err
