@@ -8,7 +8,7 @@ P)``; one last rotation always follows, so 0 times is a rotation alone.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,17 +50,38 @@ def apply_transform(x: Tensor, transform: DualTransform) -> Tensor:
         x: activation ``(..., width)`` or weight ``(out, width)``; computed in its own dtype.
         transform: rotations are converted to the dtype of ``x``.
 
-    Where nobody asks for the gradient of ``x``, processors do all steps at once in C
-    (:mod:`duquant.ops.kernels.transform`).
+    Processors do all steps at once in C (:mod:`duquant.ops.kernels.transform`).
     """
     if kernel.serves(x, transform.rotations):
-        result: Tensor = kernel.transform_rows(x, *transform)
-        return result
+        by_kernel: Tensor = _TransformRows.apply(x, *transform)
+        return by_kernel
     for index, rotation in enumerate(transform.rotations):
         x = block_rotate(x, rotation.to(x.dtype))
         if index < len(transform.permutations):
             x = permute_channels(x, transform.permutations[index])
     return x
+
+
+def inverse_transform(transform: DualTransform) -> DualTransform:
+    """The transform that undoes another: transposed rotations, inverse permutations, backwards."""
+    return DualTransform(
+        transform.rotations.flip(0).transpose(-1, -2), transform.permutations.flip(0).argsort(-1)
+    )
+
+
+class _TransformRows(torch.autograd.Function):
+    """A matrix product with an orthogonal matrix: gradients go through its transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor:
+        ctx.transform = DualTransform(rotations, permutations)
+        result: Tensor = kernel.transform_rows(x, rotations, permutations)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        result: Tensor = kernel.transform_rows(grad, *inverse_transform(ctx.transform))
+        return result, None, None
 
 
 def find_transform(

@@ -6,7 +6,8 @@ rotation search, too, finds every row's extremes while it multiplies. A rotation
 summed in the order of the channels, as PyTorch's usually are, but nothing promises that: results of
 the two agree to float32 rounding.
 
-All tensors are contiguous float32 on the CPU; there is no gradient.
+All tensors are contiguous float32 on the CPU. Gradients are the business of the caller, since the
+inverse is a transform too (:mod:`duquant.ops.dual_transform`).
 """
 
 import ctypes
@@ -27,9 +28,8 @@ def panel_width() -> int:
 
 def serves(x: Tensor, rotations: Tensor) -> bool:
     """Whether the kernel can multiply ``x`` by these rotations."""
-    needs_gradient = torch.is_grad_enabled() and x.requires_grad
     is_float = x.device.type == "cpu" and x.dtype == torch.float32
-    if needs_gradient or not (is_float and x.numel() and rotations.numel()):
+    if not (is_float and x.numel() and rotations.numel()):
         return False
     width: int = panel_width()
     return width > 0 and rotations.shape[-1] % width == 0
