@@ -47,6 +47,7 @@ SUBJECTS = {
 }
 
 
+FAST_TRAINING = LWCConfig(epochs=5, batch_size=4, learning_rate=0.5)  # configs/lwc_fast.yaml
 AUTHORS_TRAINING = LWCConfig(
     epochs=20,
     learning_rate=1e-2,
@@ -86,6 +87,9 @@ def recipes(block_size: int) -> dict[str, Recipe]:
         learned = ClippingConfig(activation_ratio=0.9)
         rows[f"DuQuant+LWC, {selector}, {scope}"] = replace(
             duquant, rotation=rotated, clipping=learned, lwc=LWCConfig()
+        )
+        rows[f"fast LWC training, {selector}, {scope}"] = replace(
+            duquant, rotation=rotated, clipping=learned, lwc=FAST_TRAINING
         )
     for selector, scope in kinds[:4]:
         rotated = replace(rotation, selector=selector, scope=scope)  # type: ignore[arg-type]
