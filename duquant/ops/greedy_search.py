@@ -1,14 +1,19 @@
-"""The greedy search of a rotation, on the few rows that can matter.
+"""The greedy search of a rotation, on the few entries that can matter.
 
 A step multiplies every row (a token's channels of one block) by an orthogonal matrix, then looks
-for the largest entry of all. Orthogonal matrices keep a row's norm, and no entry exceeds the norm
-of its row: a row whose norm is below the current peak cannot hold it, now or ever. So rows are
-ranked by norm once, only those at the top take part, and when the peak falls to the norm of the
-next row, more of them join, brought up to date by one product with the rotation so far.
+for the largest entry of all. Two things can be known without looking exactly:
 
-Activations have a few rows that are much longer than the others, the outliers that the search is
-about; usually a few percent of the rows take part. The channels chosen are those of the plain loop
-over all rows.
+* Orthogonal matrices keep a row's norm, and no entry exceeds the norm of its row: a row whose norm
+  is below the current peak cannot hold it, now or ever. So rows are ranked by norm once, only those
+  at the top take part, and when the peak falls to the norm of the next row, more of them join.
+  Activations have a few rows that are much longer than the others, the outliers that the search is
+  about; usually a few percent of the rows take part.
+* Of those, a product in low precision whose error is bounded tells which rows can hold the peak:
+  on the CPU in 8-bit integers (:mod:`duquant.ops.kernels.screen`), elsewhere in float32.
+
+What is left, a handful of rows, is multiplied in float64 with the float32 rotation so far, and
+entries that are equal but for rounding count as equal. So the channels chosen are those of a plain
+loop over all rows, whatever the order in which a processor adds.
 """
 
 from typing import NamedTuple
@@ -16,17 +21,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from duquant.ops.kernels import transform as kernel
+from duquant.ops.kernels import screen as kernel
 
 MARGIN = 1e-4
 """Relative rounding error allowed for when a norm is compared with an entry."""
+ROUNDING = 2.0**-23
+"""Error of a float32 sum of products with a column of norm 1, per channel, in norms of the row."""
+SAME = 1e-9
+"""Relative difference below which two float64 entries count as equal."""
+AT_LEAST = 64
+"""Rows that join at once, at least; else as many as take part already."""
+AT_ONCE = 1 << 16
+"""Entries that are computed exactly at once."""
 
 
 class _Extremes(NamedTuple):
     """Largest and smallest entry of every search, and where the larger magnitude is.
 
     Attributes:
-        high: largest entry, shape ``(s,)``.
+        high: largest entry, float64 of shape ``(s,)``.
         low: smallest entry.
         row: row of the largest magnitude (the first of several), counted among all rows.
         channel: its channel.
@@ -49,72 +62,124 @@ def greedy_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: boo
             authors' code; else by its channel, and measure ``max |entry|``.
 
     Returns:
-        The product after the step with the smallest peak, ``(s, b, b)``.
+        The product after the step with the smallest peak, float32 ``(s, b, b)``.
     """
-    block_size = rows.shape[-1]
-    product = torch.eye(block_size, device=rows.device).expand_as(base)
-    active = _ActiveRows(rows)
-    extremes = active.extremes(product, follow_row=follow_row)
+    size = rows.shape[-1]
+    product = torch.eye(size, device=rows.device).repeat(len(rows), 1, 1)
+    active = _ActiveRows(rows, follow_row=follow_row)
+    extremes = active.extremes(product)
     best, best_peak = product.clone(), _peak(extremes, follow_row)
     for _ in range(max_steps):
-        channel = extremes.row % block_size if follow_row else extremes.channel
-        step = exchange_channels(base, channel)
-        product = product @ step
-        active.multiply(step)
-        extremes = active.extremes(product, follow_row=follow_row)
+        channel = extremes.row % size if follow_row else extremes.channel
+        product = product @ exchange_channels(base, channel)
+        extremes = active.extremes(product)
         peak = _peak(extremes, follow_row)
-        better = peak < best_peak
+        better = peak < best_peak * (1 - SAME)
         best_peak = torch.where(better, peak, best_peak)
-        best = torch.where(better.view(-1, 1, 1), product, best)
+        best[better] = product[better]
     return best
 
 
 class _ActiveRows:
-    """The rows that take part: the longest of every search, in their original order."""
+    """The rows that take part: the longest of every search.
 
-    def __init__(self, rows: Tensor) -> None:
-        self._rows = rows
+    Args:
+        rows: as for :func:`greedy_search`.
+        follow_row: both ends of the entries' range matter, not only the larger.
+    """
+
+    def __init__(self, rows: Tensor, *, follow_row: bool) -> None:
+        self._rows, self._follow_row = rows, follow_row
         norms = torch.linalg.vector_norm(rows, dim=-1)
         self._norms, self._ranking = norms.sort(dim=-1, descending=True)
-        self._take(1, None)
+        screen = kernel.RoundedRows if kernel.serves(rows) else _FloatRows
+        self._screen: kernel.RoundedRows | _FloatRows = screen(rows, self._ranking)
+        self._screen.take(1)
 
-    def _take(self, count: int, product: Tensor | None) -> None:
-        self._indices = self._ranking[:, :count].sort(dim=-1).values
-        wide = self._indices.unsqueeze(-1).expand(-1, -1, self._rows.shape[-1])
-        taken = self._rows.gather(1, wide)
-        self._current = taken if product is None else taken @ product
-        self._low, self._high = self._current.aminmax(dim=-1)
-
-    def multiply(self, step: Tensor) -> None:
-        """Rotate the rows by one step more."""
-        if kernel.serves(self._current, step):
-            self._low, self._high = kernel.rotate_rows(self._current, step)
-        else:
-            self._current = self._current @ step
-            self._low, self._high = self._current.aminmax(dim=-1)
-
-    def extremes(self, product: Tensor, *, follow_row: bool) -> _Extremes:
-        """Extremes over *all* rows; takes in more rows until no other row can change them.
-
-        Args:
-            product: the rotation so far, for rows that join.
-            follow_row: both ends count, not only the larger.
-        """
+    def extremes(self, product: Tensor) -> _Extremes:
+        """Extremes over *all* rows; takes in more rows until no other row can change them."""
         while True:
-            high, low = self._high.amax(dim=1), self._low.amin(dim=1)
-            reach = torch.minimum(high, -low) if follow_row else torch.maximum(high, -low)
-            eligible = self._norms * (1 + MARGIN) >= reach.unsqueeze(1)
-            needed = int(eligible.sum(dim=1).max())
-            count = self._indices.shape[1]
-            if needed <= count:
-                return self._locate(torch.maximum(self._high, -self._low), high, low)
-            self._take(min(needed, 2 * count + 64), product)
+            extremes = self._exact(product, self._candidates(product))
+            high, low, count = extremes.high, extremes.low, self._screen.count
+            reach = torch.minimum(high, -low) if self._follow_row else torch.maximum(high, -low)
+            longest_left = self._norms[:, count : 2 * count + AT_LEAST] * (1 + MARGIN)
+            eligible = int((longest_left >= reach.unsqueeze(1)).any(dim=0).sum())
+            if not eligible:
+                return extremes
+            self._screen.take(count + eligible)
 
-    def _locate(self, magnitude: Tensor, high: Tensor, low: Tensor) -> _Extremes:
-        first = magnitude.argmax(dim=1, keepdim=True)
-        each = torch.arange(len(first), device=first.device)
-        channel = self._current[each, first.squeeze(1)].abs().argmax(dim=1)
-        return _Extremes(high, low, self._indices.gather(1, first).squeeze(1), channel)
+    def _candidates(self, product: Tensor) -> Tensor:
+        """Numbers of the rows that may hold an extreme, ascending; repeated to fill ``(s, k)``."""
+        possible = self._possible(*self._screen.extremes(product))
+        search, position = possible.nonzero(as_tuple=True)
+        counts = possible.sum(dim=1)
+        start = counts.cumsum(dim=0) - counts
+        row = self._ranking[search, position]
+        candidates = row[start].unsqueeze(1).repeat(1, int(counts.max()))
+        candidates[search, torch.arange(len(row), device=row.device) - start[search]] = row
+        return torch.sort(candidates, dim=1)[0]
+
+    def _exact(self, product: Tensor, candidates: Tensor) -> _Extremes:
+        each = torch.arange(len(candidates), device=candidates.device)
+        rows = self._rows[each.unsqueeze(1), candidates]
+        values, error = rows @ product, _rounding_error(rows).unsqueeze(2)
+        possible = self._possible(values, values, error)
+        search, row, channel = possible.nonzero(as_tuple=True)
+        pieces = zip(*(at.split(AT_ONCE) for at in (search, row, channel)), strict=True)
+        exact = torch.cat([
+            (rows[s, r].double() * product[s, :, c].double()).sum(dim=1) for s, r, c in pieces
+        ])  # fmt: skip
+        zeros = exact.new_zeros(len(each))
+        high = zeros.scatter_reduce(0, search, exact, "amax", include_self=False)
+        low = zeros.scatter_reduce(0, search, exact, "amin", include_self=False)
+        largest = torch.maximum(high, -low) * (1 - SAME)
+        last = len(exact) - 1
+        order = torch.arange(len(exact), device=exact.device)
+        order = torch.where(exact.abs() < largest[search], last, order)
+        first = order.new_full((len(each),), last).scatter_reduce(0, search, order, "amin")
+        return _Extremes(high, low, candidates[each, row[first]], channel[first])
+
+    def _possible(self, high: Tensor, low: Tensor, error: Tensor) -> Tensor:
+        """What may hold an extreme of its search, in a row or an entry; the first always."""
+        if self._follow_row:
+            possible = _may_be_largest(high, error) | _may_be_largest(-low, error)
+        else:
+            possible = _may_be_largest(torch.maximum(high, -low), error)
+        flat = possible.flatten(1)
+        flat &= self._norms[:, :1] > 0  # or all entries of a search in nothing would be the largest
+        flat[:, 0] = True
+        return possible
+
+
+def _may_be_largest(values: Tensor, error: Tensor) -> Tensor:
+    reach = (values - error).flatten(1).amax(dim=1)
+    return values + error >= reach.view(-1, *[1] * (values.dim() - 1))
+
+
+class _FloatRows:
+    """What :class:`duquant.ops.kernels.screen.RoundedRows` is, in float32 and on any device."""
+
+    def __init__(self, rows: Tensor, ranking: Tensor) -> None:
+        self._rows, self._ranking = rows, ranking
+        self._taken = rows[:, :0]
+
+    @property
+    def count(self) -> int:
+        return self._taken.shape[1]
+
+    def take(self, count: int) -> None:
+        new = self._ranking[:, self.count : count].unsqueeze(2)
+        new = self._rows.gather(1, new.expand(-1, -1, self._rows.shape[2]))
+        self._taken = torch.cat([self._taken, new], dim=1)
+
+    def extremes(self, matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low, high = (self._taken @ matrices).aminmax(dim=2)
+        return high, low, _rounding_error(self._taken)
+
+
+def _rounding_error(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1)
+    return ROUNDING * rows.shape[-1] * norms
 
 
 def exchange_channels(base: Tensor, channel: Tensor) -> Tensor:
@@ -127,12 +192,13 @@ def exchange_channels(base: Tensor, channel: Tensor) -> Tensor:
     Returns:
         Shape ``(s, b, b)``.
     """
-    count, size, _ = base.shape
-    order = torch.arange(size, device=base.device).repeat(count, 1)
-    order.scatter_(1, channel.unsqueeze(1), 0)
-    order[:, 0] = channel
-    rows = base.gather(1, order.unsqueeze(2).expand_as(base))
-    return rows.gather(2, order.unsqueeze(1).expand_as(base))
+    each = torch.arange(len(base), device=base.device)
+    step = base.clone()
+    step[:, 0], step[each, channel] = base[each, channel], base[:, 0]
+    columns = step[:, :, 0].clone()
+    step[:, :, 0] = step[each, :, channel]
+    step[each, :, channel] = columns
+    return step
 
 
 def _peak(extremes: _Extremes, as_range: bool) -> Tensor:

@@ -122,7 +122,8 @@ def find_rotation(
         float32 of shape ``(1, b, b)`` for ``shared``, ``(width / b, b, b)`` for ``per_block``.
 
     Raises:
-        ValueError: for ``selector="none"``, which has no rotation to find.
+        ValueError: for ``selector="none"``, which has no rotation to find, and for calibration
+            values that are not finite.
     """
     num_searches = 1 if scope == "shared" else x.shape[-1] // block_size
     if selector == "hadamard":
@@ -131,6 +132,12 @@ def find_rotation(
         return random_orthogonal(num_searches, block_size, generator).to(x.device)
     if selector == "none":
         raise ValueError("selector 'none' has no rotation to find")
+    undefined = x.numel() - int(torch.isfinite(x).sum())
+    if undefined:
+        raise ValueError(
+            f"{undefined} of {x.numel()} calibration values of an activation are not finite: "
+            f"calibrate in another precision (--model.dtype) or check the model's weights"
+        )
     base = (draw_base or random_base(generator))(num_searches, block_size).to(x.device)
     blocks = x.reshape(-1, num_searches, x.shape[-1] // num_searches).transpose(0, 1)
     rows = blocks.reshape(num_searches, -1, block_size)

@@ -6,30 +6,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from duquant.ops.greedy_search import exchange_channels, greedy_search
+from duquant.ops import greedy_search as module
+from duquant.ops.greedy_search import SAME, exchange_channels, greedy_search
+from duquant.ops.kernels import screen
 from duquant.ops.rotation import random_base
 from tests.outliers import seeds
 
+needs_the_kernel = pytest.mark.skipif(
+    not screen.serves(torch.zeros(1, 1, 64)),
+    reason="needs an x86 processor with AVX2 and a C compiler",
+)
+
 
 def plain_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: bool) -> Tensor:
-    """Every row takes part in every step."""
-
-    def peak() -> Tensor:
-        flat = rows.flatten(1)
-        return flat.amax(1) - flat.amin(1) if follow_row else flat.abs().amax(1)
-
+    """Every row takes part in every step, in float64; the first of equal entries counts."""
     size = rows.shape[-1]
     product = torch.eye(size).expand_as(base)
-    best, best_peak = product, peak()
+    best, best_peak, flat = product, _peak(rows.double().flatten(1), follow_row), rows.flatten(1)
     for _ in range(max_steps):
-        position = rows.abs().flatten(1).argmax(dim=1)
+        largest = flat.abs().amax(dim=1, keepdim=True)
+        position = (flat.abs() >= largest * (1 - SAME)).byte().argmax(dim=1)
         channel = position // size % size if follow_row else position % size
-        step = exchange_channels(base, channel)
-        rows, product = rows @ step, product @ step
-        better = peak() < best_peak
-        best_peak = torch.where(better, peak(), best_peak)
+        product = product @ exchange_channels(base, channel)
+        flat = (rows.double() @ product.double()).flatten(1)
+        better = _peak(flat, follow_row) < best_peak * (1 - SAME)
+        best_peak = torch.where(better, _peak(flat, follow_row), best_peak)
         best = torch.where(better.view(-1, 1, 1), product, best)
     return best
+
+
+def _peak(flat: Tensor, as_range: bool) -> Tensor:
+    low, high = flat.aminmax(dim=1)
+    return high - low if as_range else torch.maximum(high, -low)
 
 
 def calibration_rows(seed: int, searches: int, count: int, size: int, spread: float) -> Tensor:
@@ -61,21 +69,50 @@ def test_the_pruned_search_chooses_what_the_plain_one_does(
     )
 
 
+@needs_the_kernel
+@pytest.mark.parametrize("follow_row", [False, True])
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize(("searches", "size"), [(1, 128), (5, 64)])
+def test_so_it_does_by_the_kernel_and_without(
+    searches: int, size: int, spread: float, follow_row: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = calibration_rows(3, searches, 700, size, spread)
+    base = random_base(torch.Generator().manual_seed(3))(searches, size)
+    expected = plain_search(rows, base, 64, follow_row=follow_row)
+    assert torch.equal(greedy_search(rows, base, 64, follow_row=follow_row), expected)
+    monkeypatch.setattr(module.kernel, "serves", lambda rows: False)
+    assert torch.equal(greedy_search(rows, base, 64, follow_row=follow_row), expected)
+
+
+@pytest.mark.parametrize("follow_row", [False, True])
+@pytest.mark.parametrize("size", [8, 64])
+def test_rows_of_one_sign_and_rows_of_zeros(size: int, follow_row: bool) -> None:
+    """Equal entries by the hundred, a search in nothing, and an end of the range at zero."""
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.rand(4, 50, size, generator=generator)
+    rows[1] = 0
+    rows[2] = 1
+    rows[3, 7] = 0
+    base = random_base(torch.Generator().manual_seed(2))(4, size)
+    found = greedy_search(rows, base, 12, follow_row=follow_row)
+    assert torch.equal(found, plain_search(rows, base, 12, follow_row=follow_row))
+
+
 @pytest.mark.parametrize("follow_row", [False, True])
 def test_few_rows_take_part_where_there_are_outliers(
     follow_row: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = calibration_rows(1, 1, 4000, 32, 1.0)
     base = random_base(torch.Generator().manual_seed(1))(1, 32)
-    multiplied = []
-    from duquant.ops import greedy_search as module
+    taking_part = []
+    original = module._FloatRows.extremes
 
-    original = module._ActiveRows.multiply
+    def counting(rows: module._FloatRows, matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        taking_part.append(rows.count)
+        return original(rows, matrices)
 
-    def counting(active: module._ActiveRows, step: Tensor) -> None:
-        multiplied.append(active._current.shape[1])
-        original(active, step)
-
-    monkeypatch.setattr(module._ActiveRows, "multiply", counting)
+    monkeypatch.setattr(module.kernel, "serves", lambda rows: False)
+    monkeypatch.setattr(module._FloatRows, "extremes", counting)
     greedy_search(rows, base, 32, follow_row=follow_row)
-    assert max(multiplied) < 400
+    assert len(taking_part) > 32
+    assert max(taking_part) < 400

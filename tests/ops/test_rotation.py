@@ -225,3 +225,12 @@ def test_nothing_to_flatten_leaves_the_input_alone(scope: Scope) -> None:
     """No step makes a flat tensor flatter, so the identity stays the best product."""
     rotation = search(torch.zeros(4, 16), 0, "outlier", scope)
     assert torch.equal(rotation, torch.eye(8).expand_as(rotation))
+
+
+@pytest.mark.parametrize("selector", ["authors", "outlier"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_values_that_are_not_finite_are_counted(selector: Selector, value: float) -> None:
+    x = outlier_activation(10, 24, 0)
+    x[3, 4:6] = value
+    with pytest.raises(ValueError, match=r"2 of 240 calibration values .*--model.dtype"):
+        search(x, 0, selector, "shared")

@@ -46,30 +46,6 @@ def test_it_is_the_same_transform(
     )
 
 
-@given(seeds, st.integers(1, 3), st.integers(1, 40), st.integers(1, 3))
-def test_a_search_step_rotates_and_measures(
-    seed: int, searches: int, count: int, blocks: int
-) -> None:
-    size = blocks * SIZE
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(searches, count, size, generator=generator)
-    matrices = random_orthogonal(searches, size, generator)
-    rotated = rows.clone()
-    low, high = transform.rotate_rows(rotated, matrices)
-    tolerance = size * 2.0**-24 * float(rows.norm(dim=-1).max())  # a sum of `size` products
-    torch.testing.assert_close(rotated, rows @ matrices, rtol=0, atol=tolerance)
-    assert torch.equal(low, rotated.amin(dim=-1))
-    assert torch.equal(high, rotated.amax(dim=-1))
-
-
-def test_a_search_step_keeps_what_is_not_a_number_in_its_row() -> None:
-    rows = torch.ones(1, 11, SIZE)
-    rows[0, 3, 7] = float("nan")
-    low, high = transform.rotate_rows(rows, torch.eye(SIZE).unsqueeze(0))
-    for ends in (low, high):
-        assert ends.isnan().nonzero().tolist() == [[0, 3]]
-
-
 def test_a_token_is_alone_in_every_company() -> None:
     """Neither the other tokens of a batch nor threads change a bit."""
     x, transformation = outlier_activation(61, 4 * SIZE, 0), drawn(0, 4, 1, shared=False)

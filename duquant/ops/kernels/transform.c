@@ -1,5 +1,4 @@
-/* Block rotations with permutations between them, y = x R_1 P_1 R_2 ... of every row of x; and one step
-   of a search for a rotation.
+/* Block rotations with permutations between them, y = x R_1 P_1 R_2 ... of every row of x.
 
    A row of activations is cut into blocks of `size` channels, and every block is multiplied by its
    matrix. A few rows (`TOKENS`) go through all steps together and stay in the cache meanwhile. The
@@ -8,10 +7,8 @@
    next rotation reads channel `order[k]` where it would read k. */
 
 #include <immintrin.h>
-#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define UNROLLED _Pragma("GCC unroll 16") /* or sums would live in memory */
 
@@ -114,52 +111,5 @@ int transform_rows(const float *x, float *y, const float *rotations, const int32
         }
         free(spare);
     }
-    return failed;
-}
-
-/* The largest and the smallest entry of a row, NaN where one is NaN. */
-static inline void extremes(const float *row, int64_t size, float *high, float *low) {
-    float h = row[0], l = row[0];
-    int undefined = 0;
-#pragma omp simd reduction(max : h) reduction(min : l) reduction(| : undefined)
-    for (int64_t k = 0; k < size; k++) {
-        h = row[k] > h ? row[k] : h;
-        l = row[k] < l ? row[k] : l;
-        undefined |= row[k] != row[k];
-    }
-    *high = undefined ? NAN : h;
-    *low = undefined ? NAN : l;
-}
-
-/* x: searches x rows x size, every search is multiplied by its matrix, in place; high, low: of every
-   row afterwards. Returns 0, or 1 if memory ran out. */
-int rotate_rows(float *x, const float *matrices, float *high, float *low, int64_t searches, int64_t rows,
-                int64_t size, int threads) {
-    int32_t *order = malloc((size_t)size * sizeof(int32_t));
-    if (!order) return 1;
-    for (int64_t k = 0; k < size; k++) order[k] = (int32_t)k;
-    int failed = 0;
-#pragma omp parallel num_threads(searches * rows <= TOKENS ? 1 : threads) reduction(| : failed)
-    {
-        float *spare = aligned_alloc(64, (size_t)((TOKENS * size * 4 + 63) / 64 * 64));
-        failed = !spare;
-#pragma omp for schedule(static) collapse(2)
-        for (int64_t search = 0; search < searches; search++)
-            for (int64_t first = 0; first < rows; first += TOKENS) {
-                const int64_t row = search * rows + first, left = rows - first < TOKENS ? rows - first : TOKENS;
-                const Transform f = {matrices + search * size * size, order, 1, 1, size, size};
-                if (!spare) continue;
-                if (left == TOKENS)
-                    rotate(&f, 0, x + row * size, spare, TOKENS);
-                else
-                    for (int64_t r = 0; r < left; r++)
-                        rotate(&f, 0, x + (row + r) * size, spare + r * size, 1);
-                memcpy(x + row * size, spare, (size_t)(left * size) * sizeof(float));
-                for (int64_t r = 0; r < left; r++)
-                    extremes(spare + r * size, size, high + row + r, low + row + r);
-            }
-        free(spare);
-    }
-    free(order);
     return failed;
 }

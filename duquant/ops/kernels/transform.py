@@ -1,10 +1,9 @@
 """A site's transform in C: all rotations and permutations of a few tokens while they are cached.
 
 PyTorch passes over the whole activation for every rotation and every permutation, and gathers with
-an index for every entry. ``transform.c`` reads the activation once and writes it once; a step of a
-rotation search, too, finds every row's extremes while it multiplies. A rotation's products are
-summed in the order of the channels, as PyTorch's usually are, but nothing promises that: results of
-the two agree to float32 rounding.
+an index for every entry. ``transform.c`` reads the activation once and writes it once. A rotation's
+products are summed in the order of the channels, as PyTorch's usually are, but nothing promises
+that: results of the two agree to float32 rounding.
 
 All tensors are contiguous float32 on the CPU. Gradients are the business of the caller, since the
 inverse is a transform too (:mod:`duquant.ops.dual_transform`).
@@ -71,28 +70,6 @@ def _(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def rotate_rows(rows: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of rotation searches, in place; call where :func:`serves` says so.
-
-    Args:
-        rows: contiguous float32 ``(searches, n, b)``; multiplied by the search's matrix.
-        matrices: float32 ``(searches, b, b)``.
-
-    Returns:
-        Smallest and largest entry of every row afterwards, ``(searches, n)`` each.
-    """
-    library = _library()
-    assert library is not None
-    assert rows.is_contiguous()
-    assert matrices.shape == (rows.shape[0], rows.shape[2], rows.shape[2])
-    matrices = matrices.contiguous()
-    low, high = rows.new_empty(rows.shape[:2]), rows.new_empty(rows.shape[:2])
-    pointers = [tensor.data_ptr() for tensor in (rows, matrices, high, low)]
-    if library.rotate_rows(*pointers, *rows.shape, torch.get_num_threads()):
-        raise MemoryError(f"no memory to rotate rows of {rows.shape[2]} channels")
-    return low, high
-
-
 def _orders(permutations: Tensor, steps: int, width: int) -> Tensor:
     """Where every step reads its channels; C does not look whether they exist."""
     assert len(permutations) == steps - 1
@@ -119,7 +96,6 @@ def _library() -> ctypes.CDLL | None:
         *[ctypes.c_int64] * 5,
         ctypes.c_int,
     ]
-    library.rotate_rows.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3, ctypes.c_int]
     return library if _is_right(library) else None
 
 
