@@ -99,7 +99,7 @@ class _ActiveRows:
     def extremes(self, product: Tensor) -> _Extremes:
         """Extremes over *all* rows; takes in more rows until no other row can change them."""
         while True:
-            extremes = self._exact(product, self._candidates(product))
+            extremes = self._extremes_of_active(product)
             high, low, count = extremes.high, extremes.low, self._screen.count
             reach = torch.minimum(high, -low) if self._follow_row else torch.maximum(high, -low)
             longest_left = self._norms[:, count : 2 * count + AT_LEAST] * (1 + MARGIN)
@@ -108,52 +108,30 @@ class _ActiveRows:
                 return extremes
             self._screen.take(count + eligible)
 
-    def _candidates(self, product: Tensor) -> Tensor:
-        """Numbers of the rows that may hold an extreme, ascending; repeated to fill ``(s, k)``."""
-        possible = self._possible(*self._screen.extremes(product))
-        search, position = possible.nonzero(as_tuple=True)
-        counts = possible.sum(dim=1)
-        start = counts.cumsum(dim=0) - counts
-        row = self._ranking[search, position]
-        candidates = row[start].unsqueeze(1).repeat(1, int(counts.max()))
-        candidates[search, torch.arange(len(row), device=row.device) - start[search]] = row
-        return torch.sort(candidates, dim=1)[0]
-
-    def _exact(self, product: Tensor, candidates: Tensor) -> _Extremes:
-        each = torch.arange(len(candidates), device=candidates.device)
-        rows = self._rows[each.unsqueeze(1), candidates]
-        values, error = rows @ product, _rounding_error(rows).unsqueeze(2)
-        possible = self._possible(values, values, error)
-        search, row, channel = possible.nonzero(as_tuple=True)
+    def _extremes_of_active(self, product: Tensor) -> _Extremes:
+        search, row, channel = self._possible(product)
         pieces = zip(*(at.split(AT_ONCE) for at in (search, row, channel)), strict=True)
         exact = torch.cat([
-            (rows[s, r].double() * product[s, :, c].double()).sum(dim=1) for s, r, c in pieces
+            (self._rows[s, r].double() * product[s, :, c].double()).sum(dim=1) for s, r, c in pieces
         ])  # fmt: skip
-        zeros = exact.new_zeros(len(each))
+        zeros = exact.new_zeros(len(product))
         high = zeros.scatter_reduce(0, search, exact, "amax", include_self=False)
         low = zeros.scatter_reduce(0, search, exact, "amin", include_self=False)
         largest = torch.maximum(high, -low) * (1 - SAME)
         last = len(exact) - 1
         order = torch.arange(len(exact), device=exact.device)
         order = torch.where(exact.abs() < largest[search], last, order)
-        first = order.new_full((len(each),), last).scatter_reduce(0, search, order, "amin")
-        return _Extremes(high, low, candidates[each, row[first]], channel[first])
+        first = order.new_full((len(product),), last).scatter_reduce(0, search, order, "amin")
+        return _Extremes(high, low, row[first], channel[first])
 
-    def _possible(self, high: Tensor, low: Tensor, error: Tensor) -> Tensor:
-        """What may hold an extreme of its search, in a row or an entry; the first always."""
-        if self._follow_row:
-            possible = _may_be_largest(high, error) | _may_be_largest(-low, error)
-        else:
-            possible = _may_be_largest(torch.maximum(high, -low), error)
-        flat = possible.flatten(1)
-        flat &= self._norms[:, :1] > 0  # or all entries of a search in nothing would be the largest
-        flat[:, 0] = True
-        return possible
-
-
-def _may_be_largest(values: Tensor, error: Tensor) -> Tensor:
-    reach = (values - error).flatten(1).amax(dim=1)
-    return values + error >= reach.view(-1, *[1] * (values.dim() - 1))
+    def _possible(self, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Search, row and channel of entries that may be extremes, in this order; one at least."""
+        searches, count, size = self._rows.shape
+        search, place, channel = self._screen.extremes(product, both=self._follow_row)
+        number = (search * count + self._ranking[search, place]) * size + channel
+        each = torch.arange(searches, device=number.device) * count * size  # a search may be zero
+        number = torch.cat([number, each]).sort()[0]
+        return number // (count * size), number // size % count, number % size
 
 
 class _FloatRows:
@@ -172,14 +150,15 @@ class _FloatRows:
         new = self._rows.gather(1, new.expand(-1, -1, self._rows.shape[2]))
         self._taken = torch.cat([self._taken, new], dim=1)
 
-    def extremes(self, matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        low, high = (self._taken @ matrices).aminmax(dim=2)
-        return high, low, _rounding_error(self._taken)
-
-
-def _rounding_error(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1)
-    return ROUNDING * rows.shape[-1] * norms
+    def extremes(self, matrices: Tensor, *, both: bool) -> tuple[Tensor, Tensor, Tensor]:
+        values = self._taken @ matrices
+        norms = torch.linalg.vector_norm(self._taken, dim=2, keepdim=True)
+        error = ROUNDING * values.shape[2] * norms
+        possible = torch.zeros_like(values, dtype=torch.bool)
+        for end in (values, -values) if both else (values.abs(),):
+            possible |= end + error >= (end - error).amax(dim=(1, 2), keepdim=True)
+        search, place, channel = (possible & (norms[:, :1] > 0)).nonzero(as_tuple=True)
+        return search, place, channel
 
 
 def exchange_channels(base: Tensor, channel: Tensor) -> Tensor:

@@ -15,10 +15,12 @@ import time
 import torch
 from torch import Tensor
 
-from duquant.ops.greedy_search import exchange_channels, greedy_search
+from duquant.ops.greedy_search import greedy_search
 from duquant.ops.rotation import random_base
 
 BLOCK = 128
+ROUNDING = 1e-4
+"""Matrices differ less than this by rounding, and much more by another choice of a channel."""
 
 
 def activation(tokens: int, width: int, *, outliers: bool) -> Tensor:
@@ -34,12 +36,15 @@ def activation(tokens: int, width: int, *, outliers: bool) -> Tensor:
 
 def naive_search(rows: Tensor, base: Tensor, max_steps: int) -> Tensor:
     """The ``outlier`` search as Algorithm 1 reads."""
-    size = rows.shape[-1]
+    size, each = rows.shape[-1], torch.arange(len(base))
     product = torch.eye(size).expand_as(base)
     magnitude = rows.abs().flatten(1)
     best, best_peak = product, magnitude.amax(dim=1)
     for _ in range(max_steps):
-        step = exchange_channels(base, magnitude.argmax(dim=1) % size)
+        channel = magnitude.argmax(dim=1) % size
+        order = torch.arange(size).repeat(len(base), 1)
+        order[each, channel], order[:, 0] = 0, channel
+        step = base[each[:, None, None], order[:, :, None], order[:, None, :]]
         rows, product = rows @ step, product @ step
         magnitude = rows.abs().flatten(1)
         peak = magnitude.amax(dim=1)
@@ -55,6 +60,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=2048)
     options = parser.parse_args()
+    greedy_search(
+        torch.randn(1, BLOCK, BLOCK), torch.eye(BLOCK)[None], 1, follow_row=False
+    )  # warm up
     for outliers in (True, False):
         for width in (4096, 11008):
             x = activation(options.tokens, width, outliers=outliers)
@@ -67,10 +75,10 @@ def main() -> None:
                 middle = time.perf_counter()
                 naive = naive_search(rows, base, options.steps)
                 ratio = (time.perf_counter() - middle) / (middle - start)
-                same = int((pruned == naive).flatten(1).all(dim=1).sum())
+                same = int(((pruned - naive).abs().amax(dim=(1, 2)) < ROUNDING).sum())
                 kind = "outliers" if outliers else "no outliers"
                 case = f"{options.tokens} x {width}, {kind}, {scope}"
-                print(f"{case}: {ratio:.1f} x, {same} of {searches} matrices equal", flush=True)
+                print(f"{case}: {ratio:.1f} x, {same} of {searches} matrices the same", flush=True)
 
 
 if __name__ == "__main__":

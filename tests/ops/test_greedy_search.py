@@ -107,9 +107,11 @@ def test_few_rows_take_part_where_there_are_outliers(
     taking_part = []
     original = module._FloatRows.extremes
 
-    def counting(rows: module._FloatRows, matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def counting(
+        rows: module._FloatRows, matrices: Tensor, *, both: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         taking_part.append(rows.count)
-        return original(rows, matrices)
+        return original(rows, matrices, both=both)
 
     monkeypatch.setattr(module.kernel, "serves", lambda rows: False)
     monkeypatch.setattr(module._FloatRows, "extremes", counting)

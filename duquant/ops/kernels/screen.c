@@ -6,9 +6,10 @@
 
        |x p - x' p'| <= |x - x'| |p| + |x'| |p - p'|
 
-   so rows that stay further below the best than their errors are out. Integers multiply four times
-   as fast as floats where the processor has AVX512 VNNI, and nothing is written but three numbers a
-   row. Without these instructions pairs of products are summed in 16 bits: P has a bit less then. */
+   so entries that stay further below the best than their errors are out. Integers multiply four times
+   as fast as floats where the processor has AVX512 VNNI, and only the ends of every row are written.
+   The few rows whose ends are near are multiplied again to see which entries it were. Without these
+   instructions pairs of products are summed in 16 bits: P has a bit less then. */
 
 #include <immintrin.h>
 #include <math.h>
@@ -111,61 +112,73 @@ void round_rows(const float *x, const int64_t *ranking, const Rows *rows, int64_
 }
 
 typedef struct {
-    uint8_t *integers; /* size / 4 x size columns x 4 */
+    uint32_t *integers; /* size / 4 x size columns, four channels in each */
     float scale, length, residual; /* `length`: of the longest column; `residual`: the largest */
 } Matrix;
 
 /* `spare` holds two floats per column. */
 static void round_matrix(const float *p, Matrix *matrix, int64_t size, float *spare) {
-    float *squares = spare, *rests = spare + size;
+    float *restrict squares = spare, *restrict rests = spare + size;
     memset(spare, 0, (size_t)(2 * size) * sizeof(float));
     matrix->scale = fmaxf(largest_of(p, size * size), TINIEST) / LEVELS;
     const float scale = matrix->scale, inverse = 1 / scale;
-    for (int64_t k = 0; k < size; k++) {
-        const float *row = p + k * size;
-        uint8_t *to = matrix->integers + k / 4 * 4 * size + k % 4;
+    for (int64_t k = 0; k < size; k += 4) {
+        const float *rows = p + k * size;
+        uint32_t *restrict to = matrix->integers + k / 4 * size;
+#pragma omp simd
         for (int64_t column = 0; column < size; column++) {
-            const float integer = rintf(row[column] * inverse), rest = row[column] - integer * scale;
-            squares[column] += row[column] * row[column];
-            rests[column] += rest * rest;
-            to[4 * column] = (uint8_t)((int32_t)integer + OFFSET);
+            uint32_t four = 0;
+            float square = 0, rest = 0;
+            UNROLLED for (int i = 0; i < 4; i++) {
+                const float value = rows[i * size + column], integer = rintf(value * inverse);
+                const float left = value - integer * scale;
+                square += value * value;
+                rest += left * left;
+                four |= (uint32_t)((int32_t)integer + OFFSET) << 8 * i;
+            }
+            squares[column] += square;
+            rests[column] += rest;
+            to[column] = four;
         }
     }
     matrix->length = sqrtf(largest_of(squares, size));
     matrix->residual = sqrtf(largest_of(rests, size));
 }
 
-/* `tokens` rows, a constant at every call: the largest and smallest of their products with all columns. */
-static inline __attribute__((always_inline)) void tile(const int8_t *rows, const int32_t *start,
-                                                       const uint8_t *matrix, int64_t size, int32_t *high,
-                                                       int32_t *low, const int tokens) {
-    Vector most[TOKENS], least[TOKENS];
+/* Of `tokens` rows, a constant at every call, the products with a few vectors of columns. */
+static inline __attribute__((always_inline)) void multiply(const int8_t *rows, const int32_t *start,
+                                                           const uint32_t *columns, int64_t size,
+                                                           Vector sum[TOKENS][VECTORS], const int tokens) {
+    UNROLLED for (int t = 0; t < tokens; t++)
+        UNROLLED for (int v = 0; v < VECTORS; v++) sum[t][v] = everywhere(start[t]);
+    for (int64_t k = 0; k < size; k += 4) {
+        Vector column[VECTORS];
+        UNROLLED for (int v = 0; v < VECTORS; v++) column[v] = load(columns + k / 4 * size + v * LANES);
+        UNROLLED for (int t = 0; t < tokens; t++) {
+            int32_t four;
+            memcpy(&four, rows + t * size + k, sizeof four);
+            const Vector row = everywhere(four);
+            UNROLLED for (int v = 0; v < VECTORS; v++) sum[t][v] = add_products(sum[t][v], column[v], row);
+        }
+    }
+}
+
+/* The largest and the smallest product of each of `tokens` rows. */
+static inline __attribute__((always_inline)) void measure(const int8_t *rows, const int32_t *start,
+                                                          const Matrix *matrix, int64_t size, int32_t *high,
+                                                          int32_t *low, const int tokens) {
+    Vector most[TOKENS], least[TOKENS], sum[TOKENS][VECTORS];
     for (int t = 0; t < tokens; t++) {
         most[t] = everywhere(INT32_MIN);
         least[t] = everywhere(INT32_MAX);
     }
     for (int64_t column = 0; column < size; column += VECTORS * LANES) {
-        Vector sum[TOKENS][VECTORS];
+        multiply(rows, start, matrix->integers + column, size, sum, tokens);
         UNROLLED for (int t = 0; t < tokens; t++)
-            UNROLLED for (int v = 0; v < VECTORS; v++) sum[t][v] = everywhere(start[t]);
-        for (int64_t k = 0; k < size; k += 4) {
-            Vector columns[VECTORS];
-            UNROLLED for (int v = 0; v < VECTORS; v++)
-                columns[v] = load(matrix + k * size + (column + v * LANES) * 4);
-            UNROLLED for (int t = 0; t < tokens; t++) {
-                int32_t four;
-                memcpy(&four, rows + t * size + k, sizeof four);
-                const Vector row = everywhere(four);
-                UNROLLED for (int v = 0; v < VECTORS; v++)
-                    sum[t][v] = add_products(sum[t][v], columns[v], row);
-            }
-        }
-        UNROLLED for (int t = 0; t < tokens; t++) {
             UNROLLED for (int v = 0; v < VECTORS; v++) {
                 most[t] = larger(most[t], sum[t][v]);
                 least[t] = smaller(least[t], sum[t][v]);
             }
-        }
     }
     for (int t = 0; t < tokens; t++) {
         high[t] = largest(most[t]);
@@ -173,52 +186,136 @@ static inline __attribute__((always_inline)) void tile(const int8_t *rows, const
     }
 }
 
-static void screen(const Rows *rows, const Matrix *matrix, int64_t from, int64_t to, int64_t size,
-                   float *high, float *low, float *error) {
-    int32_t highest[STRIP], lowest[STRIP];
-    int64_t at = from;
-    for (; at + TOKENS <= to; at += TOKENS)
-        tile(rows->integers + at * size, rows->start + at, matrix->integers, size, highest + at - from,
-             lowest + at - from, TOKENS);
-    for (; at < to; at++)
-        tile(rows->integers + at * size, rows->start + at, matrix->integers, size, highest + at - from,
-             lowest + at - from, 1);
-    for (int64_t i = 0; i < to - from; i++) {
-        const float scale = rows->scale[from + i] * matrix->scale, norm = rows->norm[from + i];
-        const float residual = rows->residual[from + i], rounding = ROUNDING * (float)size * norm;
-        high[i] = (float)highest[i] * scale;
-        low[i] = (float)lowest[i] * scale;
-        error[i] = residual * matrix->length + (norm + residual) * matrix->residual + rounding;
+/* What is known of a search's largest entry and of its smallest, or of its largest magnitude twice. */
+typedef struct {
+    float high, low;
+} Reach;
+
+typedef struct {
+    const Rows *rows;
+    const Matrix *matrices;
+    Reach *reach;     /* of every search */
+    Reach *may_reach; /* of every row at most, searches x count */
+    int64_t searches, all, size, count;
+    int both; /* ends of the range are wanted, not the largest magnitude */
+} Screen;
+
+static float scale_of(const Screen *s, int64_t search, int64_t row) {
+    return s->rows->scale[search * s->all + row] * s->matrices[search].scale;
+}
+
+static float error_of(const Screen *s, int64_t search, int64_t row) {
+    const Matrix *matrix = s->matrices + search;
+    const float norm = s->rows->norm[search * s->all + row], rounding = ROUNDING * (float)s->size * norm;
+    const float residual = s->rows->residual[search * s->all + row];
+    return residual * matrix->length + (norm + residual) * matrix->residual + rounding;
+}
+
+/* Measure some rows of a search, and say what they reach for certain. */
+static Reach measure_rows(const Screen *s, int64_t search, int64_t first, int64_t last) {
+    const int8_t *integers = s->rows->integers + search * s->all * s->size;
+    const int32_t *start = s->rows->start + search * s->all;
+    const Matrix *matrix = s->matrices + search;
+    int32_t high[STRIP], low[STRIP];
+    int64_t row = first;
+    for (; row + TOKENS <= last; row += TOKENS)
+        measure(integers + row * s->size, start + row, matrix, s->size, high + row - first, low + row - first,
+                TOKENS);
+    for (; row < last; row++)
+        measure(integers + row * s->size, start + row, matrix, s->size, high + row - first, low + row - first,
+                1);
+    Reach reach = {-INFINITY, -INFINITY};
+    for (row = first; row < last; row++) {
+        const float scale = scale_of(s, search, row), error = error_of(s, search, row);
+        const float up = (float)high[row - first] * scale, down = (float)-low[row - first] * scale;
+        reach.high = up - error > reach.high ? up - error : reach.high;
+        reach.low = down - error > reach.low ? down - error : reach.low;
+        s->may_reach[search * s->count + row] = (Reach){up + error, down + error};
+    }
+    if (!s->both) reach.high = reach.low = fmaxf(reach.high, reach.low);
+    return reach;
+}
+
+/* Where the entries are; beyond `capacity` they are counted only. */
+typedef struct {
+    int32_t *places; /* search, row of the ranking, channel */
+    int64_t capacity, count;
+} Found;
+
+static void find_in_row(const Screen *s, int64_t search, int64_t row, Found *found) {
+    const Rows *rows = s->rows;
+    const int64_t at = search * s->all + row;
+    const float scale = scale_of(s, search, row), error = error_of(s, search, row);
+    const float high = s->reach[search].high - error, low = s->reach[search].low - error;
+    for (int64_t column = 0; column < s->size; column += VECTORS * LANES) {
+        int32_t lanes[VECTORS * LANES];
+        Vector sum[TOKENS][VECTORS];
+        multiply(rows->integers + at * s->size, rows->start + at, s->matrices[search].integers + column,
+                 s->size, sum, 1);
+        memcpy(lanes, sum[0], sizeof lanes);
+        for (int i = 0; i < VECTORS * LANES; i++) {
+            if (!((float)lanes[i] * scale >= high || (float)-lanes[i] * scale >= low)) continue;
+            int64_t number;
+#pragma omp atomic capture
+            number = found->count++;
+            if (number < found->capacity) {
+                int32_t *place = found->places + 3 * number;
+                place[0] = (int32_t)search, place[1] = (int32_t)row, place[2] = (int32_t)(column + i);
+            }
+        }
     }
 }
 
-/* The first `count` rows of every search against its matrix. high, low, error: searches x count.
-   Returns 0, or 1 if memory ran out. */
-int screen_rows(const Rows *rows, const float *matrices, float *high, float *low, float *error,
-                int64_t searches, int64_t all, int64_t size, int64_t count, int threads) {
-    Matrix *rounded = malloc((size_t)searches * sizeof(Matrix));
-    uint8_t *integers = malloc((size_t)(searches * size * size));
-    float *spare = malloc((size_t)(searches * size * 2) * sizeof(float));
-    const int failed = !rounded || !integers || !spare;
-    if (failed) goto end;
+static void screen(Screen *s, Matrix *rounded, const float *matrices, float *spare, Found *found, int threads) {
+    const int64_t size = s->size;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t search = 0; search < searches; search++) {
-            rounded[search].integers = integers + search * size * size;
+        for (int64_t search = 0; search < s->searches; search++) {
             round_matrix(matrices + search * size * size, rounded + search, size, spare + 2 * search * size);
+            s->reach[search].high = s->reach[search].low = -INFINITY;
         }
 #pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t search = 0; search < searches; search++)
-            for (int64_t row = 0; row < count; row += STRIP) {
-                const int64_t at = search * count + row, last = row + STRIP < count ? row + STRIP : count;
-                screen(rows, rounded + search, search * all + row, search * all + last, size, high + at,
-                       low + at, error + at);
+        for (int64_t search = 0; search < s->searches; search++)
+            for (int64_t row = 0; row < s->count; row += STRIP) {
+                const int64_t last = row + STRIP < s->count ? row + STRIP : s->count;
+                const Reach strip = measure_rows(s, search, row, last);
+#pragma omp critical
+                {
+                    s->reach[search].high = fmaxf(s->reach[search].high, strip.high);
+                    s->reach[search].low = fmaxf(s->reach[search].low, strip.low);
+                }
+            }
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t search = 0; search < s->searches; search++)
+            for (int64_t row = 0; row < s->count; row++) {
+                const Reach reach = s->reach[search], at_most = s->may_reach[search * s->count + row];
+                const int near = at_most.high >= reach.high || at_most.low >= reach.low;
+                if (near && s->rows->norm[search * s->all] > 0) find_in_row(s, search, row, found);
             }
     }
-end:
+}
+
+/* Entries of the products of every search's first `count` rows with its matrix that may be the largest
+   magnitude of the search or, with `both`, the largest or the smallest entry. A search in nothing has
+   none. Returns how many there are, of which `capacity` at most are written to `places` in no order;
+   -1 if memory ran out. */
+int64_t find_extremes(const Rows *rows, const float *matrices, int64_t searches, int64_t all, int64_t size,
+                      int64_t count, int both, int32_t *places, int64_t capacity, int threads) {
+    Matrix *rounded = malloc((size_t)searches * sizeof(Matrix));
+    uint32_t *integers = malloc((size_t)(searches * size * size));
+    float *spare = malloc((size_t)(searches * size * 2) * sizeof(float));
+    Reach *reach = malloc((size_t)(searches * (1 + count)) * sizeof(Reach));
+    Found found = {places, capacity, -1};
+    if (rounded && integers && spare && reach) {
+        Screen s = {rows, rounded, reach, reach + searches, searches, all, size, count, both};
+        for (int64_t i = 0; i < searches; i++) rounded[i].integers = integers + i * size * size / 4;
+        found.count = 0;
+        screen(&s, rounded, matrices, spare, &found, threads);
+    }
     free(rounded);
     free(integers);
     free(spare);
-    return failed;
+    free(reach);
+    return found.count;
 }

@@ -1,8 +1,8 @@
 """Where the largest entries of a product can be, found in small integers.
 
 A rotation search asks at every step for the largest entry among millions, and needs to know exactly
-only the few that come near it. ``screen.c`` rounds rows once and the rotation at every step, and
-multiplies integers; its results come with the error that this can have made.
+only the few that come near it. ``screen.c`` rounds rows once and the rotation at every step,
+multiplies integers, and knows what error this can have made.
 
 All tensors are contiguous on the CPU.
 """
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from duquant.ops.kernels.compiler import load_library
+
+PLACES = 1 << 12
+"""Room for entries, to begin with."""
 
 
 def serves(rows: Tensor) -> bool:
@@ -37,6 +40,7 @@ class RoundedRows:
         self._integers = torch.empty_like(self._rows, dtype=torch.int8)
         self._measures = [rows.new_empty(rows.shape[:2]) for _ in range(3)]
         self._start = torch.empty_like(ranking, dtype=torch.int32)
+        self._places = torch.empty(PLACES, 3, dtype=torch.int32)
         self.count = 0
 
     def take(self, count: int) -> None:
@@ -48,28 +52,33 @@ class RoundedRows:
         library.round_rows(*pointers, *self._rows.shape, self.count, count, torch.get_num_threads())
         self.count = count
 
-    def extremes(self, matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Ends of the rows times their search's matrix.
+    def extremes(self, matrices: Tensor, *, both: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Entries of the rows times their search's matrix that may be its largest.
 
         Args:
             matrices: float32 ``(searches, b, b)``, orthogonal.
+            both: search for the largest and for the smallest, not for the largest magnitude.
 
         Returns:
-            Largest and smallest entry of every row taken so far, and how far the exact ones may be
-            from them; float32 ``(searches, count)`` each.
+            Search, place in its ranking and channel of every such entry, in no order; none of a
+            search in nothing.
         """
         library = _library()
         assert library is not None
         searches, _, size = self._rows.shape
         assert matrices.shape == (searches, size, size)
-        matrices = matrices.contiguous()
-        results = [self._rows.new_empty(searches, self.count) for _ in range(3)]
-        pointers = [tensor.data_ptr() for tensor in (matrices, *results)]
-        sizes = (*self._rows.shape, self.count, torch.get_num_threads())
-        if library.screen_rows(ctypes.byref(self._struct()), *pointers, *sizes):
-            raise MemoryError(f"no memory to screen rows of {size} channels")
-        high, low, error = results
-        return high, low, error
+        matrices, places = matrices.contiguous(), self._places
+        sizes = (*self._rows.shape, self.count, both)
+        pointers = (ctypes.byref(self._struct()), matrices.data_ptr())
+        room = (places.data_ptr(), len(places), torch.get_num_threads())
+        found = library.find_extremes(*pointers, *sizes, *room)
+        if found < 0:
+            raise MemoryError(f"no memory to search rows of {size} channels")
+        if found > len(places):
+            self._places = torch.empty(2 * found, 3, dtype=torch.int32)
+            return self.extremes(matrices, both=both)
+        search, place, channel = places[:found].long().unbind(dim=1)
+        return search, place, channel
 
     def _struct(self) -> "_Rows":
         tensors = (self._integers, *self._measures, self._start)
@@ -90,5 +99,7 @@ def _library() -> ctypes.CDLL | None:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.round_rows.argtypes = [*[pointer] * 3, *[size] * 5, ctypes.c_int]
     library.round_rows.restype = None
-    library.screen_rows.argtypes = [*[pointer] * 5, *[size] * 4, ctypes.c_int]
+    library.find_extremes.argtypes = [*[pointer] * 2, *[size] * 4, ctypes.c_int]
+    library.find_extremes.argtypes += [pointer, size, ctypes.c_int]
+    library.find_extremes.restype = size
     return library
