@@ -27,7 +27,7 @@ from duquant.preflight.job import Job
 from duquant.preflight.thin_model import write_thin_model
 
 MOST_TOKENS = 1024
-SEARCH_STEPS = 8
+SEARCH_STEPS = 24
 """Steps of the rotation search that is timed, at most."""
 
 
