@@ -47,7 +47,7 @@ SUBJECTS = {
 }
 
 
-FAST_TRAINING = LWCConfig(epochs=5, batch_size=4, learning_rate=0.5)  # configs/lwc_fast.yaml
+FAST_TRAINING = LWCConfig(epochs=4, batch_size=2, learning_rate=0.5)  # configs/lwc_fast.yaml
 AUTHORS_TRAINING = LWCConfig(
     epochs=20,
     learning_rate=1e-2,
