@@ -109,23 +109,28 @@ def test_the_operators_are_sound() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting",
+    ("setting", "reason"),
     [
-        {"DUQUANT_KERNELS": "0"},
-        {"CC": ""},
-        {"CC": "false"},
-        {"CC": "cc '"},
-        {"XDG_CACHE_HOME": "/proc"},
+        ({"DUQUANT_KERNELS": "0"}, ""),
+        ({"CC": ""}, "there is no C compiler ''"),
+        ({"CC": "no-such-compiler -O1"}, "there is no C compiler 'no-such-compiler -O1'"),
+        ({"CC": "false"}, "the C compiler failed: Command '['false', "),
+        ({"CC": "cc '"}, "they cannot be compiled or loaded (No closing quotation)"),
+        ({"XDG_CACHE_HOME": "/proc"}, "([Errno 2] No such file or directory: '/proc/duquant')"),
     ],
     ids=str,
 )
-def test_it_may_be_off_or_missing(setting: dict[str, str]) -> None:
-    code = "from duquant.ops.kernels import int4; print(int4.is_available())"
-    output = subprocess.run(
+def test_it_may_be_off_or_missing_and_says_so_once(setting: dict[str, str], reason: str) -> None:
+    kernels = "int4, rows, screen, transform"
+    code = f"from duquant.ops.kernels import {kernels}; int4.is_available(); rows.is_available();"
+    code += "transform.panel_width(); print(int4.is_available())"
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(sys.path), **setting},
         capture_output=True,
         text=True,
         check=True,
-    ).stdout
-    assert output.strip() == "False"
+    )
+    assert process.stdout.strip() == "False"
+    assert process.stderr.count("C kernels are off") == bool(reason)
+    assert reason in process.stderr

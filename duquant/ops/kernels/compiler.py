@@ -2,11 +2,14 @@
 
 A library is compiled for the machine it runs on and kept in the user's cache directory under a name
 that changes with source, compiler, processor and PyTorch. It needs an x86 processor with AVX2 and a
-C compiler. ``DUQUANT_KERNELS=0`` turns all kernels off.
+C compiler; where one of these is missing, or the directory cannot be written, PyTorch does the work
+and a message says why, once. ``DUQUANT_KERNELS=0`` turns all kernels off.
 """
 
 import ctypes
+import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -33,10 +36,24 @@ def load_library(name: str) -> ctypes.CDLL | None:
     try:
         compiler = shlex.split(os.environ.get("CC", "cc"))  # may be "ccache gcc"
         if not (compiler and shutil.which(compiler[0])):
+            _explain(f"there is no C compiler {' '.join(compiler)!r}: install one or set CC")
             return None
         return ctypes.CDLL(str(_compiled(Path(__file__).with_name(f"{name}.c"), compiler)))
-    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):
-        return None  # RuntimeError: no home directory; ValueError: a quote in CC without its pair
+    except subprocess.SubprocessError as error:
+        _explain(f"the C compiler failed: {error}")
+    except (OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: no home directory; ValueError: a quote in CC without its pair
+        _explain(f"they cannot be compiled or loaded ({error}): see CC and XDG_CACHE_HOME")
+    return None
+
+
+@functools.cache
+def _explain(reason: str) -> None:
+    logging.getLogger(__name__).warning(
+        "C kernels are off, PyTorch does their work more slowly: %s; "
+        "DUQUANT_KERNELS=0 does without them and this message",
+        reason,
+    )
 
 
 def _compiled(source: Path, compiler: list[str]) -> Path:
