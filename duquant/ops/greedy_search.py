@@ -11,9 +11,9 @@ for the largest entry of all. Two things can be known without looking exactly:
 * Of those, a product in low precision whose error is bounded tells which rows can hold the peak:
   on the CPU in 8-bit integers (:mod:`duquant.ops.kernels.screen`), elsewhere in float32.
 
-What is left, a handful of rows, is multiplied in float64 with the float32 rotation so far, and
-entries that are equal but for rounding count as equal. So the channels chosen are those of a plain
-loop over all rows, whatever the order in which a processor adds.
+What is left, a handful of entries, is computed in float64, and those that are equal but for
+rounding count as equal. So of one rotation so far (a float32 product, as processors compute it) the
+channel chosen is that of a plain loop over all rows, whatever the order of additions in there.
 """
 
 from typing import NamedTuple
@@ -29,6 +29,8 @@ ROUNDING = 2.0**-23
 """Error of a float32 sum of products with a column of norm 1, per channel, in norms of the row."""
 SAME = 1e-9
 """Relative difference below which two float64 entries count as equal."""
+HUGE = 2.0**40
+"""Rows with a larger entry are scaled down."""
 AT_LEAST = 64
 """Rows that join at once, at least; else as many as take part already."""
 AT_ONCE = 1 << 16
@@ -64,7 +66,7 @@ def greedy_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: boo
     Returns:
         The product after the step with the smallest peak, float32 ``(s, b, b)``.
     """
-    size = rows.shape[-1]
+    size, rows = rows.shape[-1], _near_one(rows)
     product = torch.eye(size, device=rows.device).repeat(len(rows), 1, 1)
     active = _ActiveRows(rows, follow_row=follow_row)
     extremes = active.extremes(product)
@@ -78,6 +80,15 @@ def greedy_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: boo
         best_peak = torch.where(better, peak, best_peak)
         best[better] = product[better]
     return best
+
+
+def _near_one(rows: Tensor) -> Tensor:
+    """Rows whose squares are ordinary numbers: those of huge or tiny ones are, after a shift."""
+    largest = torch.maximum(rows.amax(dim=(1, 2)), -rows.amin(dim=(1, 2)))
+    if ((largest == 0) | ((largest > 1 / HUGE) & (largest < HUGE))).all():
+        return rows
+    power = 2.0 ** -torch.frexp(largest).exponent.double()
+    return (rows.double() * power.view(-1, 1, 1)).float()
 
 
 class _ActiveRows:
@@ -125,12 +136,11 @@ class _ActiveRows:
         return _Extremes(high, low, row[first], channel[first])
 
     def _possible(self, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Search, row and channel of entries that may be extremes, in this order; one at least."""
-        searches, count, size = self._rows.shape
+        """Search, row and channel of entries that may be extremes, in this order."""
+        _, count, size = self._rows.shape
         search, place, channel = self._screen.extremes(product, both=self._follow_row)
         number = (search * count + self._ranking[search, place]) * size + channel
-        each = torch.arange(searches, device=number.device) * count * size  # a search may be zero
-        number = torch.cat([number, each]).sort()[0]
+        number = torch.sort(number)[0]
         return number // (count * size), number // size % count, number % size
 
 
@@ -139,25 +149,27 @@ class _FloatRows:
 
     def __init__(self, rows: Tensor, ranking: Tensor) -> None:
         self._rows, self._ranking = rows, ranking
-        self._taken = rows[:, :0]
+        self.take(0)
 
     @property
     def count(self) -> int:
         return self._taken.shape[1]
 
     def take(self, count: int) -> None:
-        new = self._ranking[:, self.count : count].unsqueeze(2)
-        new = self._rows.gather(1, new.expand(-1, -1, self._rows.shape[2]))
-        self._taken = torch.cat([self._taken, new], dim=1)
+        wide = self._ranking[:, :count].unsqueeze(2).expand(-1, -1, self._rows.shape[2])
+        self._taken = self._rows.gather(1, wide)
+        norms = torch.linalg.vector_norm(self._taken, dim=2, keepdim=True)
+        self._error = ROUNDING * self._taken.shape[2] * norms
 
     def extremes(self, matrices: Tensor, *, both: bool) -> tuple[Tensor, Tensor, Tensor]:
         values = self._taken @ matrices
-        norms = torch.linalg.vector_norm(self._taken, dim=2, keepdim=True)
-        error = ROUNDING * values.shape[2] * norms
         possible = torch.zeros_like(values, dtype=torch.bool)
         for end in (values, -values) if both else (values.abs(),):
-            possible |= end + error >= (end - error).amax(dim=(1, 2), keepdim=True)
-        search, place, channel = (possible & (norms[:, :1] > 0)).nonzero(as_tuple=True)
+            reach = (end - self._error).amax(dim=(1, 2), keepdim=True)
+            possible |= end + self._error >= reach
+        possible &= self._error[:, :1] > 0  # over zeros all entries would be the largest
+        possible[:, 0, 0] |= self._error[:, 0, 0] == 0
+        search, place, channel = possible.nonzero(as_tuple=True)
         return search, place, channel
 
 

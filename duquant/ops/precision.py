@@ -4,7 +4,13 @@ Rotations are products with orthogonal matrices, in front of a rounding to 16 le
 accelerators they run in the model's dtype, whose products are accumulated in float32. Processors
 multiply half precision more slowly than float32, many without hardware for it, so there they run in
 float32.
+
+A search multiplies hundreds of rotations and bounds what rounding does to the result. There float32
+has to be float32, also where a program allows shorter products (TF32) elsewhere.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -15,3 +21,14 @@ def widen_on_cpu(x: Tensor) -> Tensor:
     if x.device.type == "cpu":
         return x.to(torch.promote_types(x.dtype, torch.float32))
     return x
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Let matrix products of float32 be computed in float32 meanwhile."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)

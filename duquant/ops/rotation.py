@@ -33,6 +33,7 @@ from torch import Tensor
 
 from duquant.ops.greedy_search import greedy_search
 from duquant.ops.hadamard import hadamard_matrix
+from duquant.ops.precision import exact_products
 
 Selector = Literal["authors", "outlier", "hadamard", "random", "none"]
 Scope = Literal["shared", "per_block"]
@@ -132,8 +133,8 @@ def find_rotation(
         return random_orthogonal(num_searches, block_size, generator).to(x.device)
     if selector == "none":
         raise ValueError("selector 'none' has no rotation to find")
-    undefined = x.numel() - int(torch.isfinite(x).sum())
-    if undefined:
+    if not all(torch.isfinite(end) for end in x.aminmax()):
+        undefined = x.numel() - int(torch.isfinite(x).sum())
         raise ValueError(
             f"{undefined} of {x.numel()} calibration values of an activation are not finite: "
             f"calibrate in another precision (--model.dtype) or check the model's weights"
@@ -141,4 +142,5 @@ def find_rotation(
     base = (draw_base or random_base(generator))(num_searches, block_size).to(x.device)
     blocks = x.reshape(-1, num_searches, x.shape[-1] // num_searches).transpose(0, 1)
     rows = blocks.reshape(num_searches, -1, block_size)
-    return greedy_search(rows, base, max_steps, follow_row=selector == "authors")
+    with exact_products():
+        return greedy_search(rows, base, max_steps, follow_row=selector == "authors")

@@ -28,7 +28,7 @@ from duquant.preflight.thin_model import write_thin_model
 
 MOST_TOKENS = 1024
 SEARCH_STEPS = 24
-"""Steps of the rotation search that is timed, at most."""
+"""Steps of the rotation search that is timed."""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def test_so_it_does_by_the_kernel_and_without(
 @pytest.mark.parametrize("follow_row", [False, True])
 @pytest.mark.parametrize("size", [8, 64])
 def test_rows_of_one_sign_and_rows_of_zeros(size: int, follow_row: bool) -> None:
-    """Equal entries by the hundred, a search in nothing, and an end of the range at zero."""
+    """Equal entries by the hundred, a search over zeros, and an end of the range at zero."""
     generator = torch.Generator().manual_seed(2)
     rows = torch.rand(4, 50, size, generator=generator)
     rows[1] = 0
@@ -118,3 +118,33 @@ def test_few_rows_take_part_where_there_are_outliers(
     greedy_search(rows, base, 32, follow_row=follow_row)
     assert len(taking_part) > 32
     assert max(taking_part) < 400
+
+
+@pytest.mark.parametrize("follow_row", [False, True])
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("exponent", [-126, -70, 60, 120])
+def test_huge_and_tiny_searches_choose_the_same(exponent: int, size: int, follow_row: bool) -> None:
+    """Squares of such numbers are infinite or zero in float32."""
+    rows = calibration_rows(5, 2, 60, size, 0.5)
+    base = random_base(torch.Generator().manual_seed(5))(2, size)
+    shifted = rows.clone()
+    shifted[1] *= 2.0**exponent
+    found = greedy_search(shifted, base, 12, follow_row=follow_row)
+    assert torch.equal(found, greedy_search(rows, base, 12, follow_row=follow_row))
+
+
+def test_a_large_block_does_not_come_near_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One column of its first product has an entry near 1; the others are told apart as well."""
+    rows = torch.randn(1, 400, 512, generator=torch.Generator().manual_seed(6))
+    base = random_base(torch.Generator().manual_seed(6))(1, 512)
+    computed = []
+    original = module._ActiveRows._possible
+
+    def counting(active: module._ActiveRows, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = original(active, product)
+        computed.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(module._ActiveRows, "_possible", counting)
+    greedy_search(rows, base, 4, follow_row=False)
+    assert max(computed) < 400

@@ -20,14 +20,16 @@
 #define UNROLLED _Pragma("GCC unroll 8") /* or sums would live in memory */
 #define ROW_LEVELS 127
 #define ROUNDING 0x1p-23f /* error of a float32 sum of products, per channel, in norms of the row */
-#define TINIEST 1e-30f /* a row without a larger entry is taken as zero, its norm as its error */
+#define TINIEST 1e-30f /* a row without a larger entry is taken as zero; callers' largest are near 1 */
 #define STRIP 256      /* rows that a thread takes at once */
+#define WORTH_A_THREAD (1 << 22) /* products */
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #define LANES 16
 #define TOKENS 6  /* rows of a tile */
 #define VECTORS 4 /* vectors of columns */
 #define LEVELS 127
+#define LARGEST_SIZE 256
 typedef __m512i Vector;
 static inline Vector load(const void *from) { return _mm512_loadu_si512(from); }
 static inline Vector everywhere(int32_t x) { return _mm512_set1_epi32(x); }
@@ -44,6 +46,7 @@ static inline int32_t smallest(Vector v) { return _mm512_reduce_min_epi32(v); }
 #define TOKENS 4
 #define VECTORS 2
 #define LEVELS 63
+#define LARGEST_SIZE 128
 typedef __m256i Vector;
 static inline Vector load(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
 static inline Vector everywhere(int32_t x) { return _mm256_set1_epi32(x); }
@@ -67,8 +70,14 @@ static inline int32_t smallest(Vector v) { return -largest(_mm256_sub_epi32(_mm2
 /* Block sizes must be multiples of this. */
 int columns_at_once(void) { return VECTORS * LANES; }
 
-/* Rounded rows: `integers` times `scale`; `start` undoes the matrix's offset. All are laid out as the
-   ranking is: searches x all rows. */
+/* A step spreads one channel: a column of its matrix has an entry near 1, which leaves the others of
+   large blocks too few levels to tell entries apart. */
+int largest_size(void) { return LARGEST_SIZE; }
+
+static int threads_for(int64_t products, int threads) { return products < WORTH_A_THREAD ? 1 : threads; }
+
+/* Rounded rows: `integers` times `scale`; sums begin with `start`, which undoes the matrix's offset.
+   All are laid out as the ranking is: searches x all rows. */
 typedef struct {
     int8_t *integers;
     float *scale, *residual, *norm;
@@ -82,14 +91,17 @@ static float largest_of(const float *x, int64_t count) {
     return most;
 }
 
-/* Round rows number `first` to `last` of every search's ranking. x: searches x all x size. */
-void round_rows(const float *x, const int64_t *ranking, const Rows *rows, int64_t searches, int64_t all,
-                int64_t size, int64_t first, int64_t last, int threads) {
-#pragma omp parallel for collapse(2) num_threads(threads)
+/* Round rows number `first` to `last` of every search's ranking. x: searches x all x size, of which
+   searches and rows lie `search_stride` and `row_stride` floats apart. */
+void round_rows(const float *x, int64_t search_stride, int64_t row_stride, const int64_t *ranking,
+                const Rows *rows, int64_t searches, int64_t all, int64_t size, int64_t first, int64_t last,
+                int threads) {
+    const int64_t entries = searches * (last - first) * size;
+#pragma omp parallel for collapse(2) num_threads(threads_for(entries * 16, threads))
     for (int64_t search = 0; search < searches; search++)
         for (int64_t row = first; row < last; row++) {
             const int64_t at = search * all + row;
-            const float *from = x + (search * all + ranking[at]) * size;
+            const float *from = x + search * search_stride + ranking[at] * row_stride;
             int8_t *to = rows->integers + at * size;
             float peak = largest_of(from, size), norm = 0, residual = 0;
             int32_t sum = 0;
@@ -242,6 +254,16 @@ typedef struct {
     int64_t capacity, count;
 } Found;
 
+static void add(Found *found, int64_t search, int64_t row, int64_t channel) {
+    int64_t number;
+#pragma omp atomic capture
+    number = found->count++;
+    if (number < found->capacity) {
+        int32_t *place = found->places + 3 * number;
+        place[0] = (int32_t)search, place[1] = (int32_t)row, place[2] = (int32_t)channel;
+    }
+}
+
 static void find_in_row(const Screen *s, int64_t search, int64_t row, Found *found) {
     const Rows *rows = s->rows;
     const int64_t at = search * s->all + row;
@@ -254,21 +276,15 @@ static void find_in_row(const Screen *s, int64_t search, int64_t row, Found *fou
                  s->size, sum, 1);
         memcpy(lanes, sum[0], sizeof lanes);
         for (int i = 0; i < VECTORS * LANES; i++) {
-            if (!((float)lanes[i] * scale >= high || (float)-lanes[i] * scale >= low)) continue;
-            int64_t number;
-#pragma omp atomic capture
-            number = found->count++;
-            if (number < found->capacity) {
-                int32_t *place = found->places + 3 * number;
-                place[0] = (int32_t)search, place[1] = (int32_t)row, place[2] = (int32_t)(column + i);
-            }
+            if ((float)lanes[i] * scale >= high || (float)-lanes[i] * scale >= low)
+                add(found, search, row, column + i);
         }
     }
 }
 
 static void screen(Screen *s, Matrix *rounded, const float *matrices, float *spare, Found *found, int threads) {
-    const int64_t size = s->size;
-#pragma omp parallel num_threads(threads)
+    const int64_t size = s->size, products = s->searches * (s->count + 16) * size * size;
+#pragma omp parallel num_threads(threads_for(products, threads))
     {
 #pragma omp for schedule(static)
         for (int64_t search = 0; search < s->searches; search++) {
@@ -291,14 +307,18 @@ static void screen(Screen *s, Matrix *rounded, const float *matrices, float *spa
             for (int64_t row = 0; row < s->count; row++) {
                 const Reach reach = s->reach[search], at_most = s->may_reach[search * s->count + row];
                 const int near = at_most.high >= reach.high || at_most.low >= reach.low;
-                if (near && s->rows->norm[search * s->all] > 0) find_in_row(s, search, row, found);
+                if (s->rows->norm[search * s->all] > 0) {
+                    if (near) find_in_row(s, search, row, found);
+                } else if (!row) {
+                    add(found, search, 0, 0);
+                }
             }
     }
 }
 
 /* Entries of the products of every search's first `count` rows with its matrix that may be the largest
-   magnitude of the search or, with `both`, the largest or the smallest entry. A search in nothing has
-   none. Returns how many there are, of which `capacity` at most are written to `places` in no order;
+   magnitude of the search or, with `both`, the largest or the smallest entry. A search over zeros has
+   one. Returns how many there are, of which `capacity` at most are written to `places` in no order;
    -1 if memory ran out. */
 int64_t find_extremes(const Rows *rows, const float *matrices, int64_t searches, int64_t all, int64_t size,
                       int64_t count, int both, int32_t *places, int64_t capacity, int threads) {
