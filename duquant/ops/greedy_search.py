@@ -38,17 +38,17 @@ AT_ONCE = 1 << 16
 
 
 class _Extremes(NamedTuple):
-    """Largest and smallest entry of every search, and where the larger magnitude is.
+    """What a step looks at, of every search.
 
     Attributes:
-        high: largest entry, float64 of shape ``(s,)``.
-        low: smallest entry.
+        peak: what the search makes small, float64 of shape ``(s,)``.
+        reach: a row whose norm is smaller than this does not matter.
         row: row of the largest magnitude (the first of several), counted among all rows.
         channel: its channel.
     """
 
-    high: Tensor
-    low: Tensor
+    peak: Tensor
+    reach: Tensor
     row: Tensor
     channel: Tensor
 
@@ -70,14 +70,13 @@ def greedy_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: boo
     product = torch.eye(size, device=rows.device).repeat(len(rows), 1, 1)
     active = _ActiveRows(rows, follow_row=follow_row)
     extremes = active.extremes(product)
-    best, best_peak = product.clone(), _peak(extremes, follow_row)
+    best, best_peak = product.clone(), extremes.peak
     for _ in range(max_steps):
         channel = extremes.row % size if follow_row else extremes.channel
         product = product @ exchange_channels(base, channel)
         extremes = active.extremes(product)
-        peak = _peak(extremes, follow_row)
-        better = peak < best_peak * (1 - SAME)
-        best_peak = torch.where(better, peak, best_peak)
+        better = extremes.peak < best_peak * (1 - SAME)
+        best_peak = torch.where(better, extremes.peak, best_peak)
         best[better] = product[better]
     return best
 
@@ -110,11 +109,11 @@ class _ActiveRows:
     def extremes(self, product: Tensor) -> _Extremes:
         """Extremes over *all* rows; takes in more rows until no other row can change them."""
         while True:
-            extremes = self._extremes_of_active(product)
-            high, low, count = extremes.high, extremes.low, self._screen.count
-            reach = torch.minimum(high, -low) if self._follow_row else torch.maximum(high, -low)
+            extremes, count = self._extremes_of_active(product), self._screen.count
             longest_left = self._norms[:, count : 2 * count + AT_LEAST] * (1 + MARGIN)
-            eligible = int((longest_left >= reach.unsqueeze(1)).any(dim=0).sum())
+            if not longest_left.numel():
+                return extremes
+            eligible = int((longest_left >= extremes.reach.unsqueeze(1)).any(dim=0).sum())
             if not eligible:
                 return extremes
             self._screen.take(count + eligible)
@@ -125,15 +124,17 @@ class _ActiveRows:
         exact = torch.cat([
             (self._rows[s, r].double() * product[s, :, c].double()).sum(dim=1) for s, r, c in pieces
         ])  # fmt: skip
-        zeros = exact.new_zeros(len(product))
-        high = zeros.scatter_reduce(0, search, exact, "amax", include_self=False)
-        low = zeros.scatter_reduce(0, search, exact, "amin", include_self=False)
-        largest = torch.maximum(high, -low) * (1 - SAME)
+        lowest = exact.new_full((len(product),), -torch.inf)
+        ends = torch.stack([
+            lowest.scatter_reduce(0, search, end, "amax")
+            for end in ((exact, -exact) if self._follow_row else (exact.abs(),))
+        ])  # fmt: skip
         last = len(exact) - 1
         order = torch.arange(len(exact), device=exact.device)
+        largest = ends.amax(dim=0) * (1 - SAME)
         order = torch.where(exact.abs() < largest[search], last, order)
         first = order.new_full((len(product),), last).scatter_reduce(0, search, order, "amin")
-        return _Extremes(high, low, row[first], channel[first])
+        return _Extremes(ends.sum(dim=0), ends.amin(dim=0), row[first], channel[first])
 
     def _possible(self, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Search, row and channel of entries that may be extremes, in this order."""
@@ -190,8 +191,3 @@ def exchange_channels(base: Tensor, channel: Tensor) -> Tensor:
     step[:, :, 0] = step[each, :, channel]
     step[each, :, channel] = columns
     return step
-
-
-def _peak(extremes: _Extremes, as_range: bool) -> Tensor:
-    high, low = extremes.high, extremes.low
-    return high - low if as_range else torch.maximum(high, -low)
