@@ -92,7 +92,8 @@ class ModelSource:
         Args:
             dtype: what the model computes in; "auto" is what it is stored in, and float32 on a CPU,
                 where half precision is slow.
-            device: where it goes; "auto" is the GPU if there is one.
+            device: where it goes; "auto" is the GPU if there is one, and all of them, layer by
+                layer, if there are several.
             backend: arithmetic of a quantized model.
 
         Raises:
@@ -103,14 +104,15 @@ class ModelSource:
         place = find_device(device)
         if dtype == "auto" and place.type == "cpu":
             dtype = "float32"
+        spread = device == "auto" and torch.cuda.device_count() > 1
         try:
             with quiet():
                 model = AutoModelForCausalLM.from_pretrained(
                     self.directory,
                     dtype="auto" if dtype == "auto" else getattr(torch, dtype),
                     local_files_only=True,
-                )
-                model = model.to(place).eval()
+                    device_map="auto" if spread else {"": place},
+                ).eval()
         except Exception as error:
             raise ValueError(f"{self.directory} cannot be loaded: {first_line(error)}") from error
         if self.recipe is not None:

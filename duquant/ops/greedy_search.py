@@ -32,7 +32,7 @@ SAME = 1e-9
 HUGE = 2.0**40
 """Rows with a larger entry are scaled down."""
 AT_LEAST = 64
-"""Rows that join at once, at least; else as many as take part already."""
+"""Rows that are looked at for joining, beside as many as take part already."""
 AT_ONCE = 1 << 16
 """Entries that are computed exactly at once."""
 
@@ -129,20 +129,20 @@ class _ActiveRows:
             lowest.scatter_reduce(0, search, end, "amax")
             for end in ((exact, -exact) if self._follow_row else (exact.abs(),))
         ])  # fmt: skip
-        last = len(exact) - 1
-        order = torch.arange(len(exact), device=exact.device)
         largest = ends.amax(dim=0) * (1 - SAME)
-        order = torch.where(exact.abs() < largest[search], last, order)
-        first = order.new_full((len(product),), last).scatter_reduce(0, search, order, "amin")
+        beyond = len(exact)
+        order = torch.arange(beyond, device=exact.device)
+        order = torch.where(exact.abs() < largest[search], beyond, order)
+        first = order.new_full((len(product),), beyond).scatter_reduce(0, search, order, "amin")
         return _Extremes(ends.sum(dim=0), ends.amin(dim=0), row[first], channel[first])
 
     def _possible(self, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Search, row and channel of entries that may be extremes, in this order."""
         _, count, size = self._rows.shape
         search, place, channel = self._screen.extremes(product, both=self._follow_row)
-        number = (search * count + self._ranking[search, place]) * size + channel
-        number = torch.sort(number)[0]
-        return number // (count * size), number // size % count, number % size
+        entry = (search * count + self._ranking[search, place]) * size + channel
+        entry = torch.sort(entry)[0]
+        return entry // (count * size), entry // size % count, entry % size
 
 
 class _FloatRows:

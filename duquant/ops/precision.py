@@ -11,6 +11,7 @@ has to be float32, also where a program allows shorter products (TF32) elsewhere
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +27,21 @@ def widen_on_cpu(x: Tensor) -> Tensor:
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Let matrix products of float32 be computed in float32 meanwhile."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    backends: list[Any] = [torch.backends.cuda, torch.backends.mkldnn]
+    matmuls = [getattr(backend, "matmul", backend) for backend in backends]
+    if not all(hasattr(matmul, "fp32_precision") for matmul in matmuls):  # PyTorch before 2.9
+        allowed = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(allowed)
+        return
+    settings = [matmul.fp32_precision for matmul in matmuls]
     try:
+        for matmul in matmuls:
+            matmul.fp32_precision = "ieee"
         yield
     finally:
-        torch.set_float32_matmul_precision(allowed)
+        for matmul, setting in zip(matmuls, settings, strict=True):
+            matmul.fp32_precision = setting

@@ -133,7 +133,7 @@ def find_rotation(
         return random_orthogonal(num_searches, block_size, generator).to(x.device)
     if selector == "none":
         raise ValueError("selector 'none' has no rotation to find")
-    if not all(torch.isfinite(end) for end in x.aminmax()):
+    if x.numel() and not all(torch.isfinite(end) for end in x.aminmax()):
         undefined = x.numel() - int(torch.isfinite(x).sum())
         raise ValueError(
             f"{undefined} of {x.numel()} calibration values of an activation are not finite: "

@@ -13,10 +13,11 @@ import json
 import statistics
 import tempfile
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import yaml
 from lightning import Trainer
 
 from callbacks.block_progression import BlockProgression
@@ -24,7 +25,7 @@ from duquant.config import ClippingConfig, LWCConfig, Recipe, RotationConfig, Sm
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.perplexity import stream_losses
 from duquant.modules.language_model import LanguageModel
-from tests.assets import ASSETS
+from tests.assets import ASSETS, REPOSITORY
 
 CPU = torch.device("cpu")
 
@@ -47,7 +48,9 @@ SUBJECTS = {
 }
 
 
-FAST_TRAINING = LWCConfig(epochs=4, batch_size=2, learning_rate=0.5)  # configs/lwc_fast.yaml
+FAST_TRAINING = LWCConfig(
+    **yaml.safe_load((REPOSITORY / "configs" / "lwc_fast.yaml").read_text())["model"]["lwc"]
+)
 AUTHORS_TRAINING = LWCConfig(
     epochs=20,
     learning_rate=1e-2,
@@ -154,7 +157,7 @@ def main() -> None:
         random = recipe.rotation.selector not in ("none", "hadamard")
         values = []
         for seed in range(options.seeds if random else 1):
-            key = {"model": options.model, "row": row, "seed": seed}
+            key = {"model": options.model, "row": row, "seed": seed, "recipe": asdict(recipe)}
             values.append(_remembered(options.results, key))
             if values[-1] is None:
                 values[-1] = measure(options.model, recipe, seed)
@@ -170,7 +173,7 @@ def _remembered(results: Path, key: dict[str, object]) -> float | None:
         return None
     for line in results.read_text().splitlines():
         stored = json.loads(line)
-        if all(stored[name] == value for name, value in key.items()):
+        if all(stored.get(name) == value for name, value in key.items()):
             return float(stored["perplexity"])
     return None
 

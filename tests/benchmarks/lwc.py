@@ -7,7 +7,8 @@ Times are medians of steps that take turns, so that a busy machine slows all of 
 are what counts. A step is forward, backward and optimizer. The *naive loop* is the algorithm as it
 reads: every linear transforms and quantizes its own input and rotates and quantizes its weight
 again for every sample in plain PyTorch, autograd differentiates the quantizer, and 20 epochs of
-single samples start from sigmoid(4).
+single samples start from sigmoid(4). A whole training is its number of steps times a step's median;
+what happens once per block is left out on both sides. ``--profile`` says where the time goes.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from duquant.config import LWCConfig, Recipe, RotationConfig
+from duquant.config import Recipe, RotationConfig
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.model.batch import BlockBatch
 from duquant.model.decoder import BlockContext, Decoder
@@ -40,7 +41,7 @@ from duquant.ops.dual_transform import DualTransform
 from duquant.ops.permutation import permute_channels
 from duquant.ops.rotation import block_rotate
 from tests.assets import ASSETS
-from tests.benchmarks.accuracy import SUBJECTS
+from tests.benchmarks.accuracy import FAST_TRAINING, SUBJECTS
 from tests.benchmarks.execution import plain_block
 
 CPU = torch.device("cpu")
@@ -220,6 +221,19 @@ def median_seconds(steps: dict[str, Callable[[], None]], rounds: int) -> dict[st
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def print_profile(step: Callable[[], None], steps: int = 10) -> None:
+    """Shares of a step's time by PyTorch operator, without what it calls; the largest ten."""
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(steps):
+            step()
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    print("\n| operator | share |\n|---|---|")
+    for event in events[:10]:
+        print(f"| {event.key} | {event.self_cpu_time_total / total:.1%} |")
+
+
 def main() -> None:
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -227,11 +241,12 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=512, help="of a sample, for llama-2-7b")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--epochs", type=int, default=4, help="configs/lwc_fast.yaml has 4")
-    parser.add_argument("--batch_size", type=int, default=2, help="and 2")
+    parser.add_argument("--epochs", type=int, default=FAST_TRAINING.epochs)
+    parser.add_argument("--batch_size", type=int, default=FAST_TRAINING.batch_size)
+    parser.add_argument("--profile", action="store_true", help="also of an LWC step")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    lwc = LWCConfig(epochs=options.epochs, batch_size=options.batch_size)
+    lwc = replace(FAST_TRAINING, epochs=options.epochs, batch_size=options.batch_size)
     if options.model in SUBJECTS:
         bench = Bench(block_of_a_model(options.model, options.block))
     else:
@@ -257,6 +272,8 @@ def main() -> None:
     print(f"| naive training, {NAIVE_EPOCHS} epochs | {1e3 * naive:.0f} | 1 |")
     print(f"| LWC training, {lwc.epochs} epochs | {1e3 * ours:.0f} | {ours / naive:.3f} |")
     print(f"| speed-up | | {naive / ours:.1f} |")
+    if options.profile:
+        print_profile(bench.lwc_step(size))
 
 
 if __name__ == "__main__":

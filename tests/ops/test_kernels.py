@@ -115,6 +115,7 @@ def test_the_operators_are_sound() -> None:
         ({"CC": ""}, "there is no C compiler ''"),
         ({"CC": "no-such-compiler -O1"}, "there is no C compiler 'no-such-compiler -O1'"),
         ({"CC": "false"}, "the C compiler failed: Command '['false', "),
+        ({"CC": "cc -include no-such-header.h"}, "compilation terminated."),
         ({"CC": "cc '"}, "they cannot be compiled or loaded (No closing quotation)"),
         ({"XDG_CACHE_HOME": "/proc"}, "([Errno 2] No such file or directory: '/proc/duquant')"),
     ],

@@ -24,14 +24,32 @@ def test_other_devices_keep_the_models_dtype() -> None:
     assert widen_on_cpu(x) is x
 
 
-def test_float32_is_float32_meanwhile() -> None:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+def _allow(setting: str, *, by_backend: bool) -> None:
+    if by_backend:
+        torch.backends.cuda.matmul.fp32_precision = setting
+    else:
+        torch.set_float32_matmul_precision(setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "by_backend"), [("medium", False), ("high", False), ("tf32", True)]
+)
+def test_float32_is_float32_meanwhile(setting: str, by_backend: bool) -> None:
+    matmul = torch.backends.cuda.matmul
+    if by_backend and not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this PyTorch has one setting for all backends")
+    before = matmul.fp32_precision
     try:
+        _allow(setting, by_backend=by_backend)
+        allowed = matmul.fp32_precision
         with exact_products():
-            assert torch.get_float32_matmul_precision() == "highest"
-        with pytest.raises(RuntimeError), exact_products():
-            raise RuntimeError
-        assert torch.get_float32_matmul_precision() == "medium"
+            assert matmul.fp32_precision == "ieee"
+        with pytest.raises(RuntimeError, match="stop"), exact_products():
+            raise RuntimeError("stop")
+        assert matmul.fp32_precision == allowed != "ieee"
+        if not by_backend:
+            assert torch.get_float32_matmul_precision() == setting
     finally:
-        torch.set_float32_matmul_precision(before)
+        matmul.fp32_precision = before
+        if not by_backend:
+            torch.set_float32_matmul_precision("highest")

@@ -2,12 +2,11 @@
 
 A library is compiled for the machine it runs on and kept in the user's cache directory under a name
 that changes with source, compiler, processor and PyTorch. It needs an x86 processor with AVX2 and a
-C compiler; where one of these is missing, or the directory cannot be written, PyTorch does the work
-and a message says why, once. ``DUQUANT_KERNELS=0`` turns all kernels off.
+C compiler; elsewhere PyTorch does the work. Where only the compiler is missing or fails, or the
+directory cannot be written, a message says so, once. ``DUQUANT_KERNELS=0`` turns all kernels off.
 """
 
 import ctypes
-import functools
 import hashlib
 import logging
 import os
@@ -25,6 +24,8 @@ SECONDS_TO_COMPILE = 60
 FLAGS = ["-O3", "-march=native", "-std=c11", "-ffp-contract=off", "-fno-math-errno"]
 FLAGS += ["-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
 
+_reasons: list[str] = []
+
 
 def load_library(name: str) -> ctypes.CDLL | None:
     """The library of ``name.c``, or ``None`` where it cannot be had."""
@@ -40,20 +41,22 @@ def load_library(name: str) -> ctypes.CDLL | None:
             return None
         return ctypes.CDLL(str(_compiled(Path(__file__).with_name(f"{name}.c"), compiler)))
     except subprocess.SubprocessError as error:
-        _explain(f"the C compiler failed: {error}")
+        last = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
+        _explain(f"the C compiler failed: {last.splitlines()[-1] if last else error}")
     except (OSError, RuntimeError, ValueError) as error:
         # RuntimeError: no home directory; ValueError: a quote in CC without its pair
         _explain(f"they cannot be compiled or loaded ({error}): see CC and XDG_CACHE_HOME")
     return None
 
 
-@functools.cache
 def _explain(reason: str) -> None:
-    logging.getLogger(__name__).warning(
-        "C kernels are off, PyTorch does their work more slowly: %s; "
-        "DUQUANT_KERNELS=0 does without them and this message",
-        reason,
-    )
+    if not _reasons:
+        logging.getLogger(__name__).warning(
+            "C kernels are off, PyTorch does their work more slowly: %s; "
+            "DUQUANT_KERNELS=0 does without them and this message",
+            reason,
+        )
+    _reasons.append(reason)
 
 
 def _compiled(source: Path, compiler: list[str]) -> Path:

@@ -4,7 +4,7 @@ A rotation search asks at every step for the largest entry among millions, and n
 only the few that come near it. ``screen.c`` rounds rows once and the rotation at every step,
 multiplies integers, and knows what error this can have made.
 
-All tensors are contiguous on the CPU.
+All tensors are on the CPU; a row's channels are neighbours, rows may lie anywhere.
 """
 
 import ctypes
