@@ -50,7 +50,7 @@ class Evaluate:
         tokenizer: directory or hub id of the tokenizer (default: the model's own).
         dtype: what models compute in; auto is what they are stored in, and float32 on a CPU.
         backend: arithmetic of a quantized model: integer, reference (floating point), or auto.
-        device: cpu, cuda, cuda:1, …; auto is the GPU if there is one.
+        device: cpu, cuda, cuda:1, …; auto is the GPU if there is one, all of them if several.
         seed: of few-shot examples and of generated text.
         output_dir: where results go (default: evaluation/ in the run, or runs/evaluation/NAME);
             further tasks and other limits add to what is there.
