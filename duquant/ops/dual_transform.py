@@ -55,6 +55,11 @@ def apply_transform(x: Tensor, transform: DualTransform) -> Tensor:
     if kernel.serves(x, transform.rotations):
         by_kernel: Tensor = _TransformRows.apply(x, *transform)
         return by_kernel
+    return apply_in_steps(x, transform)
+
+
+def apply_in_steps(x: Tensor, transform: DualTransform) -> Tensor:
+    """:func:`apply_transform` in PyTorch alone: one pass for every rotation and permutation."""
     for index, rotation in enumerate(transform.rotations):
         x = block_rotate(x, rotation.to(x.dtype))
         if index < len(transform.permutations):

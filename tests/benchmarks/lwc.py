@@ -37,9 +37,7 @@ from duquant.nn.attention import ATTENTION_NAME
 from duquant.nn.clipping import ClipFactors
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import fake_quantize
-from duquant.ops.dual_transform import DualTransform
-from duquant.ops.permutation import permute_channels
-from duquant.ops.rotation import block_rotate
+from duquant.ops.dual_transform import apply_in_steps
 from tests.assets import ASSETS
 from tests.benchmarks.accuracy import FAST_TRAINING, SUBJECTS
 from tests.benchmarks.execution import plain_block
@@ -65,21 +63,12 @@ class NaiveLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``."""
         ratio = self.site.quantizer.clip_ratio
-        rotated = plain_transform(self.site.smooth(x), self.site.transform)
+        rotated = apply_in_steps(self.site.smooth(x), self.site.transform)
         x = fake_quantize(rotated, self.site.quantizer.bits, clip_high=ratio, clip_low=ratio)
         high, low = self.clip()
-        weight = plain_transform(self.linear.weight, self.site.transform)
+        weight = apply_in_steps(self.linear.weight, self.site.transform)
         weight = fake_quantize(weight, self.bits, clip_high=high, clip_low=low)
         return F.linear(x, weight, self.linear.bias)
-
-
-def plain_transform(x: Tensor, transform: DualTransform) -> Tensor:
-    """``x R₁ P R₂ …`` as PyTorch does it, step by step."""
-    for index, rotation in enumerate(transform.rotations):
-        x = block_rotate(x, rotation)
-        if index < len(transform.permutations):
-            x = permute_channels(x, transform.permutations[index])
-    return x
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duquant.ops import dual_transform
-from duquant.ops.dual_transform import DualTransform, apply_transform
+from duquant.ops.dual_transform import DualTransform, apply_in_steps, apply_transform
 from duquant.ops.kernels import transform
 from duquant.ops.rotation import random_orthogonal
 from tests.outliers import outlier_activation, seeds
@@ -27,12 +26,6 @@ def drawn(seed: int, blocks: int, times: int, *, shared: bool) -> DualTransform:
     return DualTransform(rotations.view(times + 1, matrices, SIZE, SIZE), permutations)
 
 
-def by_pytorch(x: torch.Tensor, transformation: DualTransform) -> torch.Tensor:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dual_transform.kernel, "serves", lambda x, rotations: False)
-        return apply_transform(x, transformation)
-
-
 @given(seeds, st.integers(1, 40), st.integers(1, 4), st.integers(0, 3), st.booleans())
 def test_it_is_the_same_transform(
     seed: int, tokens: int, blocks: int, times: int, shared: bool
@@ -42,7 +35,10 @@ def test_it_is_the_same_transform(
     # Sums of 32 float32 products, up to four times in a row, possibly in another order.
     tolerance = 4 * SIZE * 2.0**-24 * float(x.norm(dim=1).max())
     torch.testing.assert_close(
-        apply_transform(x, transformation), by_pytorch(x, transformation), rtol=0, atol=tolerance
+        apply_transform(x, transformation),
+        apply_in_steps(x, transformation),
+        rtol=0,
+        atol=tolerance,
     )
 
 
@@ -87,7 +83,7 @@ def test_gradients_are_those_of_the_other_path(times: int, shared: bool) -> None
         torch.autograd.grad(apply(leaf, transformation), leaf, upstream)[0]
         for apply, leaf in (
             (apply_transform, x.clone().requires_grad_()),
-            (by_pytorch, x.clone().requires_grad_()),
+            (apply_in_steps, x.clone().requires_grad_()),
         )
     )
     # Sums of 32 float32 products, up to three times in a row, possibly in another order.
