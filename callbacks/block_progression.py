@@ -12,6 +12,7 @@ already points at the next block, whose streams are already on disk.
 
 import math
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.data_parallel import processes_of, require_even_shares
 from callbacks.preflight import describe_streams
 from callbacks.trainer_options import require_supported
-from duquant.calibration import BlockTurn, enter_block, finish_block, open_streams
+from duquant.calibration import BlockCalibration, open_streams
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.stream_shares import StreamShares
 from duquant.data.streams import Streams
@@ -38,7 +39,7 @@ class BlockProgression(Callback):
     def __init__(self) -> None:
         self.record = BlockRecord(0)
         self._contexts: list[BlockContext] = []
-        self._turn: BlockTurn | None = None
+        self._calibration: BlockCalibration | None = None
         self._epoch_losses: list[float] = []
         self._clock = 0.0
 
@@ -126,37 +127,33 @@ class BlockProgression(Callback):
         index, device = int(model.block_index), trainer.strategy.root_device
         if self.record.index != index:
             self.record = BlockRecord(index)
-        layer = model.decoder.load_block(index)
-        self._turn = enter_block(
+        calibration = BlockCalibration(
             model.current_block,
-            layer,
             streams,
             self.files.draft(index + 1),
             self._contexts[index],
-            model.generator(index),
             device,
             data.processes,
         )
-        data.samples = self._turn.samples
+        calibration.enter(model.decoder.load_block(index), model.generator(index))
+        self._calibration, data.samples = calibration, calibration.samples
         self.record.sites = {
             name: {"peak_before": report.peak_before, "peak_after": report.peak_after}
-            for name, report in self._turn.reports.items()
+            for name, report in calibration.reports.items()
         }
         self._count_seconds()
         for observer in _observers(trainer):
-            observer.on_block_entered(trainer, model, index, self._turn.reports)
+            observer.on_block_entered(trainer, model, index, calibration.reports)
 
     def _finish(
         self, trainer: Trainer, model: LanguageModel, data: CalibrationDataModule
     ) -> Streams:
         index, device = int(model.block_index), trainer.strategy.root_device
         block = model.current_block
-        assert self._turn is not None
-        assert block.quantized is not None
-        if trainer.is_global_zero:
-            model.directory.write_block(index, block.quantized)
-        streams = finish_block(block, self._turn, device)
-        self._turn = data.samples = None  # what entered the block is no longer needed
+        assert self._calibration is not None
+        write = partial(model.directory.write_block, index) if trainer.is_global_zero else None
+        streams = self._calibration.finish(write)
+        self._calibration = data.samples = None  # what entered the block is no longer needed
         if index + 1 < model.num_blocks:
             streams = self.files.save(index + 1, streams)
             trainer.strategy.barrier()  # the checkpoint after this needs everyone's

@@ -10,7 +10,7 @@ import io
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from duquant.model.site_report import STAGES, SiteReport
+from duquant.model.site_report import SiteReport
 
 TITLES = {
     "original": "original",
@@ -19,7 +19,8 @@ TITLES = {
     "permuted": "after permutation",
     "transformed": "after second rotation",
 }
-COLORS = dict(zip(STAGES, ("#b2182b", "#ef8a62", "#92c5de", "#4393c3", "#2166ac"), strict=True))
+COLORS = dict(zip(TITLES, ("#b2182b", "#ef8a62", "#92c5de", "#4393c3", "#2166ac"), strict=True))
+OTHER_COLOR = "#4393c3"
 MOST_CHANNELS = 1024
 
 
@@ -33,7 +34,7 @@ def draw_outliers(reports: dict[str, SiteReport], title: str) -> bytes:
     Returns:
         A PNG file's bytes.
     """
-    stages = [s for s in STAGES if any(s in report.magnitudes for report in reports.values())]
+    stages = list(dict.fromkeys(name for site in reports.values() for name in site.magnitudes))
     figure = Figure(figsize=(3.0 * len(stages), 1.9 * len(reports) + 0.5))
     FigureCanvasAgg(figure)
     figure.suptitle(f"Largest activation per channel, {title}")
@@ -48,8 +49,8 @@ def draw_outliers(reports: dict[str, SiteReport], title: str) -> bytes:
             step = -(-magnitudes.numel() // MOST_CHANNELS)
             tallest = [float(piece.max()) for piece in magnitudes.split(step)]
             channels = [step * index for index in range(len(tallest))]
-            axis.vlines(channels, 0, tallest, color=COLORS[stage], linewidth=1)
-            axis.set_title(f"{TITLES[stage]}: {float(magnitudes.max()):.3g}", fontsize=9)
+            axis.vlines(channels, 0, tallest, color=COLORS.get(stage, OTHER_COLOR), linewidth=1)
+            axis.set_title(f"{TITLES.get(stage, stage)}: {float(magnitudes.max()):.3g}", fontsize=9)
             axis.tick_params(labelsize=7)
             axis.set_xlim(0, magnitudes.numel())
             axis.set_ylim(bottom=0)

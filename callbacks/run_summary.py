@@ -138,9 +138,7 @@ def describe_recipe(model: LanguageModel) -> str:
     """``W4A4 DuQuant+LWC`` and the like."""
     recipe = model.recipe
     name = "DuQuant" if recipe.rotation.selector != "none" else "no rotation"
-    return (
-        f"W{recipe.weight_bits}A{recipe.activation_bits} {name}{'+LWC' if recipe.has_lwc else ''}"
-    )
+    return f"{recipe.bits_in_words} {name}{'+LWC' if recipe.has_lwc else ''}"
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:

@@ -1,15 +1,14 @@
-"""The turn of one block: what happens between its streams arriving and leaving.
+"""The calibration of one block: what happens between its streams arriving and leaving.
 
     enter     full-precision targets -> smooth -> R1 P R2 -> ready to learn
-    (LWC)     whoever calls trains the clip factors on the turn's samples
-    finish    freeze -> its outputs are what the next block receives
+    (LWC)     whoever calls trains the block on its samples
+    finish    round -> store -> its outputs are what the next block receives
 
 ``callbacks/block_progression.py`` takes a model through its blocks within one ``Trainer.fit``, with
 checkpoints; :func:`duquant.quantization.quantize` does it in a plain loop.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +18,9 @@ from duquant.evaluation.perplexity import TOKENS_AT_ONCE, run_block
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.site_report import SiteReport
 from duquant.model.smoothing import observe_peaks
+from duquant.model.surgery import QuantizedBlock
 from duquant.modules.block import QuantBlock
 from duquant.processes import ALONE, Processes
-
-
-@dataclass
-class BlockTurn:
-    """A block that was entered.
-
-    Attributes:
-        samples: what its clip factors train on; ``None`` without LWC.
-        reports: what each site's transform did.
-        quantized: the quantized stream before it.
-        behind: the streams behind it, a draft that lacks the quantized one.
-    """
-
-    samples: BlockSamples | None
-    reports: dict[str, SiteReport]
-    quantized: Stream
-    behind: Streams
 
 
 @torch.no_grad()
@@ -71,78 +54,111 @@ def open_streams(
     decoder.release()
 
 
-@torch.no_grad()
-def enter_block(
-    block: QuantBlock,
-    layer: nn.Module,
-    streams: Streams,
-    behind: Streams,
-    context: BlockContext,
-    generator: torch.Generator,
-    device: torch.device,
-    processes: Processes = ALONE,
-) -> BlockTurn:
-    """Make a block ready to train.
+class BlockCalibration:
+    """One block from the moment its streams arrive until they leave: enter, train, finish.
 
     Args:
-        block: owns the clip factors.
-        layer: the decoder block with its real weights; taken over and changed.
+        block: owns what is learned.
         streams: what enters the block.
-        behind: draft of what leaves it; all but the quantized stream is filled in.
+        behind: draft of what leaves it.
         context: what its forward needs beside hidden states.
-        generator: randomness of the rotation search.
         device: where to compute.
         processes: who shares the calibration; ``streams`` are this one's.
-
-    Raises:
-        ValueError: if the processes did not decide the same.
     """
-    layer, recipe = layer.to(device), block.recipe
-    with observe_peaks(layer) as peaks:
-        _run_stream(layer, streams.full_precision, behind.full_precision, context, device)
-    peaks = {site: processes.max(peak) for site, peak in peaks.items()}
-    if behind.augmented is not None:
-        _run_stream(layer, streams.quantized, behind.augmented, context, device)
-    quantized = streams.quantized
-    statistic, reports = block.to(device).enter(
-        layer,
-        peaks,
-        context,
-        streams.statistic.to(device),
-        (quantized[piece] for piece in _pieces(quantized)),
-        generator,
-        processes=processes,
-    )
-    processes.require_same(
-        block.decisions(), "it found other transforms; use equal machines and numbers of threads"
-    )
-    behind.statistic = statistic.cpu()
-    samples = BlockSamples(quantized, behind.full_precision, behind.augmented)
-    return BlockTurn(samples if recipe.has_lwc else None, reports, quantized, behind)
 
+    def __init__(
+        self,
+        block: QuantBlock,
+        streams: Streams,
+        behind: Streams,
+        context: BlockContext,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.block = block.to(device)
+        self.quantized_stream = streams.quantized
+        self.behind = behind
+        self.context = context
+        self.device = device
+        self.processes = processes
+        self.reports: dict[str, SiteReport] = {}
+        self._entering: Streams | None = streams
 
-@torch.no_grad()
-def finish_block(block: QuantBlock, turn: BlockTurn, device: torch.device) -> Streams:
-    """Fix the block's weights; returns the streams that enter the next block."""
-    assert block.quantized is not None, "enter a block first"
-    block.quantized.freeze()
-    layer, behind = block.quantized.layer, turn.behind
-    _run_stream(layer, turn.quantized, behind.quantized, block.context, device)
-    return behind
+    @property
+    def samples(self) -> BlockSamples | None:
+        """What the block trains on; ``None`` where nothing is learned."""
+        if not self.block.recipe.has_lwc:
+            return None
+        behind = self.behind
+        return BlockSamples(self.quantized_stream, behind.full_precision, behind.augmented)
+
+    @torch.no_grad()
+    def enter(self, layer: nn.Module, generator: torch.Generator) -> None:
+        """Make the block ready to train.
+
+        Args:
+            layer: the decoder block with its real weights; taken over and changed.
+            generator: randomness of the rotation search.
+
+        Raises:
+            ValueError: if the processes did not decide the same.
+        """
+        assert self._entering is not None, "a block is entered once"
+        streams, behind, self._entering = self._entering, self.behind, None
+        layer = layer.to(self.device)
+        with observe_peaks(layer) as peaks:
+            self._run(layer, streams.full_precision, behind.full_precision)
+        peaks = {site: self.processes.max(peak) for site, peak in peaks.items()}
+        if behind.augmented is not None:
+            self._run(layer, streams.quantized, behind.augmented)
+        mean, self.reports = self.block.enter(
+            layer,
+            peaks,
+            self.context,
+            streams.statistic.to(self.device),
+            self._quantized_pieces,
+            generator,
+            processes=self.processes,
+        )
+        self._require_same_decisions()
+        behind.statistic = mean.cpu()
+
+    @torch.no_grad()
+    def finish(self, write: Callable[[QuantizedBlock], None] | None) -> Streams:
+        """Round the weights, store them, and let the quantized stream pass.
+
+        Args:
+            write: stores the finished block; ``None`` where another process does.
+
+        Returns:
+            The streams that enter the next block.
+        """
+        quantized = self.block.quantized
+        assert quantized is not None, "enter a block first"
+        self.block.round(self._quantized_pieces)
+        self._require_same_decisions()
+        if write is not None:
+            write(quantized)
+        quantized.drop_codes()
+        self._run(quantized.layer, self.quantized_stream, self.behind.quantized)
+        return self.behind
+
+    def _quantized_pieces(self) -> Iterator[Tensor]:
+        stream = self.quantized_stream
+        return (stream[piece].to(self.device) for piece in _pieces(stream))
+
+    def _require_same_decisions(self) -> None:
+        self.processes.require_same(
+            self.block.decisions(),
+            "it found other transforms; use equal machines and numbers of threads",
+        )
+
+    def _run(self, layer: nn.Module, stream: Stream, output: Stream) -> None:
+        for piece in _pieces(stream):
+            output[piece] = run_block(layer, stream[piece], self.context, self.device)
 
 
 def _pieces(stream: Stream) -> Iterator[slice]:
     """Slices of samples ``(samples, tokens, …)`` that go through a block together."""
     size = max(1, TOKENS_AT_ONCE // stream.shape[1])
     return (slice(start, start + size) for start in range(0, len(stream), size))
-
-
-def _run_stream(
-    block: nn.Module,
-    stream: Stream,
-    output: Stream,
-    context: BlockContext,
-    device: torch.device,
-) -> None:
-    for piece in _pieces(stream):
-        output[piece] = run_block(block, stream[piece], context, device)

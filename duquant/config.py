@@ -5,17 +5,28 @@ makes sense on its own. What depends on the model (does ``block_size`` divide it
 checked where the model is known, in :mod:`duquant.model.structure`.
 """
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
-from duquant.ops.affine import UNQUANTIZED_BITS
-from duquant.recipe_parts import ClippingConfig, LWCConfig, RotationConfig, SmoothingConfig
+from duquant.formats.number_format import UNQUANTIZED_BITS, NumberFormat
+from duquant.formats.table import build_format
+from duquant.recipe_parts import (
+    ClippingConfig,
+    FormatConfig,
+    LWCConfig,
+    RotationConfig,
+    RoundingConfig,
+    SmoothingConfig,
+)
 
 __all__ = [
     "ClippingConfig",
+    "FormatConfig",
+    "Formats",
     "LWCConfig",
     "Recipe",
     "RotationConfig",
+    "RoundingConfig",
     "SmoothingConfig",
     "round_to_nearest",
 ]
@@ -25,9 +36,22 @@ ALPHA_WITH_LWC = 0.5
 ALPHA_WITHOUT_LWC = 0.6
 
 
+class Formats(NamedTuple):
+    """The number format of everything that is quantized."""
+
+    weights: NumberFormat
+    activations: NumberFormat
+    queries: NumberFormat
+    keys: NumberFormat
+    values: NumberFormat
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a quantized model's numbers, apart from the model and the data.
+
+    Bits, symmetry and groups of integers have short options; ``weights`` to ``values`` say more,
+    and go before them.
 
     Args:
         weight_bits: bits of the weights, 2 to 16; 16 leaves them alone.
@@ -35,12 +59,18 @@ class Recipe:
         query_bits: bits of Q inside attention (default: ``activation_bits``).
         key_bits: bits of K inside attention (default: ``activation_bits``).
         value_bits: bits of V inside attention (default: ``activation_bits``).
-        symmetric: centre every range on zero.
+        symmetric: centre every range of integers on zero.
         group_size: consecutive inputs of an output channel that share a scale (default: all).
+        weights: number format of the weights.
+        activations: number format of every linear's input.
+        queries: number format of Q inside attention (default: that of the activations).
+        keys: number format of K inside attention (default: that of the activations).
+        values: number format of V inside attention (default: that of the activations).
         smoothing: channel scaling before the rotation.
-        rotation: the dual transformation.
+        rotation: greedy block rotation and zigzag permutation.
         clipping: fixed clip factors.
         lwc: learned clip factors.
+        rounding: how weights are rounded.
     """
 
     weight_bits: int = 4
@@ -50,10 +80,16 @@ class Recipe:
     value_bits: int | None = None
     symmetric: bool = False
     group_size: int | None = None
+    weights: FormatConfig = field(default_factory=FormatConfig)
+    activations: FormatConfig = field(default_factory=FormatConfig)
+    queries: FormatConfig = field(default_factory=FormatConfig)
+    keys: FormatConfig = field(default_factory=FormatConfig)
+    values: FormatConfig = field(default_factory=FormatConfig)
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
     rotation: RotationConfig = field(default_factory=RotationConfig)
     clipping: ClippingConfig = field(default_factory=ClippingConfig)
     lwc: LWCConfig = field(default_factory=LWCConfig)
+    rounding: RoundingConfig = field(default_factory=RoundingConfig)
 
     def __post_init__(self) -> None:
         """Check the numbers and the combinations."""
@@ -66,6 +102,7 @@ class Recipe:
                 )
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"group_size is {self.group_size}; it must be at least 1")
+        _ = self.formats  # checks their options
         if self.lwc.epochs and self.clipping.weight_ratio is not None:
             raise ValueError(
                 f"clipping.weight_ratio is {self.clipping.weight_ratio} while LWC learns the clip "
@@ -73,9 +110,48 @@ class Recipe:
             )
 
     @property
+    def formats(self) -> Formats:
+        """The number formats in force.
+
+        Raises:
+            ValueError: for an unknown format, or an option that it does not have.
+        """
+        common = {"symmetric": self.symmetric}
+        weights = _format(
+            "weights",
+            self.weights,
+            {"bits": self.weight_bits, "group_size": self.group_size, **common},
+        )
+        activations = _format(
+            "activations", self.activations, {"bits": self.activation_bits, **common}
+        )
+        attention = [
+            _attention_format(name, getattr(self, name), bits, self)
+            for name, bits in (
+                ("queries", self.query_bits),
+                ("keys", self.key_bits),
+                ("values", self.value_bits),
+            )
+        ]
+        return Formats(weights, activations, *attention)
+
+    @property
     def has_lwc(self) -> bool:
-        """Whether clip factors are learned: LWC is on and there are quantized weights."""
-        return self.lwc.epochs > 0 and self.weight_bits < UNQUANTIZED_BITS
+        """Whether clip factors are learned: LWC is on, and the weights' scales can learn."""
+        return self.lwc.epochs > 0 and self.formats.weights.learns_clip_factors
+
+    @property
+    def searches_clips(self) -> bool:
+        """Whether LWC is on for weights whose scales cannot learn: their ratios are searched."""
+        weights = self.formats.weights
+        is_quantized = weights.bits < UNQUANTIZED_BITS
+        return self.lwc.epochs > 0 and is_quantized and not weights.learns_clip_factors
+
+    @property
+    def needs_grams(self) -> bool:
+        """Whether a block's Gram matrices are collected: a search or the rounding reads them."""
+        starts = self.has_lwc and self.lwc.initialization == "search"
+        return starts or self.searches_clips or self.rounding.method == "gptq"
 
     @property
     def alpha(self) -> float:
@@ -87,15 +163,27 @@ class Recipe:
     @property
     def weight_ratio(self) -> float:
         """Fixed clip factor of the weights in force where LWC is off."""
+        if not self.formats.weights.learns_clip_factors:
+            return 1.0
         ratio = self.clipping.weight_ratio
         return WEIGHT_RATIO_WITHOUT_LWC if ratio is None else ratio
 
+    def activation_ratio(self, activations: NumberFormat) -> float:
+        """Clip factor in force of activations in a format: ratios are of integers alone."""
+        return self.clipping.activation_ratio if activations.learns_clip_factors else 1.0
+
     @property
-    def attention_bits(self) -> tuple[int, int, int]:
-        """Bits of Q, K and V in force."""
-        given = (self.query_bits, self.key_bits, self.value_bits)
-        query, key, value = (self.activation_bits if bits is None else bits for bits in given)
-        return query, key, value
+    def bits_in_words(self) -> str:
+        """``W4A4``, with the names of formats that are no integers: ``W4-mxfp4 A4-mxfp4``."""
+        weights, activations = self.formats.weights, self.formats.activations
+        plain = {"integer", "unquantized"}
+        if {weights.name, activations.name} <= plain:
+            return f"W{weights.bits}A{activations.bits}"
+        words = [
+            f"{letter}{form.bits}" + ("" if form.name in plain else f"-{form.name}")
+            for letter, form in (("W", weights), ("A", activations))
+        ]
+        return " ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, for JSON and for comparison."""
@@ -108,14 +196,8 @@ class Recipe:
         Raises:
             ValueError: for a key that is no field, naming it.
         """
-        nested = {
-            "smoothing": SmoothingConfig,
-            "rotation": RotationConfig,
-            "clipping": ClippingConfig,
-            "lwc": LWCConfig,
-        }
         try:
-            parts = {key: kind(**values[key]) for key, kind in nested.items() if key in values}
+            parts = {key: kind(**values[key]) for key, kind in PARTS.items() if key in values}
             return cls(**{**values, **parts})
         except TypeError as error:
             raise ValueError(f"not a recipe: {error}") from error
@@ -132,4 +214,37 @@ def round_to_nearest(recipe: Recipe) -> Recipe:
         rotation=RotationConfig(selector="none", block_size=recipe.rotation.block_size),
         clipping=ClippingConfig(weight_ratio=1.0, activation_ratio=1.0),
         lwc=LWCConfig(epochs=0),
+        rounding=RoundingConfig(),
     )
+
+
+PARTS: dict[str, Any] = {
+    option.name: option.default_factory
+    for option in fields(Recipe)
+    if option.default_factory is not MISSING
+}
+"""The recipe's sections and their classes."""
+
+
+def _format(section: str, config: FormatConfig, short: dict[str, Any]) -> NumberFormat:
+    """A format by its section of the recipe; ``short`` are the short options for integers."""
+    name = config.format or "integer"
+    options = {**(short if name == "integer" else {}), **config.options()}
+    try:
+        return build_format(name, **options)
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from error
+
+
+def _attention_format(
+    section: str, config: FormatConfig, bits: int | None, recipe: Recipe
+) -> NumberFormat:
+    """The format of Q, K or V: what is said of it, else that of the activations."""
+    if bits is not None:
+        config = replace(config, format=config.format or "integer", bits=config.bits or bits)
+    followed = recipe.activations
+    if config.format in (None, followed.format or "integer"):
+        unset = [name for name, value in asdict(config).items() if value is None]
+        config = replace(config, **{name: getattr(followed, name) for name in unset})
+    short = {"bits": recipe.activation_bits, "symmetric": recipe.symmetric}
+    return _format(section, config, short)

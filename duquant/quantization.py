@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from duquant.calibration import enter_block, finish_block, open_streams
+from duquant.calibration import BlockCalibration, open_streams
 from duquant.config import Recipe
 from duquant.data.streams import BlockSamples, Streams, StreamSizes
 from duquant.data.windows import draw_windows
@@ -105,13 +106,11 @@ def _calibrate(
     open_streams(decoder, windows, streams, device)
     for index, context in enumerate(decoder.contexts(windows.shape[1], device)):
         block, generator = QuantBlock(shapes, recipe), block_generator(seed, index)
-        layer = decoder.load_block(index)
-        turn = enter_block(block, layer, streams, Streams.draft(sizes), context, generator, device)
-        if turn.samples is not None:
-            _train(block, turn.samples, device)
-        assert block.quantized is not None
-        directory.write_block(index, block.quantized)
-        streams = finish_block(block, turn, device)
+        calibration = BlockCalibration(block, streams, Streams.draft(sizes), context, device)
+        calibration.enter(decoder.load_block(index), generator)
+        if calibration.samples is not None:
+            _train(block, calibration.samples, device)
+        streams = calibration.finish(partial(directory.write_block, index))
         if on_block is not None:
             on_block(index, decoder.num_blocks)
 

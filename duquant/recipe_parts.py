@@ -1,4 +1,4 @@
-"""The parts of a recipe: smoothing, rotation, clipping, learned clipping.
+"""The parts of a recipe: number formats, smoothing, rotation, clipping, learned clipping, rounding.
 
 Frozen dataclasses that check themselves when built; :class:`duquant.config.Recipe` joins them.
 """
@@ -7,6 +7,50 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
 from duquant.ops.rotation import Scope, Selector
+
+
+@dataclass(frozen=True)
+class FormatConfig:
+    """Which numbers stand for one kind of tensor; what is unset follows the recipe's short options.
+
+    Args:
+        format: ``integer``, ``mxfp4``, ``nvfp4`` or ``unquantized`` (default: ``integer``; for Q, K
+            and V that of the activations).
+        bits: bits of an integer.
+        symmetric: centre every range of integers on zero.
+        group_size: consecutive entries that share a scale (default: the format's own; for integers
+            all of a token or of an output channel).
+    """
+
+    format: str | None = None
+    bits: int | None = None
+    symmetric: bool | None = None
+    group_size: int | None = None
+
+    def options(self) -> dict[str, Any]:
+        """The options that are set, without the format's name."""
+        given = {option.name: getattr(self, option.name) for option in fields(self)}
+        return {n: v for n, v in given.items() if v is not None and n != "format"}
+
+
+@dataclass(frozen=True)
+class RoundingConfig:
+    """How the values of a weight are rounded to those of its format.
+
+    Args:
+        method: ``nearest``, or ``gptq``: every column's rounding error is made up for by the
+            columns that are not rounded yet (Frantar et al. 2022).
+        damping: of GPTQ: share of the mean squared input that is added to every input's, so that
+            what the calibration never saw stays determined.
+    """
+
+    method: str = "nearest"
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not 0 <= self.damping < float("inf"):
+            raise ValueError(f"rounding.damping is {self.damping}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -50,6 +94,7 @@ class RotationConfig:
             ``none`` (no transformation).
         scope: one rotation ``shared`` by all blocks of a site (the authors' code) or a search
             ``per_block`` (the paper).
+        transform: what a site goes through: ``rotate_permute``, the dual transformation.
     """
 
     block_size: int = 128
@@ -57,6 +102,7 @@ class RotationConfig:
     permutation_times: int = 1
     selector: Selector = "outlier"
     scope: Scope = "shared"
+    transform: str = "rotate_permute"
 
     def __post_init__(self) -> None:
         """Check the numbers and the choices."""

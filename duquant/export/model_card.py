@@ -40,18 +40,19 @@ def write_model_card(
         summary: the run's ``summary.json``, once there is one.
     """
     name = Path(pretrained).resolve().name
-    bits = f"W{recipe.weight_bits}A{recipe.activation_bits}"
+    weights, activations = recipe.formats[:2]
+    bits = recipe.bits_in_words
     is_on_hub = pretrained.count("/") == 1 and not Path(pretrained).exists()
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["duquant", "quantized", bits.lower()],
+        tags=["duquant", "quantized", *bits.lower().split()],
         base_model=pretrained if is_on_hub else None,
     )
     sections = [
         f"---\n{front.to_yaml()}\n---",
         f"# {name}, {bits} by DuQuant",
-        f"Weights of {recipe.weight_bits} and activations of {recipe.activation_bits} bits, made "
+        f"Weights of {weights.bits} and activations of {activations.bits} bits, made "
         f"from `{name}`: channel smoothing, block rotations and a zigzag permutation at every "
         f"linear layer's input{', learned weight clipping' if recipe.has_lwc else ''} (DuQuant, "
         f"arXiv 2406.01721). Only safetensors and JSON: no pickles, no code.",

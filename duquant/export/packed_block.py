@@ -2,60 +2,60 @@
 
 Names follow the block's modules, so a file reads like a state dict:
 
-    self_attn.q_proj.packed        uint8, integers at their true width (see duquant.ops.packing)
-    self_attn.q_proj.scale         float32, one per output channel and group
-    self_attn.q_proj.zero          int16, likewise
-    input_layernorm.site.rotations float32 (a rounded rotation is not orthogonal)
-    input_layernorm.site.permutations  int32
+    self_attn.q_proj.packed        uint8, codes at their true width (see duquant.ops.packing)
+    self_attn.q_proj.scale         and whatever else the weights' number format stores
+    input_layernorm.site.transform.rotations  and whatever else the transform stores
     input_layernorm.norm.weight    the model's dtype, smoothing folded in
 
 Weights of 16 bits are stored as ``weight`` in the model's dtype. Reading builds the block without
 the original weights: what is on disk is all that a quantized block is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from duquant.config import Recipe
+from duquant.formats.number_format import UNQUANTIZED_BITS
 from duquant.model.structure import LINEARS, SITES, linear_shapes, require_decoder_block
-from duquant.model.surgery import QuantizedBlock, install_modules
+from duquant.model.surgery import QuantizedBlock, input_quantizer, install_modules
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.clipping import FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
-from duquant.ops.affine import UNQUANTIZED_BITS
-from duquant.ops.dual_transform import DualTransform
-from duquant.ops.packing import pack, packed_width
+from duquant.transforms.table import transform_class
 
-GRID_BYTES = torch.float32.itemsize + torch.int16.itemsize
-"""A scale and a zero."""
+OLD_SITE_NAMES = {
+    ".site.rotations": ".site.transform.rotations",
+    ".site.permutations": ".site.transform.permutations",
+}
+"""What format version 2 called some tensors, and their names today."""
 
 
 @torch.no_grad()
 def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
-    """Everything a finished block needs to run again; call before :meth:`QuantizedBlock.freeze`."""
+    """Everything a finished block needs to run again; its weights are rounded, and
+    their codes not dropped yet."""
     tensors: dict[str, Tensor] = _outside_linears(quantized.layer)
     dtype = next(iter(tensors.values())).dtype
     for name, linear in quantized.linears.items():
-        if linear.bits >= UNQUANTIZED_BITS:
-            tensors[f"{name}.weight"] = linear.weight.to(dtype)
+        if linear.is_quantized:
+            assert linear.rounded is not None, "round the weights before they are packed"
+            stored = linear.form.store(*linear.rounded)
+            tensors |= {f"{name}.{part}": tensor for part, tensor in stored.items()}
         else:
-            q, grid = linear.integers()
-            out_features = linear.weight.shape[0]
-            tensors[f"{name}.packed"] = pack(q.reshape(out_features, -1), linear.bits)
-            tensors[f"{name}.scale"] = grid.scale.view(out_features, -1)
-            tensors[f"{name}.zero"] = grid.zero.view(out_features, -1).to(torch.int16)
+            tensors[f"{name}.weight"] = linear.weight.to(dtype)
         if linear.bias is not None:
             tensors[f"{name}.bias"] = linear.bias
     for site in SITES:
-        transform = quantized.sites[site.name]
-        prefix = _site_path(site.name)
-        tensors[f"{prefix}.rotations"] = transform.rotations.float()
-        tensors[f"{prefix}.permutations"] = transform.permutations.to(torch.int32)
-        tensors[f"{prefix}.online_scale"] = transform.online_scale
+        module, prefix = quantized.sites[site.name], _site_path(site.name)
+        stored = module.transform.store()
+        tensors |= {f"{prefix}.transform.{part}": tensor for part, tensor in stored.items()}
+        tensors[f"{prefix}.online_scale"] = module.online_scale
+    tensors |= {name: quantizer.peak for name, quantizer in _peaks(quantized.layer).items()}
     return {name: tensor.detach().cpu() for name, tensor in tensors.items() if tensor.numel()}
 
 
@@ -78,7 +78,7 @@ def unpack_block(
         ValueError: if a tensor is missing, of another shape, or left over, naming it.
     """
     require_decoder_block(block, "the stored model")
-    rest = dict(tensors)
+    rest = {current_name(name): tensor for name, tensor in tensors.items()}
     shapes = linear_shapes(block)
     sites = {
         site.name: _read_site(rest, site.name, shapes[site.linears[0]][1], recipe) for site in SITES
@@ -89,10 +89,20 @@ def unpack_block(
         stored = f"{parent}.norm.{leaf}" if _is_site_norm(parent) else name
         parameter = nn.Parameter(_take(rest, stored, expected.shape).to(dtype), requires_grad=False)
         setattr(block.get_submodule(parent), leaf, parameter)
+    install_modules(block, recipe, sites, linears)
+    for name, quantizer in _peaks(block).items():
+        quantizer.hold_peak(_take(rest, name, (1,)))
     if rest:
         raise ValueError(f"the stored block has a tensor that does not belong to it: {min(rest)}")
-    install_modules(block, recipe, sites, linears)
     return block
+
+
+def current_name(stored: str) -> str:
+    """The name of a stored tensor as it is today."""
+    for old, new in OLD_SITE_NAMES.items():
+        if stored.endswith(old):
+            return stored.removesuffix(old) + new
+    return stored
 
 
 def packed_bytes(block: nn.Module, recipe: Recipe) -> int:
@@ -100,23 +110,31 @@ def packed_bytes(block: nn.Module, recipe: Recipe) -> int:
     norms = list(_outside_linears(block).values())
     item = norms[0].dtype.itemsize
     size = sum(tensor.numel() for tensor in norms) * item
+    form = recipe.formats.weights
     for name, (rows, columns) in linear_shapes(block).items():
-        if recipe.weight_bits >= UNQUANTIZED_BITS:
+        if form.bits >= UNQUANTIZED_BITS:
             size += rows * columns * item
         else:
-            grids = rows * columns // (recipe.group_size or columns)
-            size += rows * packed_width(columns, recipe.weight_bits) + grids * GRID_BYTES
+            size += _num_bytes(form.stored_shapes(rows, columns))
         size += rows * item if getattr(block.get_submodule(name), "bias", None) is not None else 0
-    rotation = recipe.rotation
     for site in SITES:
         width = linear_shapes(block)[site.linears[0]][1]
         size += width * torch.float32.itemsize  # a scale that is divided online
-        if rotation.selector != "none":
-            matrices = 1 if rotation.scope == "shared" else width // rotation.block_size
-            rotations = (rotation.permutation_times + 1) * matrices * rotation.block_size**2
-            size += rotations * torch.float32.itemsize
-            size += rotation.permutation_times * width * torch.int32.itemsize
+        size += _num_bytes(transform_class(recipe.rotation).stored_shapes(width, recipe.rotation))
     return size
+
+
+def _num_bytes(stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
+
+
+def _peaks(block: nn.Module) -> dict[str, ActivationQuantizer]:
+    """Quantizers with a calibrated peak, by the peak's name in a quantized block."""
+    return {
+        f"{name}.peak": module
+        for name, module in block.named_modules()
+        if isinstance(module, ActivationQuantizer) and module.form.needs_peak
+    }
 
 
 def _outside_linears(block: nn.Module) -> dict[str, Tensor]:
@@ -137,19 +155,13 @@ def _is_site_norm(module: str) -> bool:
 
 
 def _read_site(tensors: dict[str, Tensor], name: str, width: int, recipe: Recipe) -> SiteTransform:
-    quantizer = ActivationQuantizer(
-        recipe.activation_bits, recipe.clipping.activation_ratio, symmetric=recipe.symmetric
-    )
-    site = SiteTransform(width, quantizer)
-    prefix, rotation = _site_path(name), recipe.rotation
-    if rotation.selector != "none":
-        times, size = rotation.permutation_times, rotation.block_size
-        matrices = 1 if rotation.scope == "shared" else width // size
-        rotations = _take(tensors, f"{prefix}.rotations", (times + 1, matrices, size, size))
-        permutations = site.permutations
-        if times:
-            permutations = _take(tensors, f"{prefix}.permutations", (times, width))
-        site.install(DualTransform(rotations, permutations))
+    site, prefix = SiteTransform(width, input_quantizer(recipe)), _site_path(name)
+    kind = transform_class(recipe.rotation)
+    stored = {
+        part: _take(tensors, f"{prefix}.transform.{part}", shape)
+        for part, (shape, _) in kind.stored_shapes(width, recipe.rotation).items()
+    }
+    site.transform = kind.restore(width, stored)
     if f"{prefix}.online_scale" in tensors:
         site.divide_online(_take(tensors, f"{prefix}.online_scale", (width,)))
     return site
@@ -161,20 +173,20 @@ def _read_linear(
     out_features, in_features = linear_shapes(block)[name]
     has_bias = getattr(block.get_submodule(name), "bias", None) is not None
     bias = _take(tensors, f"{name}.bias", (out_features,)).to(dtype) if has_bias else None
-    if recipe.weight_bits >= UNQUANTIZED_BITS:
+    form = recipe.formats.weights
+    if form.bits >= UNQUANTIZED_BITS:
         weight = _take(tensors, f"{name}.weight", (out_features, in_features)).to(dtype)
-        return QuantLinear(weight, bias, FixedClip(1.0), bits=recipe.weight_bits)
-    groups = in_features // (recipe.group_size or in_features)
+        return QuantLinear(weight, bias, FixedClip(1.0), form)
+    stored = {
+        part: _take(tensors, f"{name}.{part}", shape)
+        for part, (shape, _) in form.stored_shapes(out_features, in_features).items()
+    }
     return PackedLinear(
-        _take(
-            tensors, f"{name}.packed", (out_features, packed_width(in_features, recipe.weight_bits))
-        ),
-        _take(tensors, f"{name}.scale", (out_features, groups)),
-        _take(tensors, f"{name}.zero", (out_features, groups)),
+        stored,
         bias,
-        bits=recipe.weight_bits,
+        form,
+        activations=recipe.formats.activations,
         in_features=in_features,
-        activation_bits=recipe.activation_bits,
         dtype=dtype,
     )
 

@@ -4,10 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from duquant.ops.dual_transform import DualTransform
-from duquant.ops.rotation import block_rotate
-
-STAGES = ("original", "smoothed", "rotated", "permuted", "transformed")
+from duquant.transforms.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -15,8 +12,8 @@ class SiteReport:
     """Channel magnitudes of one site's calibration tensor.
 
     Attributes:
-        magnitudes: ``max|x|`` per channel, float32 ``(width,)`` on the CPU, by stage (see
-            :data:`STAGES`; stages that did not happen are left out).
+        magnitudes: ``max|x|`` per channel, float32 ``(width,)`` on the CPU, by stage: original,
+            smoothed, and those of the site's transform. What did not happen is left out.
     """
 
     magnitudes: dict[str, Tensor]
@@ -32,26 +29,18 @@ class SiteReport:
         return float(list(self.magnitudes.values())[-1].max())
 
 
-def report_site(x: Tensor, scale: Tensor | None, transform: DualTransform) -> SiteReport:
+def report_site(x: Tensor, scale: Tensor | None, transform: Transform) -> SiteReport:
     """Follow a calibration tensor through its transform.
 
     Args:
         x: smoothed calibration tensor ``(tokens, width)``.
         scale: smoothing scale ``(width,)`` that was divided out, or ``None``.
-        transform: the site's transform; only its first rotation and permutation are stages of
-            their own.
+        transform: the site's transform.
     """
     stages = {"original": x if scale is None else x * scale.to(x.device)}
     if scale is not None:
         stages["smoothed"] = x
-    for index, rotation in enumerate(transform.rotations):
-        x = block_rotate(x, rotation)
-        stages.setdefault("rotated", x)
-        if index < len(transform.permutations):
-            x = x.index_select(-1, transform.permutations[index])
-            stages.setdefault("permuted", x)
-    if len(transform.permutations):
-        stages["transformed"] = x
+    stages.update(transform.stages(x))
     return SiteReport(
         {name: stage.abs().amax(dim=0).float().cpu() for name, stage in stages.items()}
     )

@@ -112,7 +112,10 @@ def require_fitting_widths(block: nn.Module, recipe: Recipe) -> None:
     Raises:
         ValueError: naming the linear, its width and the sizes that would fit.
     """
-    checks = [("group_size", recipe.group_size)]
+    weights, activations = recipe.formats[:2]
+    checks = [("group_size", weights.group_size)]
+    if activations.group_size != weights.group_size:
+        checks.append(("activations.group_size", activations.group_size))
     if recipe.rotation.selector != "none":
         checks.insert(0, ("rotation.block_size", recipe.rotation.block_size))
     widths = linear_shapes(block)

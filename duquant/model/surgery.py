@@ -13,12 +13,11 @@ The steps, in order (DuQuant section 3; sites as in :data:`duquant.model.structu
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from duquant.config import Recipe, RotationConfig
+from duquant.config import Recipe
 from duquant.model.structure import ATTENTION, LINEARS, SITES, Site
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention import AttentionQuantizer, install_attention_quantizer
@@ -26,13 +25,9 @@ from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
-from duquant.ops.dual_transform import (
-    DualTransform,
-    RotationFinder,
-    apply_transform,
-    find_transform,
-)
-from duquant.ops.rotation import BaseSource, find_rotation, random_base
+from duquant.ops.rotation import BaseSource
+from duquant.rounding.nearest import Nearest
+from duquant.transforms.table import transform_class
 
 Clip = ClipFactors | FixedClip
 SiteObserver = Callable[[Site, SiteTransform, Tensor], None]
@@ -55,10 +50,15 @@ class QuantizedBlock:
     linears: dict[str, QuantLinear]
     scales: dict[str, Tensor]
 
-    def freeze(self) -> None:
-        """Fix the quantized weights."""
+    def round_to_nearest(self) -> None:
+        """Fix every weight at the codes nearest to it, whatever its inputs are."""
         for linear in self.linears.values():
-            linear.freeze()
+            linear.round(Nearest())
+
+    def drop_codes(self) -> None:
+        """Forget the weights' codes, once they are stored; their values stay."""
+        for linear in self.linears.values():
+            linear.rounded = None
 
 
 def insert_quantizers(
@@ -79,9 +79,7 @@ def insert_quantizers(
     """
     sites = {}
     for site in SITES:
-        quantizer = ActivationQuantizer(
-            recipe.activation_bits, recipe.clipping.activation_ratio, symmetric=recipe.symmetric
-        )
+        quantizer = input_quantizer(recipe)
         first = block.get_submodule(site.linears[0])
         assert isinstance(first, nn.Linear)
         transform = SiteTransform(first.in_features, quantizer).to(first.weight.device)
@@ -96,10 +94,7 @@ def insert_quantizers(
             linear.weight.detach().float(),
             None if linear.bias is None else linear.bias.detach(),
             clips[name],
-            bits=recipe.weight_bits,
-            symmetric=recipe.symmetric,
-            group_size=recipe.group_size,
-            zero_point_gradient=recipe.lwc.zero_point_gradient,
+            recipe.formats.weights,
         )
     install_modules(block, recipe, sites, linears)
     return QuantizedBlock(block, sites, linears, scales)
@@ -128,16 +123,12 @@ def install_modules(
         else:
             linears[site.linears[0]].site = sites[site.name]
     attention = block.get_submodule(ATTENTION)
-    query, key, value = recipe.attention_bits
     quantizer = AttentionQuantizer(
         int(attention.head_dim),  # type: ignore[arg-type]
-        query_bits=query,
-        key_bits=key,
-        value_bits=value,
+        recipe.formats,
         clip_ratio=recipe.clipping.activation_ratio,
         block_size=recipe.rotation.block_size,
-        symmetric=recipe.symmetric,
-    ).to(sites[SITES[0].name].rotations.device)
+    ).to(sites[SITES[0].name].online_scale.device)
     install_attention_quantizer(attention, quantizer)
 
 
@@ -164,22 +155,15 @@ def calibrate_sites(
     Returns:
         The block's output on the calibration tensor.
     """
-    rotation = recipe.rotation
-    find = _rotation_search(rotation, generator, draw_base or random_base(generator))
+    kind = transform_class(recipe.rotation)
 
     def calibrate(site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             assert isinstance(module, SiteTransform)
             x = module.smooth(inputs[0]).flatten(0, -2).float()
-            if rotation.selector != "none":
-                transform = find_transform(
-                    x,
-                    find,
-                    block_size=rotation.block_size,
-                    permutation_times=rotation.permutation_times,
-                )
-                module.install(transform)
-                _transform_weights(quantized, site, transform)
+            module.transform = kind.search(x, recipe.rotation, generator, draw_base)
+            for name in site.linears:
+                quantized.linears[name].install(module.transform)
             if observe is not None:
                 observe(site, module, x)
 
@@ -195,21 +179,7 @@ def calibrate_sites(
             handle.remove()
 
 
-def _rotation_search(
-    rotation: RotationConfig, generator: torch.Generator, draw_base: BaseSource
-) -> RotationFinder:
-    return partial(
-        find_rotation,
-        block_size=rotation.block_size,
-        max_steps=rotation.max_steps,
-        selector=rotation.selector,
-        scope=rotation.scope,
-        generator=generator,
-        draw_base=draw_base,
-    )
-
-
-def _transform_weights(quantized: QuantizedBlock, site: Site, transform: DualTransform) -> None:
-    for name in site.linears:
-        linear = quantized.linears[name]
-        linear.weight = apply_transform(linear.weight, transform)
+def input_quantizer(recipe: Recipe) -> ActivationQuantizer:
+    """What quantizes the transformed tokens of a site."""
+    form = recipe.formats.activations
+    return ActivationQuantizer(form, recipe.activation_ratio(form))

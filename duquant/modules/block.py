@@ -7,15 +7,17 @@ replicates it.
 
 The life of a block:
 
-    enter     smooth, insert quantizers, search rotations on the statistic stream, then the clip
-              factors' first values on the calibration samples
+    enter     smooth, insert quantizers, search transforms on the calibration mean, then whatever
+              has to be found on the calibration samples: peaks, the clip factors' first values
     train     LWC: mean squared error between the quantized block's output on the quantized stream
               and the full-precision block's output on its own stream (DuQuant section 3.1)
-    finish    pack, freeze, hand its output to the next block, drop the weights
+    round     choose the codes of every weight, for good
+    release   drop the weights
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -24,17 +26,20 @@ from torch.nn import functional as F
 
 from duquant.config import Recipe
 from duquant.model.batch import BlockBatch
-from duquant.model.clip_initialization import search_clips
+from duquant.model.activation_peaks import calibrate_peaks
 from duquant.model.decoder import BlockContext
+from duquant.model.site_grams import collect_site_grams
 from duquant.model.site_report import SiteReport, report_site
 from duquant.model.smoothing import smooth_block
 from duquant.model.structure import Site, short_name
 from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
-from duquant.modules.clip_optimizer import clip_optimizer, set_learning_rate
-from duquant.nn.clipping import INITIAL_LOGIT, ClipFactors, FixedClip
+from duquant.model.weight_decisions import Pieces, round_weights, search_clips
+from duquant.modules.block_optimizer import block_optimizer, set_learning_rate
+from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
 from duquant.ops.rotation import BaseSource
 from duquant.processes import ALONE, Processes
+from duquant.rounding.table import build_rounding
 
 
 class QuantBlock(LightningModule):
@@ -69,7 +74,7 @@ class QuantBlock(LightningModule):
         peaks: Mapping[str, Tensor],
         context: BlockContext,
         statistic: Tensor,
-        samples: Iterable[Tensor],
+        samples: Pieces,
         generator: torch.Generator,
         *,
         processes: Processes = ALONE,
@@ -82,8 +87,8 @@ class QuantBlock(LightningModule):
             peaks: ``max|x|`` per channel of every site under full precision.
             context: what the block's forward needs beside hidden states.
             statistic: calibration tensor ``(1, tokens, hidden)`` of the rotation search.
-            samples: the block's calibration inputs in pieces ``(batch, tokens, hidden)``, on any
-                device; they decide where the clip factors start, unless a checkpoint already did.
+            samples: gives the block's calibration inputs in pieces ``(batch, tokens, hidden)``, on
+                its device, as often as they are needed.
             generator: randomness of the search.
             processes: who holds the other samples.
             draw_base: replaces the random base matrices, in tests.
@@ -110,8 +115,15 @@ class QuantBlock(LightningModule):
                 observe=observe,
                 draw_base=draw_base,
             )
-        self._begin(samples, statistic.device)
+        calibrate_peaks(self.quantized, self, samples, processes)
+        self._begin(samples)
         return output, reports
+
+    def round(self, samples: Pieces) -> None:
+        """Choose the weights' codes; ``samples`` as in :meth:`enter`."""
+        assert self.quantized is not None, "enter a block first"
+        rounding = build_rounding(self.recipe.rounding)
+        round_weights(self.quantized, rounding, self, samples, self.processes)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Output of the quantized block, ``(batch, tokens, hidden)``."""
@@ -151,7 +163,7 @@ class QuantBlock(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW without weight decay over the clip factors."""
-        return clip_optimizer(self.parameters(), self.recipe)
+        return block_optimizer(self.parameter_groups())
 
     def release(self) -> None:
         """Drop the borrowed block; the clip factors stay."""
@@ -160,24 +172,36 @@ class QuantBlock(LightningModule):
 
     def clip_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Learned factors on maximum and minimum, by linear; empty without LWC."""
-        return {name: clip() for name, clip in self.clips.items() if isinstance(clip, ClipFactors)}
+        learned = {n: clip() for n, clip in self.clips.items() if isinstance(clip, ClipFactors)}
+        return {name: (clip.high, clip.low) for name, clip in learned.items()}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the block learns, as an optimizer's groups: ``params`` and ``lr``."""
+        factors = list(self.clips.parameters())
+        return [{"params": factors, "lr": self.recipe.lwc.learning_rate}] if factors else []
 
     def decisions(self) -> Iterator[Tensor]:
         """What was decided for the block: transforms, smoothing scales, clip factors."""
         assert self.quantized is not None, "enter a block first"
         for site in self.quantized.sites.values():
-            yield from (site.rotations, site.permutations)
+            yield from site.buffers()
         yield from self.quantized.scales.values()
         yield from self.parameters()
+        for linear in self.quantized.linears.values():
+            if linear.rounded is not None:
+                yield linear.rounded[0]
 
-    def _begin(self, pieces: Iterable[Tensor], device: torch.device) -> None:
-        """Choose the factors that training starts from, once in the life of a block."""
-        if self.recipe.has_lwc and not self.has_begun:
-            if self.recipe.lwc.initialization == "search":
-                assert self.quantized is not None
-                on_device = (piece.to(device) for piece in pieces)
-                search_clips(self.quantized, self, on_device, self.recipe, self.processes)
-            self.has_begun.fill_(True)
+    def _begin(self, samples: Pieces) -> None:
+        """Choose the clip factors that training starts from, once in the life of a block.
+
+        Factors that are not learned are no part of a checkpoint: they are searched at every entry.
+        """
+        starts = self.recipe.has_lwc and not self.has_begun
+        if (starts and self.recipe.lwc.initialization == "search") or self.recipe.searches_clips:
+            assert self.quantized is not None
+            grams = collect_site_grams(self.quantized.sites, self, samples(), self.processes)
+            search_clips(self.quantized, grams)
+        self.has_begun.fill_(self.recipe.has_lwc)
 
     def _clip(self, linear: str) -> ClipFactors | FixedClip:
         clip = self.clips[short_name(linear)]
@@ -187,8 +211,9 @@ class QuantBlock(LightningModule):
     @contextmanager
     def _initial_clips(self) -> Iterator[None]:
         trained = {name: p.detach().clone() for name, p in self.named_parameters()}
-        for parameter in self.parameters():
-            parameter.fill_(INITIAL_LOGIT)
+        for clip in self.clips.values():
+            if isinstance(clip, ClipFactors):
+                clip.start_anew()
         try:
             yield
         finally:
@@ -205,4 +230,5 @@ def _new_clip(shape: tuple[int, int], recipe: Recipe) -> ClipFactors | FixedClip
     if not recipe.has_lwc:
         return FixedClip(recipe.weight_ratio)
     out_features, in_features = shape
-    return ClipFactors(out_features * in_features // (recipe.group_size or in_features))
+    groups = in_features // (recipe.formats.weights.group_size or in_features)
+    return ClipFactors(out_features * groups, moves_zero_point=recipe.lwc.zero_point_gradient)

@@ -18,14 +18,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from duquant.config import (
-    ClippingConfig,
-    LWCConfig,
-    Recipe,
-    RotationConfig,
-    SmoothingConfig,
-    round_to_nearest,
-)
+from duquant.config import Recipe, round_to_nearest
 from duquant.evaluation.perplexity import Perplexity, stream_losses
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
@@ -33,7 +26,7 @@ from duquant.model.decoder import Decoder
 from duquant.model.structure import LINEARS, linear_shapes, require_fitting_widths
 from duquant.model.surgery import insert_quantizers
 from duquant.modules.block import QuantBlock, block_generator
-from duquant.modules.clip_optimizer import clip_optimizer, set_learning_rate
+from duquant.modules.block_optimizer import block_optimizer, merged_groups, set_learning_rate
 from duquant.modules.run_description import compare_runs
 from duquant.nn.clipping import FixedClip
 
@@ -48,20 +41,10 @@ class LanguageModel(LightningModule):
     Args:
         pretrained: model directory, hub id, or "quickstart" for the embedded model.
         output_dir: the run's directory; the quantized model grows in its folder "model".
-        weight_bits: bits of the weights, 2 to 16; 16 leaves them alone.
-        activation_bits: bits of every linear's input, likewise.
-        query_bits: bits of Q inside attention (default: activation_bits).
-        key_bits: bits of K inside attention (default: activation_bits).
-        value_bits: bits of V inside attention (default: activation_bits).
-        symmetric: centre every range on zero.
-        group_size: consecutive inputs of an output channel that share a scale (default: all).
-        smoothing: channel scaling before the rotation.
-        rotation: greedy block rotation and zigzag permutation.
-        clipping: fixed clip factors.
-        lwc: learned clip factors.
         dtype: dtype in which the model is read and run.
         seed: draws the random rotations (set by data.seed).
         report_round_to_nearest: also measure plain rounding to the same bits.
+        recipe: fields of :class:`duquant.config.Recipe`, which declares and documents them.
 
     Raises:
         ValueError: if the model cannot be found, read, or transformed with these settings.
@@ -73,35 +56,13 @@ class LanguageModel(LightningModule):
         self,
         pretrained: str,
         output_dir: str = "runs/duquant",
-        weight_bits: int = 4,
-        activation_bits: int = 4,
-        query_bits: int | None = None,
-        key_bits: int | None = None,
-        value_bits: int | None = None,
-        symmetric: bool = False,
-        group_size: int | None = None,
-        smoothing: SmoothingConfig = SmoothingConfig(),
-        rotation: RotationConfig = RotationConfig(),
-        clipping: ClippingConfig = ClippingConfig(),
-        lwc: LWCConfig = LWCConfig(),
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         seed: int = 2,
         report_round_to_nearest: bool = False,
+        **recipe: Any,
     ) -> None:
         super().__init__()
-        self.recipe = Recipe(
-            weight_bits=weight_bits,
-            activation_bits=activation_bits,
-            query_bits=query_bits,
-            key_bits=key_bits,
-            value_bits=value_bits,
-            symmetric=symmetric,
-            group_size=group_size,
-            smoothing=smoothing,
-            rotation=rotation,
-            clipping=clipping,
-            lwc=lwc,
-        )
+        self.recipe = Recipe(**recipe)
         self.seed = seed
         self.report_round_to_nearest = report_round_to_nearest
         self.output_dir = Path(output_dir)
@@ -168,10 +129,9 @@ class LanguageModel(LightningModule):
         self.current_block.drop_unusable_gradients()
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
-        """One AdamW over the clip factors of all blocks; none without LWC."""
-        if not self.recipe.has_lwc:
-            return None
-        return clip_optimizer(self.parameters(), self.recipe)
+        """One AdamW over what all blocks learn; none where nothing does."""
+        groups = merged_groups([block.parameter_groups() for block in self._quant_blocks()])
+        return block_optimizer(groups) if groups else None
 
     def load_variants(self, index: int) -> Iterator[tuple[str, nn.Module]]:
         """Block ``index`` of every measured variant by name, on the CPU.
@@ -183,7 +143,7 @@ class LanguageModel(LightningModule):
         if self.report_round_to_nearest:
             clips = dict.fromkeys(LINEARS, FixedClip(1.0))
             quantized = insert_quantizers(block, round_to_nearest(self.recipe), clips, {}, {})
-            quantized.freeze()
+            quantized.round_to_nearest()
             yield ROUND_TO_NEAREST, quantized.layer
             del quantized
         del block

@@ -1,61 +1,75 @@
-"""Dynamic quantization of activations: every token chooses its own scale and zero point."""
+"""Dynamic quantization of activations: every token chooses its own grid."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid, affine_grid, quantize
-from duquant.ops.fake_quantize import fake_quantize_rows
+from duquant.formats.integer import Integer
+from duquant.formats.number_format import UNQUANTIZED_BITS, Clip, Grid, NumberFormat, split_rows
+from duquant.ops.affine import AffineGrid
 from duquant.ops.kernels import rows
 from duquant.ops.quantized_tokens import encode_tokens
+from duquant.transforms.exact_buffers import ExactBuffers
 
 
-class ActivationQuantizer(nn.Module):
+class ActivationQuantizer(ExactBuffers):
     """Fake-quantize the last dimension of a tensor, token by token.
 
+    A format whose grids depend on the largest magnitude of all tokens takes it from ``peak``, a
+    calibrated constant, so that no token's result depends on its neighbours; before calibration, on
+    the tokens it is given.
+
     Args:
-        bits: width of the integers; 16 passes the input through.
+        form: number format.
         clip_ratio: factor on every token's maximum and minimum.
-        symmetric: centre the range on zero.
     """
 
-    def __init__(self, bits: int, clip_ratio: float, *, symmetric: bool = False) -> None:
+    EXACT = ("peak",)
+    peak: Tensor
+
+    def __init__(self, form: NumberFormat, clip_ratio: float = 1.0) -> None:
         super().__init__()
-        self.bits = bits
-        self.clip_ratio = clip_ratio
-        self.symmetric = symmetric
+        self.form = form
+        self.clip = Clip(clip_ratio, clip_ratio)
+        self.hold_peak(torch.zeros(0, device="cpu"))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether anything is rounded."""
+        return self.form.bits < UNQUANTIZED_BITS
+
+    def hold_peak(self, peak: Tensor) -> None:
+        """Take over a calibrated peak, float32 ``(1,)``; one without entries means "none"."""
+        self.register_buffer("peak", peak, persistent=peak.numel() > 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape and dtype of ``x`` are kept; the arithmetic runs in float32 or wider."""
-        if self.bits >= UNQUANTIZED_BITS:
+        if not self.is_quantized:
             return x
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return fake_quantize_rows(
-            wide,
-            self.bits,
-            symmetric=self.symmetric,
-            clip_high=self.clip_ratio,
-            clip_low=self.clip_ratio,
-        ).to(x.dtype)
+        split = split_rows(wide, self.form.group_size)
+        return self.form.fake_quantize(split, self.clip, self._peak()).reshape(x.shape).to(x.dtype)
 
-    def integers(self, x: Tensor) -> tuple[Tensor, AffineGrid]:
-        """The same quantization before it is undone: integers as floats, and every row's grid."""
+    def codes(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """The same before it is undone: codes ``(..., width)`` and the grid of their groups."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        grid = affine_grid(
-            wide,
-            self.bits,
-            symmetric=self.symmetric,
-            clip_high=self.clip_ratio,
-            clip_low=self.clip_ratio,
-        )
-        return quantize(wide, grid, self.bits), grid
+        split = split_rows(wide, self.form.group_size)
+        grid = self.form.grid(split, self.clip, self._peak())
+        return self.form.codes(split, grid).reshape(x.shape), grid
 
     def encoded(self, x: Tensor) -> Tensor:
-        """The same as bytes, ``(..., width + 6)``: see :mod:`duquant.ops.quantized_tokens`."""
-        if rows.can_encode(x, self.bits):
-            tokens: Tensor = rows.encode_rows(x, self.bits, self.clip_ratio, self.symmetric)
+        """Integers as bytes, ``(..., width + 6)``: see :mod:`duquant.ops.quantized_tokens`."""
+        form = self.form
+        assert isinstance(form, Integer)
+        if rows.can_encode(x, form.bits):
+            assert isinstance(self.clip.high, float)
+            tokens: Tensor = rows.encode_rows(x, form.bits, self.clip.high, form.symmetric)
             return tokens
-        return encode_tokens(*self.integers(x))
+        codes, (scale, zero) = self.codes(x)
+        return encode_tokens(codes, AffineGrid(scale, zero))
 
     def extra_repr(self) -> str:
         """Show the settings."""
-        return f"bits={self.bits}, clip_ratio={self.clip_ratio}, symmetric={self.symmetric}"
+        return f"{self.form}, clip_ratio={self.clip.high}"
+
+    def _peak(self) -> Tensor | None:
+        return self.peak if self.peak.numel() else None

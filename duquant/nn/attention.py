@@ -25,7 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.exact_buffers import ExactBuffers
+from duquant.transforms.exact_buffers import ExactBuffers
 from duquant.ops.affine import dequantize
 from duquant.ops.dual_transform import apply_transform, rotation_alone
 from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor

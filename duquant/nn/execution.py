@@ -6,6 +6,8 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from duquant.formats.integer import Integer
+from duquant.formats.number_format import NumberFormat
 from duquant.ops.integer_product import WIDEST_BITS, engine
 
 Backend = Literal["auto", "reference", "integer"]
@@ -39,14 +41,19 @@ class Execution:
                 )
 
     def is_integer(
-        self, device: torch.device, *, activation_bits: int, weight_bits: int, columns: int
+        self,
+        device: torch.device,
+        *,
+        activations: NumberFormat,
+        weights: NumberFormat,
+        columns: int,
     ) -> bool:
         """Whether a linear computes in integers.
 
         Args:
             device: where it computes.
-            activation_bits: bits of its input.
-            weight_bits: bits of its weight.
+            activations: number format of its input.
+            weights: number format of its weight.
             columns: inputs that share a scale.
 
         Raises:
@@ -57,11 +64,15 @@ class Execution:
         reason = None
         if engine(device) is None:
             reason = f"{device} has no int8 matrix product"
-        elif max(activation_bits, weight_bits) > WIDEST_BITS:
+        elif max(activations.bits, weights.bits) > WIDEST_BITS:
             reason = (
-                f"weights of {weight_bits} and activations of {activation_bits} bits do not both "
+                f"weights of {weights.bits} and activations of {activations.bits} bits do not both "
                 f"fit into {WIDEST_BITS}"
             )
+        elif not (isinstance(weights, Integer) and isinstance(activations, Integer)):
+            reason = f"{weights.name} and {activations.name} are not both integers"
+        elif activations.group_size is not None:
+            reason = f"groups of {activations.group_size} activations have scales of their own"
         if reason is not None and self.backend == "integer":
             raise ValueError(f"the integer backend cannot run here: {reason}; use 'reference'")
         is_worthwhile = self.backend == "integer" or columns >= FEWEST_INPUTS_PER_SCALE

@@ -1,25 +1,21 @@
 """A linear layer with a quantized weight.
 
-The weight is held in floating point, already smoothed, rotated and permuted; it is fake-quantized
-with the current clip factors at every forward pass while those are being learned, and once and for
-all when the block is finished (:meth:`QuantLinear.freeze`). The input arrives transformed and
-quantized from the site before it; where the linear is its site's only reader it owns the site.
+The weight is held in floating point, already smoothed and transformed; it is fake-quantized with
+the current clip factors at every forward pass while those are being learned, and rounded once and
+for all when the block is finished (:meth:`QuantLinear.round`). A transform that is itself being
+learned is applied at every forward pass too. The input arrives transformed and quantized from the
+site before it; where the linear is its site's only reader it owns the site.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from duquant.formats.number_format import UNQUANTIZED_BITS, Grid, NumberFormat, split_rows
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
-from duquant.ops.affine import (
-    UNQUANTIZED_BITS,
-    AffineGrid,
-    affine_grid,
-    quantize,
-    split_groups,
-)
-from duquant.ops.fake_quantize import fake_quantize_rows
+from duquant.rounding.weight_rounding import WeightRounding
+from duquant.transforms.transform import Transform
 
 
 class QuantLinear(nn.Module):
@@ -29,10 +25,7 @@ class QuantLinear(nn.Module):
         weight: float weight ``(out, in)``.
         bias: ``(out,)`` or ``None``; never quantized.
         clip: clip factors of the weight's rows.
-        bits: bits of the weight; 16 leaves it alone.
-        symmetric: centre every row's range on zero.
-        group_size: inputs that share a scale, a divisor of ``in`` (default: all).
-        zero_point_gradient: let the clip factors learn through the zero points too.
+        form: number format of the weight.
         site: transform of the input, if this linear is its only reader.
     """
 
@@ -44,23 +37,24 @@ class QuantLinear(nn.Module):
         weight: Tensor,
         bias: Tensor | None,
         clip: ClipFactors | FixedClip,
+        form: NumberFormat,
         *,
-        bits: int,
-        symmetric: bool = False,
-        group_size: int | None = None,
-        zero_point_gradient: bool = False,
         site: SiteTransform | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.clip = clip
-        self.bits = bits
-        self.symmetric = symmetric
-        self.group_size = group_size
-        self.zero_point_gradient = zero_point_gradient
+        self.form = form
         self.site = site
+        self.learned_transform: Transform | None = None
+        self.rounded: tuple[Tensor, Grid] | None = None
         self.is_frozen = False
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weight's format rounds at all."""
+        return self.form.bits < UNQUANTIZED_BITS
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)`` in the dtype of ``x``."""
@@ -69,38 +63,46 @@ class QuantLinear(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.quantized_weight().to(x.dtype), bias)
 
-    def quantized_weight(self) -> Tensor:
-        """The dequantized weight ``(out, in)``, differentiable in the clip factors."""
-        if self.is_frozen or self.bits >= UNQUANTIZED_BITS:
+    def install(self, transform: Transform) -> None:
+        """Transform the weight: for good, or, where the transform learns, at every forward."""
+        if transform.learns:
+            self.learned_transform = transform
+        else:
+            self.weight = transform.on_weight(self.weight)
+
+    def transformed_weight(self) -> Tensor:
+        """The float weight as it is rounded, ``(out, in)``."""
+        if self.learned_transform is None:
             return self.weight
-        high, low = self.clip()
-        rows = split_groups(self.weight, self.group_size)
-        quantized = fake_quantize_rows(
-            rows,
-            self.bits,
-            symmetric=self.symmetric,
-            clip_high=high,
-            clip_low=low,
-            zero_point_gradient=self.zero_point_gradient,
-        )
-        return quantized.reshape(self.weight.shape)
+        return self.learned_transform.on_weight(self.weight)
+
+    def quantized_weight(self) -> Tensor:
+        """The dequantized weight ``(out, in)``, differentiable in what is learned."""
+        weight = self.transformed_weight()
+        if self.is_frozen or not self.is_quantized:
+            return weight
+        rows = split_rows(weight, self.form.group_size)
+        return self.form.fake_quantize(rows, self.clip()).reshape(weight.shape)
 
     @torch.no_grad()
-    def integers(self) -> tuple[Tensor, AffineGrid]:
-        """Integers ``(rows, columns)`` as floats and their grid ``(rows, 1)``, rows by group."""
-        assert not self.is_frozen, "the weight of a frozen layer is quantized already"
-        rows = split_groups(self.weight, self.group_size)
-        high, low = self.clip()
-        grid = affine_grid(rows, self.bits, symmetric=self.symmetric, clip_high=high, clip_low=low)
-        return quantize(rows, grid, self.bits), grid
+    def round(self, rounding: WeightRounding, gram: Tensor | None = None) -> None:
+        """Choose the weight's codes, which are what is stored, and compute with their values.
 
-    @torch.no_grad()
-    def freeze(self) -> None:
-        """Replace the weight by its quantized values, for good."""
-        self.weight = self.quantized_weight().detach()
+        Args:
+            rounding: chooses.
+            gram: ``Xᵀ X`` of the linear's input, where the rounding needs it.
+        """
+        assert not self.is_frozen, "a weight is rounded once"
+        weight = self.transformed_weight().detach()
+        self.learned_transform = None
+        if self.is_quantized:
+            codes, grid = rounding(weight, self.form, self.clip(), gram)
+            values = self.form.values(split_rows(codes, self.form.group_size), grid)
+            weight, self.rounded = values.reshape(weight.shape), (codes, grid)
+        self.weight = weight
         self.is_frozen = True
 
     def extra_repr(self) -> str:
         """Show the sizes."""
         out_features, in_features = self.weight.shape
-        return f"{in_features}, {out_features}, bits={self.bits}, group_size={self.group_size}"
+        return f"{in_features}, {out_features}, {self.form}"

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from duquant.nn.exact_buffers import ExactBuffers
+from duquant.transforms.exact_buffers import ExactBuffers
 from duquant.nn.execution import Execution, is_offloaded
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import AffineGrid

@@ -5,30 +5,29 @@ q, k and v read the same tensor, gate and up another; so a decoder block has fou
 of once per linear halves that work and guarantees that linears which share an input share its
 transform.
 
-    x  ->  x / s (only where s could not be folded)  ->  R₁ P R₂  ->  quantize per token
+    x  ->  x / s (only where s could not be folded)  ->  transform  ->  quantize per token
 """
 
 import torch
 from torch import Tensor, nn
 
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.exact_buffers import ExactBuffers
-from duquant.ops.dual_transform import DualTransform, apply_transform, identity_transform
+from duquant.transforms.exact_buffers import ExactBuffers
 from duquant.ops.pieces import in_pieces
 from duquant.ops.precision import widen_on_cpu
+from duquant.transforms.identity import Identity
+from duquant.transforms.transform import Transform
 
 
 class SiteTransform(ExactBuffers):
-    """Smooth (online part), rotate, permute and quantize the input of one site.
+    """Smooth (online part), transform and quantize the input of one site.
 
     Args:
         width: channels of the site's input.
         quantizer: quantizes each transformed token.
     """
 
-    EXACT = ("rotations", "online_scale")
-    rotations: Tensor
-    permutations: Tensor
+    EXACT = ("online_scale",)
     online_scale: Tensor
 
     def __init__(self, width: int, quantizer: ActivationQuantizer) -> None:
@@ -36,30 +35,24 @@ class SiteTransform(ExactBuffers):
         self.width = width
         self.quantizer = quantizer
         self.emits_integers = False
-        self._hold("online_scale", torch.ones(0))
-        self.install(identity_transform(width))
-
-    @property
-    def transform(self) -> DualTransform:
-        """The dual transformation now in force."""
-        return DualTransform(self.rotations, self.permutations)
-
-    def install(self, transform: DualTransform) -> None:
-        """Take over a transform, of a search or of a file."""
-        self._hold("rotations", transform.rotations)
-        self._hold("permutations", transform.permutations)
+        self.divide_online(torch.ones(0, device="cpu"))
+        self.transform: Transform = Identity(width)
 
     def divide_online(self, scale: Tensor) -> None:
-        """Divide the input by ``scale`` of shape ``(width,)`` at every forward pass."""
-        self._hold("online_scale", scale)
+        """Divide the input by ``scale`` of shape ``(width,)`` at every forward pass.
+
+        One without entries means "none" and is not stored.
+        """
+        self.register_buffer("online_scale", scale, persistent=scale.numel() > 0)
 
     def smooth(self, x: Tensor) -> Tensor:
         """The part of smoothing that could not be folded into the producer of ``x``."""
         return x / self.online_scale.to(x.dtype) if self.online_scale.numel() else x
 
     def transformed(self, x: Tensor) -> Tensor:
-        """Smoothed, rotated and permuted input; half precision becomes float32 on the CPU."""
-        return apply_transform(self.smooth(widen_on_cpu(x)), self.transform)
+        """Smoothed and transformed input; half precision becomes float32 on the CPU."""
+        transformed: Tensor = self.transform(self.smooth(widen_on_cpu(x)))
+        return transformed
 
     def forward(self, x: Tensor) -> Tensor:
         """Transformed and quantized input, shape ``(..., width)`` and dtype of ``x``.
@@ -76,14 +69,10 @@ class SiteTransform(ExactBuffers):
 
     def extra_repr(self) -> str:
         """Show the sizes."""
-        return f"width={self.width}, rotations={tuple(self.rotations.shape)}"
+        return f"width={self.width}"
 
     def _encoded(self, x: Tensor) -> Tensor:
         return self.quantizer.encoded(self.transformed(x))
-
-    def _hold(self, name: str, tensor: Tensor) -> None:
-        """Register a tensor as state; one without entries means "none" and is not stored."""
-        self.register_buffer(name, tensor, persistent=tensor.numel() > 0)
 
 
 class SiteNorm(nn.Module):

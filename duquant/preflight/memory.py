@@ -102,7 +102,7 @@ def _search(job: Job) -> int:
     weights = job.block_weights * (WIDE if job.item == WIDE else WIDE + job.item)
     copies = 3 * job.largest_linear * WIDE
     tokens = job.tokens_at_once if job.recipe.has_lwc else job.streams.tokens
-    if job.recipe.has_lwc and job.recipe.lwc.initialization == "search":
+    if job.recipe.needs_grams:
         copies += 2 * _mlp_width(job) ** 2 * WIDE  # Gram matrices
     return weights + max(copies, _quantized_forward(job, tokens))
 
@@ -119,7 +119,7 @@ def _hidden_states(job: Job) -> int:
 
 
 def _measuring(job: Job) -> int:
-    packed = job.block_weights * job.recipe.weight_bits // 8
+    packed = job.block_weights * job.recipe.formats.weights.bits // 8
     return packed + max(
         job.block_weights * job.item + _quantized_forward(job, job.tokens_at_once),
         job.block_weights * job.item + 3 * job.largest_linear * WIDE,

@@ -65,7 +65,8 @@ def thin_config(config: Any, recipe: Recipe) -> Any:
 def _unit(recipe: Recipe) -> int:
     """What widths must be multiples of."""
     block = 1 if recipe.rotation.selector == "none" else recipe.rotation.block_size
-    return math.lcm(block, recipe.group_size or 1)
+    groups = (form.group_size or 1 for form in recipe.formats[:2])
+    return math.lcm(block, *groups)
 
 
 def _divisor(config: Any, unit: int) -> int:

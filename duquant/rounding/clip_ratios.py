@@ -1,4 +1,4 @@
-"""Where clip factors should start: the shrinkage that costs a weight's output least.
+"""How far to shrink a row's range: the clip ratio that costs a weight's output least.
 
 Shrinking a row's range trades a larger error on its few extremes for a smaller step everywhere. How
 much to shrink is a question with a direct answer. With the inputs ``X`` that a linear reads, row
@@ -12,49 +12,44 @@ correlated channels cancel or add up, which neither ``‖w − ŵ‖²`` nor cha
 do not disturb each other, because the output error is a sum over rows.
 
 Groups of one output channel do interact; here each is judged by its own diagonal part of ``G``.
-LWC starts from the result and learns what a single linear cannot know (DuQuant starts all factors
-at sigmoid(4) instead).
+LWC can start from the result and learn what a single linear cannot know (DuQuant starts all factors
+at sigmoid(4) instead). Formats whose scales cannot learn are left with it.
 """
 
 import torch
 from torch import Tensor
 
-from duquant.ops.affine import fake_quantize, split_groups
+from duquant.formats.number_format import Clip, NumberFormat, split_rows
 
 LARGEST_RATIO = 0.98
+"""Where learned factors start: a logit of 4."""
 SMALLEST_RATIO = 0.4
 RATIO_STEP = 0.02
 
 
 def search_clip_ratios(
-    weight: Tensor,
-    gram: Tensor,
-    bits: int,
-    *,
-    symmetric: bool = False,
-    group_size: int | None = None,
+    weight: Tensor, gram: Tensor, form: NumberFormat, *, largest: float = LARGEST_RATIO
 ) -> Tensor:
     """Choose one clip ratio, for both ends, for every row.
 
     Args:
         weight: ``(out, in)``, float32.
         gram: ``Xᵀ X`` of the linear's inputs, ``(in, in)``, float32.
-        bits: width of the integers.
-        symmetric: centre the ranges on zero.
-        group_size: inputs that share a scale (default: all).
+        form: number format of the weight.
+        largest: first ratio of the ladder.
 
     Returns:
-        Ratios from ``SMALLEST_RATIO`` to ``LARGEST_RATIO``, shape ``(rows, 1)``, rows by group; a
-        row whose errors are not finite keeps the largest.
+        Ratios from ``SMALLEST_RATIO`` to ``largest``, shape ``(rows, 1)``, rows by group; a row
+        whose errors are not finite keeps the largest.
     """
-    blocks = _diagonal_blocks(gram, group_size or weight.shape[1])
-    rows = split_groups(weight, group_size)
-    ratios = torch.full_like(rows[:, :1], LARGEST_RATIO)
+    blocks = _diagonal_blocks(gram, form.group_size or weight.shape[1])
+    rows = split_rows(weight, form.group_size)
+    ratios = torch.full_like(rows[:, :1], largest)
     least = torch.full_like(ratios, torch.inf)
-    for step in range(round((LARGEST_RATIO - SMALLEST_RATIO) / RATIO_STEP) + 1):
-        ratio = LARGEST_RATIO - step * RATIO_STEP
-        clips = {"clip_high": ratio, "clip_low": ratio}
-        difference = rows - fake_quantize(rows, bits, symmetric=symmetric, **clips)
+    peak = weight.abs().amax()
+    for step in range(round((largest - SMALLEST_RATIO) / RATIO_STEP) + 1):
+        ratio = largest - step * RATIO_STEP
+        difference = rows - form.fake_quantize(rows, Clip(ratio, ratio), peak)
         error = _output_error(difference, blocks)
         better = error < least
         least = torch.where(better, error, least)

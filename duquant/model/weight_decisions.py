@@ -1,0 +1,71 @@
+"""What a block's Gram matrices decide about its weights: clip ratios before training, codes after.
+
+Rounding goes through the sites in the order that data meets them. Each site's Gram is collected
+when the linears before it are rounded already, so every linear is rounded for the inputs that it
+will really receive.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from duquant.model.site_grams import SiteGram, collect_site_grams
+from duquant.model.structure import SITES
+from duquant.model.surgery import QuantizedBlock
+from duquant.nn.clipping import ClipFactors, FixedClip
+from duquant.processes import ALONE, Processes
+from duquant.rounding.clip_ratios import search_clip_ratios
+from duquant.rounding.weight_rounding import WeightRounding
+
+Pieces = Callable[[], Iterable[Tensor]]
+"""Gives a block's inputs ``(batch, tokens, hidden)``, on its device, as often as it is asked."""
+
+
+@torch.no_grad()
+def search_clips(quantized: QuantizedBlock, grams: Mapping[str, SiteGram]) -> None:
+    """Set the clip factors of every linear to what costs its output least, in place.
+
+    Learned factors start there; of others, whose format cannot learn, it is the end.
+
+    Args:
+        quantized: block whose transforms are installed.
+        grams: of its sites.
+    """
+    for site in SITES:
+        gram = grams[site.name].gram
+        for linear in (quantized.linears[name] for name in site.linears):
+            if not gram.any() or not linear.is_quantized:
+                continue
+            weight = linear.transformed_weight()
+            if isinstance(linear.clip, ClipFactors):
+                linear.clip.start_at(search_clip_ratios(weight, gram, linear.form))
+            else:
+                linear.clip = FixedClip(search_clip_ratios(weight, gram, linear.form, largest=1.0))
+
+
+@torch.no_grad()
+def round_weights(
+    quantized: QuantizedBlock,
+    rounding: WeightRounding,
+    forward: Callable[[Tensor], Tensor],
+    pieces: Pieces,
+    processes: Processes = ALONE,
+) -> None:
+    """Choose every weight's codes for good, in place.
+
+    Args:
+        quantized: block whose transforms and clip factors are final.
+        rounding: how.
+        forward: runs the block.
+        pieces: its quantized stream.
+        processes: who has the other pieces.
+    """
+    for site in SITES:
+        linears = [quantized.linears[name] for name in site.linears]
+        gram = None
+        if rounding.needs_gram and any(linear.is_quantized for linear in linears):
+            modules = {site.name: quantized.sites[site.name]}
+            gram = collect_site_grams(modules, forward, pieces(), processes)[site.name].gram
+        for linear in linears:
+            linear.round(rounding, gram)

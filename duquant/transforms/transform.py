@@ -1,0 +1,94 @@
+"""What a transform can do: the class that every file of this folder derives from.
+
+    y = x · T        W -> W · T⁻ᵀ        so  y W'ᵀ = x Wᵀ
+
+An orthogonal ``T`` is its own inverse's transpose, so activations and weights go through the same
+product. Tensors of the transform are buffers that keep their dtype; only what it learns are
+parameters.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from duquant.ops.rotation import BaseSource
+from duquant.recipe_parts import RotationConfig
+from duquant.transforms.exact_buffers import ExactBuffers
+
+StoredShapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and dtype of what a file holds, by name; empty tensors are not stored."""
+
+
+class Transform(ExactBuffers):
+    """A linear map of a site's channels.
+
+    Args:
+        width: channels.
+    """
+
+    STAGES: ClassVar[tuple[str, ...]] = ()
+    """Names that :meth:`stages` may give, in their order."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    @classmethod
+    @abstractmethod
+    def search(
+        cls,
+        x: Tensor,
+        options: RotationConfig,
+        generator: torch.Generator,
+        draw_base: BaseSource | None = None,
+    ) -> "Transform":
+        """Find the transform for a calibration tensor.
+
+        Args:
+            x: float32 ``(tokens, width)``, already smoothed.
+            options: how to search.
+            generator: randomness, on the CPU.
+            draw_base: replaces random base matrices, in tests.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform activations ``(..., width)``; computed in the dtype of ``x``."""
+
+    def on_weight(self, weight: Tensor) -> Tensor:
+        """Transform a weight ``(out, width)`` that reads the site: by the inverse's transpose."""
+        return self(weight)
+
+    @abstractmethod
+    def off_weight(self, weight: Tensor) -> Tensor:
+        """Undo :meth:`on_weight`."""
+
+    @abstractmethod
+    def stages(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Follow activations ``(tokens, width)`` through the transform, for pictures and reports.
+
+        Yields:
+            A stage's name and the tensor behind it; none where nothing is done.
+        """
+
+    @classmethod
+    @abstractmethod
+    def stored_shapes(cls, width: int, options: RotationConfig) -> StoredShapes:
+        """What :meth:`store` gives for a site of ``width`` channels."""
+
+    @abstractmethod
+    def store(self) -> dict[str, Tensor]:
+        """What a file must hold, named as this module's buffers are."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, width: int, tensors: Mapping[str, Tensor]) -> "Transform":
+        """Undo :meth:`store`; tensors may be on the meta device."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has parameters."""
+        return next(self.parameters(), None) is not None
