@@ -1,0 +1,4 @@
+"""tmp"""
+from typing import Protocol
+class WeightRounding(Protocol):
+    needs_gram: bool
