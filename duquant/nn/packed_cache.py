@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from duquant.nn.attention import AttentionQuantizer
+from duquant.ops.gradient import records_gradient
 from duquant.ops.integer_product import WIDEST_BITS
 
 
@@ -29,6 +30,11 @@ class _PackedLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Encode the new tokens and return all, encoded."""
+        if records_gradient(key_states) or records_gradient(value_states):
+            raise ValueError(
+                "PackedCache passes no gradient on: train with use_cache=False, and run the model "
+                "under torch.no_grad()"
+            )
         key, value = self.quantizer.encode(key_states, value_states)
         encoded: tuple[Tensor, Tensor] = super().update(key, value, *args, **kwargs)
         return encoded

@@ -1,6 +1,6 @@
-"""A linear layer whose weight is packed integers: what a finished block consists of.
+"""A linear layer whose weight is packed codes: what a finished block consists of.
 
-Two ways to compute the same numbers (:mod:`duquant.nn.execution`):
+The weight is what its number format stores. Where that is integers, there are two ways to compute the same numbers (:mod:`duquant.nn.execution`):
 
 * **reference**: the input arrives dequantized, the weight is dequantized too, and floats are
   multiplied. This is what calibration computes with.
@@ -16,20 +16,26 @@ dtype the reference multiplies in (2⁻²⁴ for float32; 2⁻⁸ for bfloat16, 
 The packed weight is the layer's state. Faster forms are made from it at first use, and it is made
 from them again when somebody saves, copies or pickles. A layer that accelerate offloads keeps no
 faster form: it would outlive what was offloaded.
+
+Where a gradient is recorded, a site hands on floats and the reference computes. The gradient of the
+input is multiplied by the weight as it is dequantized once more, so training an adapter never holds
+more than one weight in floating point, unless the reference was chosen to keep them all.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from duquant.transforms.exact_buffers import ExactBuffers
+from duquant.formats.number_format import Grid, NumberFormat, split_rows
 from duquant.nn.execution import Execution, is_offloaded
 from duquant.nn.site import SiteTransform
-from duquant.ops.affine import AffineGrid
 from duquant.ops.freed_memory import return_freed_memory
+from duquant.ops.frozen_linear import frozen_linear
+from duquant.ops.gradient import records_gradient
 from duquant.ops.integer_linear import Panel, integer_linear
 from duquant.ops.integer_product import (
     IntegerWeight,
@@ -38,25 +44,23 @@ from duquant.ops.integer_product import (
     prepare_weight,
     weight_sums,
 )
-from duquant.ops.packing import pack, unpack
+from duquant.ops.packing import pack
 
 
 class PackedLinear(ExactBuffers):
-    """``y = x · dequantized(W)ᵀ + bias`` from packed integers.
+    """``y = x · dequantized(W)ᵀ + bias`` from packed codes.
 
     Args:
-        packed: integers of the weight, ``uint8 (out, packed width of in)``.
-        scale: float32 ``(out, groups)``.
-        zero: int16, likewise.
+        stored: what the weight's format stores, by name; ``packed`` are the codes, ``uint8 (out,
+            packed width)``.
         bias: ``(out,)`` or ``None``.
-        bits: width of the integers.
+        form: number format of the weight.
+        activations: number format of the input.
         in_features: inputs.
-        activation_bits: bits of the input's integers.
         dtype: dtype of the output.
         site: transform of the input, if this linear is its only reader.
     """
 
-    EXACT = ("scale",)
     packed: Tensor | None
     scale: Tensor
     zero: Tensor
@@ -65,27 +69,25 @@ class PackedLinear(ExactBuffers):
 
     def __init__(
         self,
-        packed: Tensor,
-        scale: Tensor,
-        zero: Tensor,
+        stored: Mapping[str, Tensor],
         bias: Tensor | None,
+        form: NumberFormat,
         *,
-        bits: int,
+        activations: NumberFormat,
         in_features: int,
-        activation_bits: int,
         dtype: torch.dtype,
         site: SiteTransform | None = None,
     ) -> None:
         super().__init__()
-        self.register_buffer("packed", packed)
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero", zero)
+        for name, tensor in stored.items():
+            self.register_buffer(name, tensor)
+        self.EXACT = tuple(stored)
         self.register_buffer("bias", bias)
         self.register_buffer("output_like", torch.empty(0, dtype=dtype), persistent=False)
-        self.bits = bits
+        self.form = form
+        self.activations = activations
         self.in_features = in_features
-        self.out_features = packed.shape[0]
-        self.activation_bits = activation_bits
+        self.out_features = stored["packed"].shape[0]
         self.site = site
         self.execution = Execution()
         self.panels: list[Panel] | None = None
@@ -94,15 +96,20 @@ class PackedLinear(ExactBuffers):
     @property
     def group_size(self) -> int:
         """Inputs that share a scale."""
-        return self.in_features // self.scale.shape[1]
+        return self.form.group_size or self.in_features
+
+    @property
+    def qweight(self) -> Tensor:
+        """The packed weight, whatever form lies in memory; PEFT looks for it by this name."""
+        return pack(self.codes(), self.form.bits) if self.packed is None else self.packed
 
     @property
     def is_integer(self) -> bool:
         """Whether this linear takes integers, on the device it is on."""
         return self.execution.is_integer(
-            self.scale.device,
-            activation_bits=self.activation_bits,
-            weight_bits=self.bits,
+            self.output_like.device,
+            activations=self.activations,
+            weights=self.form,
             columns=self.group_size,
         )
 
@@ -113,22 +120,24 @@ class PackedLinear(ExactBuffers):
         if x.dtype == torch.uint8:
             return self._multiply_integers(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self._float_weight(x.dtype), bias)
+        if records_gradient(x) and not is_offloaded(self):
+            return frozen_linear(x, self.float_weight, bias)
+        return F.linear(x, self.float_weight(x.dtype), bias)
 
-    def integers(self) -> Tensor:
-        """The stored integers, ``uint8 (out, in)`` (``int32`` above 8 bits)."""
+    def codes(self) -> Tensor:
+        """The stored codes, ``uint8 (out, in)`` (``int32`` above 8 bits)."""
         if self.packed is not None:
-            return unpack(self.packed, self.bits, self.in_features)
+            return self._restored(self.packed)[0]
         assert self.panels is not None
         signed = torch.cat([panel.weight.integers() for panel in self.panels], dim=1)
-        integers: Tensor = (signed.to(torch.int16) + 2 ** (self.bits - 1)).to(torch.uint8)
-        return integers
+        codes: Tensor = (signed.to(torch.int16) + 2 ** (self.form.bits - 1)).to(torch.uint8)
+        return codes
 
     def dequantized(self) -> Tensor:
         """The weight's values, float32 ``(out, in)``."""
-        grid = AffineGrid(self.scale.view(-1, 1), self.zero.float().view(-1, 1))
-        q = self.integers().float().view(-1, self.group_size)
-        return q.sub_(grid.zero).mul_(grid.scale).view(self.out_features, self.in_features)
+        codes, grid = self._restored(self.qweight)
+        values = self.form.values(split_rows(codes, self.form.group_size), grid)
+        return values.view(self.out_features, self.in_features)
 
     def prepare(self) -> list[Panel]:
         """Lay the weight out for the int8 units, and keep that where it is to be kept.
@@ -150,24 +159,29 @@ class PackedLinear(ExactBuffers):
 
     def restore(self) -> None:
         """Return to the packed form; other forms are dropped."""
-        if self.packed is None:
-            self.packed = pack(self.integers(), self.bits)
+        self.packed = self.qweight
         self.panels = self._dequantized = None
 
     def resident_bytes(self) -> int:
         """Bytes the weight takes in memory as it lies there now."""
-        tensors = [self.packed, self.scale, self.zero, self._dequantized]
+        tensors = [*(self._buffers[part] for part in self.EXACT), self._dequantized]
         size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
         for panel in self.panels or []:
             size += panel.weight.num_bytes + panel.sums.nbytes + panel.zero.nbytes
         return size
 
-    def _float_weight(self, dtype: torch.dtype) -> Tensor:
-        if is_offloaded(self) or self.execution.weights_in_memory == "packed":
+    def float_weight(self, dtype: torch.dtype) -> Tensor:
+        """The weight's values in ``dtype``; kept where the reference is what runs every time."""
+        keeps_packed = self.execution.weights_in_memory == "packed" or self.is_integer
+        if is_offloaded(self) or keeps_packed:
             return self.dequantized().to(dtype)
         if self._dequantized is None or self._dequantized.dtype != dtype:
             self._dequantized = self.dequantized().to(dtype)
         return self._dequantized
+
+    def _restored(self, packed: Tensor) -> tuple[Tensor, Grid]:
+        stored = {part: self._buffers[part] for part in self.EXACT} | {"packed": packed}
+        return self.form.restore(cast(dict[str, Tensor], stored), self.in_features)
 
     def _multiply_integers(self, tokens: Tensor) -> Tensor:
         rows, dtype = tokens.flatten(0, -2), self.output_like.dtype
@@ -177,13 +191,14 @@ class PackedLinear(ExactBuffers):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _make_panels(self) -> list[Panel]:
-        bits: dict[str, int] = {"activation_bits": self.activation_bits, "weight_bits": self.bits}
+        width = self.form.bits
+        bits: dict[str, int] = {"activation_bits": self.activations.bits, "weight_bits": width}
         if self.packed is not None and self.scale.shape[1] == 1:
             weight = prepare_packed(self.packed, **bits, columns=self.in_features)
             if weight is not None:
                 return [self._panel(slice(0, self.in_features), 0, weight)]
-        signed = (self.integers().to(torch.int16) - 2 ** (self.bits - 1)).to(torch.int8)
-        widest = columns_at_once(self.activation_bits, self.bits)
+        signed = (self.codes().to(torch.int16) - 2 ** (width - 1)).to(torch.int8)
+        widest = columns_at_once(self.activations.bits, width)
         panels = []
         for group in range(self.scale.shape[1]):
             first, last = group * self.group_size, (group + 1) * self.group_size
@@ -194,15 +209,14 @@ class PackedLinear(ExactBuffers):
         return panels
 
     def _panel(self, columns: slice, group: int, weight: IntegerWeight) -> Panel:
-        zero = self.zero[:, group].float() - 2 ** (self.bits - 1)
+        zero = self.zero[:, group].float() - 2 ** (self.form.bits - 1)
         sums = weight_sums(weight, columns.stop - columns.start, zero)
         return Panel(columns, weight, sums, zero, self.scale[:, group])
 
     def __getstate__(self) -> dict[str, Any]:
         """The packed form: engines' layouts belong to the process that made them."""
         state = self.__dict__.copy()
-        if self.packed is None:
-            state["_buffers"] = {**self._buffers, "packed": pack(self.integers(), self.bits)}
+        state["_buffers"] = {**self._buffers, "packed": self.qweight}
         state["panels"] = state["_dequantized"] = None
         return state
 
@@ -215,7 +229,7 @@ class PackedLinear(ExactBuffers):
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed is None:
-            destination[f"{prefix}packed"] = pack(self.integers(), self.bits)
+            destination[f"{prefix}packed"] = self.qweight
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.restore()
@@ -223,7 +237,4 @@ class PackedLinear(ExactBuffers):
 
     def extra_repr(self) -> str:
         """Show the sizes."""
-        return (
-            f"{self.in_features}, {self.out_features}, bits={self.bits}, "
-            f"group_size={self.group_size}"
-        )
+        return f"{self.in_features}, {self.out_features}, {self.form}"

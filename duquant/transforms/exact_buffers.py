@@ -6,15 +6,13 @@ and only follow the model to its device.
 """
 
 from collections.abc import Callable
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 
 class ExactBuffers(nn.Module):
     """A module whose buffers named in ``EXACT`` are moved but never cast."""
 
-    EXACT: ClassVar[tuple[str, ...]] = ()
+    EXACT: tuple[str, ...] = ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         exact = {name: self._buffers[name] for name in self.EXACT}
