@@ -8,8 +8,9 @@ checked where the model is known, in :mod:`duquant.model.structure`.
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
-from duquant.formats.number_format import UNQUANTIZED_BITS, NumberFormat
+from duquant.formats.number_format import NumberFormat
 from duquant.formats.table import build_format
+from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.recipe_parts import (
     ClippingConfig,
     FormatConfig,
@@ -18,6 +19,8 @@ from duquant.recipe_parts import (
     RoundingConfig,
     SmoothingConfig,
 )
+from duquant.rounding.table import build_rounding
+from duquant.rounding.weight_rounding import WeightRounding
 
 __all__ = [
     "ClippingConfig",
@@ -102,7 +105,7 @@ class Recipe:
                 )
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"group_size is {self.group_size}; it must be at least 1")
-        _ = self.formats  # checks their options
+        _ = self.formats, self.weight_rounding  # check their options
         if self.lwc.epochs and self.clipping.weight_ratio is not None:
             raise ValueError(
                 f"clipping.weight_ratio is {self.clipping.weight_ratio} while LWC learns the clip "
@@ -148,10 +151,22 @@ class Recipe:
         return self.lwc.epochs > 0 and is_quantized and not weights.learns_clip_factors
 
     @property
+    def weight_rounding(self) -> WeightRounding:
+        """How weights are rounded.
+
+        Raises:
+            ValueError: for an unknown method, or an option that it does not have.
+        """
+        try:
+            return build_rounding(self.rounding.method, **self.rounding.options())
+        except ValueError as error:
+            raise ValueError(f"rounding: {error}") from error
+
+    @property
     def needs_grams(self) -> bool:
         """Whether a block's Gram matrices are collected: a search or the rounding reads them."""
         starts = self.has_lwc and self.lwc.initialization == "search"
-        return starts or self.searches_clips or self.rounding.method == "gptq"
+        return starts or self.searches_clips or self.weight_rounding.needs_gram
 
     @property
     def alpha(self) -> float:
@@ -171,6 +186,12 @@ class Recipe:
     def activation_ratio(self, activations: NumberFormat) -> float:
         """Clip factor in force of activations in a format: ratios are of integers alone."""
         return self.clipping.activation_ratio if activations.learns_clip_factors else 1.0
+
+    @property
+    def attention_bits(self) -> tuple[int, int, int]:
+        """Bits of Q, K and V in force."""
+        formats = self.formats
+        return formats.queries.bits, formats.keys.bits, formats.values.bits
 
     @property
     def bits_in_words(self) -> str:

@@ -29,8 +29,7 @@ class FormatConfig:
 
     def options(self) -> dict[str, Any]:
         """The options that are set, without the format's name."""
-        given = {option.name: getattr(self, option.name) for option in fields(self)}
-        return {n: v for n, v in given.items() if v is not None and n != "format"}
+        return _given(self, "format")
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,18 @@ class RoundingConfig:
         method: ``nearest``, or ``gptq``: every column's rounding error is made up for by the
             columns that are not rounded yet (Frantar et al. 2022).
         damping: of GPTQ: share of the mean squared input that is added to every input's, so that
-            what the calibration never saw stays determined.
+            what the calibration never saw stays determined (default: 0.01).
+        order: of GPTQ: columns in their ``natural`` order, or by the ``diagonal`` of the Gram
+            matrix, the largest first (default: GPTQ's own).
     """
 
     method: str = "nearest"
-    damping: float = 0.01
+    damping: float | None = None
+    order: str | None = None
 
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if not 0 <= self.damping < float("inf"):
-            raise ValueError(f"rounding.damping is {self.damping}; it must be 0 or more")
+    def options(self) -> dict[str, Any]:
+        """The options that are set, without the method's name."""
+        return _given(self, "method")
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,12 @@ class LWCConfig:
             raise ValueError(f"lwc.learning_rate is {self.learning_rate}; it must be above 0")
         if self.batch_size < 1:
             raise ValueError(f"lwc.batch_size is {self.batch_size}; it must be at least 1")
+
+
+def _given(config: Any, besides: str) -> dict[str, Any]:
+    """The options of a section that are set, but one."""
+    values = {option.name: getattr(config, option.name) for option in fields(config)}
+    return {n: value for n, value in values.items() if value is not None and n != besides}
 
 
 def _require_choices(section: str, config: Any) -> None:

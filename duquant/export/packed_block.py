@@ -6,6 +6,9 @@ Names follow the block's modules, so a file reads like a state dict:
     self_attn.q_proj.scale         and whatever else the weights' number format stores
     input_layernorm.site.transform.rotations  and whatever else the transform stores
     input_layernorm.norm.weight    the model's dtype, smoothing folded in
+    self_attn.attention_quantizer.biases.key   the bias of k_proj, which attention adds (see
+                                   duquant.nn.attention_bias); up to format version 2 and where K
+                                   is not quantized it is self_attn.k_proj.bias; likewise of Q, V
 
 Weights of 16 bits are stored as ``weight`` in the model's dtype. Reading builds the block without
 the original weights: what is on disk is all that a quantized block is.
@@ -18,16 +21,28 @@ import torch
 from torch import Tensor, nn
 
 from duquant.config import Recipe
-from duquant.formats.number_format import UNQUANTIZED_BITS
-from duquant.model.structure import LINEARS, SITES, linear_shapes, require_decoder_block
-from duquant.model.surgery import QuantizedBlock, input_quantizer, install_modules
+from duquant.model.structure import (
+    ATTENTION,
+    LINEARS,
+    SITES,
+    linear_shapes,
+    require_decoder_block,
+)
+from duquant.model.surgery import (
+    QuantizedBlock,
+    input_quantizer,
+    install_modules,
+    take_biases,
+)
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.clipping import FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
+from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.transforms.table import transform_class
 
+BIASES = f"{ATTENTION}.attention_quantizer.biases."
 OLD_SITE_NAMES = {
     ".site.rotations": ".site.transform.rotations",
     ".site.permutations": ".site.transform.permutations",
@@ -44,12 +59,15 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
     for name, linear in quantized.linears.items():
         if linear.is_quantized:
             assert linear.rounded is not None, "round the weights before they are packed"
-            stored = linear.form.store(*linear.rounded)
+            stored = linear.form.store(linear.rounded.codes, linear.rounded.grid)
             tensors |= {f"{name}.{part}": tensor for part, tensor in stored.items()}
         else:
             tensors[f"{name}.weight"] = linear.weight.to(dtype)
         if linear.bias is not None:
             tensors[f"{name}.bias"] = linear.bias
+    biases = quantized.layer.get_submodule(ATTENTION).attention_quantizer.biases
+    if biases is not None:
+        tensors |= {f"{BIASES}{name}": bias for name, bias in biases.named_buffers()}
     for site in SITES:
         module, prefix = quantized.sites[site.name], _site_path(site.name)
         stored = module.transform.store()
@@ -83,13 +101,14 @@ def unpack_block(
     sites = {
         site.name: _read_site(rest, site.name, shapes[site.linears[0]][1], recipe) for site in SITES
     }
+    biases = _read_biases(rest, block, recipe, dtype)
     linears = {name: _read_linear(rest, name, block, recipe, dtype) for name in LINEARS}
     for name, expected in _outside_linears(block).items():
         parent, _, leaf = name.rpartition(".")
         stored = f"{parent}.norm.{leaf}" if _is_site_norm(parent) else name
         parameter = nn.Parameter(_take(rest, stored, expected.shape).to(dtype), requires_grad=False)
         setattr(block.get_submodule(parent), leaf, parameter)
-    install_modules(block, recipe, sites, linears)
+    install_modules(block, recipe, sites, linears, biases)
     for name, quantizer in _peaks(block).items():
         quantizer.hold_peak(_take(rest, name, (1,)))
     if rest:
@@ -165,6 +184,21 @@ def _read_site(tensors: dict[str, Tensor], name: str, width: int, recipe: Recipe
     if f"{prefix}.online_scale" in tensors:
         site.divide_online(_take(tensors, f"{prefix}.online_scale", (width,)))
     return site
+
+
+def _read_biases(
+    tensors: dict[str, Tensor], block: nn.Module, recipe: Recipe, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Biases that attention adds, if the block was stored with any; ``block``'s linears lose them.
+
+    A block of format version 2 has all of its biases in its linears.
+    """
+    if not any(name.startswith(BIASES) for name in tensors):
+        return {}
+    return {
+        operand: _take(tensors, f"{BIASES}{operand}", bias.shape).to(dtype)
+        for operand, bias in take_biases(block, recipe).items()
+    }
 
 
 def _read_linear(

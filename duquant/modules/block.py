@@ -39,7 +39,6 @@ from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
 from duquant.ops.rotation import BaseSource
 from duquant.processes import ALONE, Processes
-from duquant.rounding.table import build_rounding
 
 
 class QuantBlock(LightningModule):
@@ -122,7 +121,7 @@ class QuantBlock(LightningModule):
     def round(self, samples: Pieces) -> None:
         """Choose the weights' codes; ``samples`` as in :meth:`enter`."""
         assert self.quantized is not None, "enter a block first"
-        rounding = build_rounding(self.recipe.rounding)
+        rounding = self.recipe.weight_rounding
         round_weights(self.quantized, rounding, self, samples, self.processes)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -189,7 +188,7 @@ class QuantBlock(LightningModule):
         yield from self.parameters()
         for linear in self.quantized.linears.values():
             if linear.rounded is not None:
-                yield linear.rounded[0]
+                yield linear.rounded.codes
 
     def _begin(self, samples: Pieces) -> None:
         """Choose the clip factors that training starts from, once in the life of a block.

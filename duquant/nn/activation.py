@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from duquant.formats.integer import Integer
-from duquant.formats.number_format import UNQUANTIZED_BITS, Clip, Grid, NumberFormat, split_rows
-from duquant.ops.affine import AffineGrid
+from duquant.formats.number_format import Clip, Grid, NumberFormat, split_rows
+from duquant.formats.row_bytes import decode_rows, encode_rows
+from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid
 from duquant.ops.kernels import rows
 from duquant.ops.quantized_tokens import encode_tokens
 from duquant.transforms.exact_buffers import ExactBuffers
@@ -66,6 +67,15 @@ class ActivationQuantizer(ExactBuffers):
             return tokens
         codes, (scale, zero) = self.codes(x)
         return encode_tokens(codes, AffineGrid(scale, zero))
+
+    def encoded_rows(self, x: Tensor) -> Tensor:
+        """Any format's codes and scales as bytes: see :mod:`duquant.formats.row_bytes`."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return encode_rows(self.form, wide, self.clip, self._peak())
+
+    def decoded_rows(self, encoded: Tensor, width: int) -> Tensor:
+        """Undo :meth:`encoded_rows`: float values ``(..., width)``."""
+        return decode_rows(self.form, encoded, width, self._peak())
 
     def extra_repr(self) -> str:
         """Show the settings."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from duquant.formats.number_format import UNQUANTIZED_BITS, Grid, NumberFormat, split_rows
+from duquant.formats.number_format import NumberFormat, split_rows
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
-from duquant.rounding.weight_rounding import WeightRounding
+from duquant.ops.affine import UNQUANTIZED_BITS
+from duquant.rounding.weight_rounding import Rounded, WeightRounding
 from duquant.transforms.transform import Transform
 
 
@@ -48,7 +49,7 @@ class QuantLinear(nn.Module):
         self.form = form
         self.site = site
         self.learned_transform: Transform | None = None
-        self.rounded: tuple[Tensor, Grid] | None = None
+        self.rounded: Rounded | None = None
         self.is_frozen = False
 
     @property
@@ -96,9 +97,9 @@ class QuantLinear(nn.Module):
         weight = self.transformed_weight().detach()
         self.learned_transform = None
         if self.is_quantized:
-            codes, grid = rounding(weight, self.form, self.clip(), gram)
-            values = self.form.values(split_rows(codes, self.form.group_size), grid)
-            weight, self.rounded = values.reshape(weight.shape), (codes, grid)
+            self.rounded = rounding(weight, self.form, self.clip(), gram)
+            rows = split_rows(self.rounded.codes, self.form.group_size)
+            weight = self.form.values(rows, self.rounded.grid).reshape(weight.shape)
         self.weight = weight
         self.is_frozen = True
 
