@@ -135,13 +135,17 @@ class BlockCalibration:
         """
         quantized = self.block.quantized
         assert quantized is not None, "enter a block first"
-        self.block.round(self._quantized_pieces)
-        self._require_same_decisions()
+        self.round()
         if write is not None:
             write(quantized)
         quantized.drop_codes()
         self._run(quantized.layer, self.quantized_stream, self.behind.quantized)
         return self.behind
+
+    def round(self) -> None:
+        """Choose the weights' codes, which :meth:`finish` does first."""
+        self.block.round(self._quantized_pieces)
+        self._require_same_decisions()
 
     def _quantized_pieces(self) -> Iterator[Tensor]:
         stream = self.quantized_stream

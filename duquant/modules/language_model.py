@@ -92,9 +92,7 @@ class LanguageModel(LightningModule):
     @property
     def current_block(self) -> QuantBlock:
         """The block that is being calibrated; after the last one, the last."""
-        block = self.blocks[min(int(self.block_index), self.num_blocks - 1)]
-        assert isinstance(block, QuantBlock)
-        return block
+        return _quant_block(self.blocks[min(int(self.block_index), self.num_blocks - 1)])
 
     @property
     def epochs_per_block(self) -> int:
@@ -130,7 +128,7 @@ class LanguageModel(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """One AdamW over what all blocks learn; none where nothing does."""
-        groups = merged_groups([block.parameter_groups() for block in self._quant_blocks()])
+        groups = merged_groups([_quant_block(each).parameter_groups() for each in self.blocks])
         return block_optimizer(groups) if groups else None
 
     def load_variants(self, index: int) -> Iterator[tuple[str, nn.Module]]:
@@ -207,3 +205,8 @@ class LanguageModel(LightningModule):
         differences = compare_runs(checkpoint.get("duquant_run", {}), self.run_description)
         if differences:
             raise ValueError(f"the checkpoint is of another run: {'; '.join(differences)}")
+
+
+def _quant_block(block: nn.Module) -> QuantBlock:
+    assert isinstance(block, QuantBlock)
+    return block

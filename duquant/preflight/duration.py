@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from duquant.calibration import enter_block, open_streams
+from duquant.calibration import BlockCalibration, open_streams
 from duquant.data.streams import BlockSamples, Streams, StreamSizes
 from duquant.evaluation.perplexity import run_block
 from duquant.export.model_directory import ModelDirectory
@@ -30,6 +30,9 @@ MOST_TOKENS = 1024
 SEARCH_STEPS = 24
 """Steps of the rotation search that is timed."""
 
+PASSES_OF_ROUNDING = 3
+"""Of all tokens through a quantized block, where every site's Gram is collected in turn."""
+
 
 @dataclass(frozen=True)
 class BlockSeconds:
@@ -42,7 +45,7 @@ class BlockSeconds:
         transform: smooth and rotate it, the search itself not counted.
         search_step: one step of all rotation searches, for one token of the statistic.
         step: one LWC step; 0 without LWC.
-        store: pack and write it.
+        store: round, pack and write it.
         restore: read it and unpack its weights.
         weights: of its linears.
     """
@@ -94,6 +97,8 @@ def estimate_duration(
     if recipe.has_lwc:
         steps = recipe.lwc.epochs * -(-sizes.samples // job.batch_size)
         seconds += part.quantized * tokens + part.step * steps
+    if recipe.weight_rounding.needs_gram:
+        seconds += PASSES_OF_ROUNDING * part.quantized * tokens
     search = part.search_step * sizes.tokens * recipe.rotation.max_steps * size**0.5
     per_block = seconds * size + search + picture_seconds
     return Duration(per_block, per_block * blocks_left, _validation(job, part, size))
@@ -143,8 +148,8 @@ class _Probe:
         block = self.block
         assert block.quantized is not None
         quantized_block = block.quantized
+        rounding = _once(self.calibration.round)
         store = _once(lambda: self.directory.write_block(0, quantized_block))
-        freeze = _once(quantized_block.freeze)
         with torch.no_grad():
             run = _seconds(
                 lambda: run_block(quantized_block.layer, piece, self.context, self.device)
@@ -160,7 +165,7 @@ class _Probe:
             transform=transform,
             search_step=per_step / self.sizes.tokens,
             step=step,
-            store=store + freeze,
+            store=store + rounding,
             restore=max(0.0, restore - run / self.sizes.samples),
             weights=sum(rows * columns for rows, columns in shapes),
         )
@@ -169,19 +174,15 @@ class _Probe:
         rotation = replace(self.recipe.rotation, max_steps=steps)
         recipe = replace(self.recipe, rotation=rotation)
         self.block = QuantBlock(linear_shapes(self.decoder.meta_block()), recipe)
-        self.turn = enter_block(
-            self.block,
-            self.decoder.load_block(0),
-            self.streams,
-            Streams.draft(self.sizes),
-            self.context,
-            torch.Generator().manual_seed(0),
-            self.device,
+        draft = Streams.draft(self.sizes)
+        self.calibration = BlockCalibration(
+            self.block, self.streams, draft, self.context, self.device
         )
+        self.calibration.enter(self.decoder.load_block(0), torch.Generator().manual_seed(0))
 
     def _lwc_step(self) -> float:
         """One step of as many tokens as the run takes, a straight line where they are too many."""
-        samples = self.turn.samples
+        samples = self.calibration.samples
         if samples is None:
             return 0.0
         self.block.train()

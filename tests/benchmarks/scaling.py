@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from duquant.calibration import enter_block, finish_block
+from duquant.calibration import BlockCalibration
 from duquant.config import Recipe
 from duquant.data.streams import BlockSamples, Streams, StreamSizes
 from duquant.model.batch import BlockBatch
