@@ -3,7 +3,7 @@
 Values that share a scale are a *row*: the last dimension of ``x``. A tensor whose scales are shared
 by groups of consecutive entries is split into such rows beforehand, by :func:`split_rows`.
 
-    x  --grid-->  scales          x, scales  --codes-->  small integers  --values-->  x again, rounded
+    x  --grid-->  scales        x, scales  --codes-->  small integers  --values-->  x, rounded
 
 A format is a frozen dataclass: it is part of the recipe, it is compared, and it holds no tensors.
 """
@@ -16,11 +16,12 @@ from torch import Tensor
 Grid = tuple[Tensor, ...]
 """Scales (and zero points) of rows, each ``(..., rows, 1)``: sliced by row as the rows are."""
 
-StoredShapes = dict[str, tuple[tuple[int, int], torch.dtype]]
-"""Shape and dtype of what is stored, by name."""
+StoredShapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and dtype of what is stored, by name.
 
-UNQUANTIZED_BITS = 16
-"""A width of 16 bits means: leave the tensor alone."""
+A part with two dimensions, ``(rows, …)``, lies row by row and can be cut and joined as the rows
+are. A part of shape ``(1,)`` belongs to the whole tensor.
+"""
 
 
 class Clip(NamedTuple):
@@ -74,7 +75,10 @@ class NumberFormat(Protocol):
         """
 
     def codes(self, x: Tensor, grid: Grid) -> Tensor:
-        """Codes of rows: ``uint8`` (``int32`` above 8 bits), shape of ``x``."""
+        """Codes of rows: ``uint8`` (``int32`` above 8 bits), shape of ``x``.
+
+        Whatever lies outside of a row's range gets the code of the nearer end.
+        """
 
     def values(self, codes: Tensor, grid: Grid) -> Tensor:
         """What codes stand for, in the dtype of the scales, shape of ``codes``."""
@@ -90,7 +94,7 @@ class NumberFormat(Protocol):
             grid: of their groups, each ``(rows · groups, 1)``.
 
         Returns:
-            Tensors by name, each with ``rows`` rows, as :meth:`stored_shapes` says.
+            Tensors by name, on the device of ``codes``, as :meth:`stored_shapes` says.
         """
 
     def restore(self, tensors: dict[str, Tensor], columns: int) -> tuple[Tensor, Grid]:
@@ -109,6 +113,31 @@ def split_rows(x: Tensor, group_size: int | None) -> Tensor:
     Without a group size it is returned as it is: every row has one scale.
     """
     return x if group_size is None else x.reshape(-1, group_size)
+
+
+def num_groups(columns: int, group_size: int | None) -> int:
+    """Groups of a row of ``columns`` entries.
+
+    Raises:
+        ValueError: if the rows cannot be divided into such groups.
+    """
+    if group_size is None:
+        return 1
+    if columns % group_size:
+        raise ValueError(f"groups of {group_size} do not divide rows of {columns} entries")
+    return columns // group_size
+
+
+def widened(x: Tensor) -> Tensor:
+    """``x`` in float32 or wider: scales are chosen and entries are rounded in that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def largest_magnitude(x: Tensor, clip: Clip = NO_CLIP) -> Tensor:
+    """Largest magnitude of every row's clipped range; ``x (..., rows, columns)`` to ``(…, 1)``."""
+    high = clip.high * x.amax(dim=-1, keepdim=True)
+    low = clip.low * x.amin(dim=-1, keepdim=True)
+    return torch.maximum(high.abs(), low.abs())
 
 
 def largest_divisor(columns: int, limit: int) -> int:
