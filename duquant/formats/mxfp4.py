@@ -2,8 +2,8 @@
 
 The microscaling format of the Open Compute Project (OCP Microscaling Formats 1.0): E2M1 numbers
 (:mod:`duquant.ops.e2m1`), one E8M0 scale (:mod:`duquant.ops.e8m0`) for 32 of them, 4.25 bits per
-entry. The scale is ``2^(⌊log₂ amax⌋ − 2)``, so the largest entry lands between 4 and 8 and saturates
-at 6 (section 6.3).
+entry. The scale is ``2^(⌊log₂ amax⌋ − 2)``, so the largest entry lands between 4 and 8 and
+saturates at 6 (section 6.3).
 
 A clip factor moves the scale only when it crosses a power of two, by a factor of two: it has no
 useful gradient, and is searched instead. Factors above 1 make sense here: 2 keeps an entry near 8

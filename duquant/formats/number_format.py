@@ -3,7 +3,7 @@
 Values that share a scale are a *row*: the last dimension of ``x``. A tensor whose scales are shared
 by groups of consecutive entries is split into such rows beforehand, by :func:`split_rows`.
 
-    x  --grid-->  scales          x, scales  --codes-->  small integers  --values-->  x again, rounded
+    x  --grid-->  scales        x, scales  --codes-->  small integers  --values-->  x, rounded
 
 A format is a frozen dataclass: it is part of the recipe, it is compared, and it holds no tensors.
 """

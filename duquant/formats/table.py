@@ -1,10 +1,10 @@
 """Every number format by the name that recipes use.
 
-| name | numbers | shared by a group | entries in a group | bits per entry |
+| name | numbers | shared by a group | its entries | bits per entry |
 |---|---|---|---|---|
-| ``integer`` | integers of 2 to 15 bits | float32 scale, zero point | chosen (a row) | 4 + 48 / group |
+| ``integer`` | integers | float32 scale, int16 zero point | a row, or chosen | bits + 48 / entries |
 | ``mxfp4`` | E2M1 | E8M0 scale, a power of two | 32 | 4.25 |
-| ``nvfp4`` | E2M1 | E4M3 scale; float32 for the tensor | 16 | 4.5 |
+| ``nvfp4`` | E2M1 | E4M3 scale; a float32 for the tensor | 16 | 4.5 |
 | ``unquantized`` | as they are | | | 16 |
 
 A new format is a frozen dataclass in a file of its own that does what
