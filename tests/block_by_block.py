@@ -54,7 +54,7 @@ def run_blocks(
 def quantize_decoder(
     decoder: Decoder, recipe: Recipe, input_ids: Tensor, *, seed: int = 0
 ) -> list[QuantizedBlock]:
-    """Smooth, transform and quantize every block, calibrated on ``input_ids``."""
+    """Smooth, transform, quantize and round every block, calibrated on ``input_ids``."""
     generator = torch.Generator().manual_seed(seed)
     full_precision = decoder.embed(input_ids, CPU)
     statistic = full_precision.mean(dim=0, keepdim=True)
@@ -67,6 +67,7 @@ def quantize_decoder(
         clips = {name: FixedClip(recipe.weight_ratio) for name in LINEARS}
         quantized = insert_quantizers(block, recipe, clips, scales, online)
         statistic = calibrate_once(quantized, statistic, context, recipe, generator)
+        quantized.round_to_nearest()
         quantized_blocks.append(quantized)
     return quantized_blocks
 

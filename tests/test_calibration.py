@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from duquant.calibration import enter_block, finish_block
+from duquant.calibration import BlockCalibration
 from duquant.config import LWCConfig, Recipe, RotationConfig
 from duquant.data.streams import Streams, StreamSizes
 from duquant.model.structure import linear_shapes
@@ -38,9 +38,8 @@ def test_every_sample_passes_once_for_targets_and_statistics(augmented: bool) ->
     streams = Streams(stream, stream.clone(), stream.mean(dim=0, keepdim=True))
     sizes = StreamSizes.of(recipe, SAMPLES, TOKENS, hidden, torch.float32)
     block = QuantBlock(linear_shapes(layer), recipe)
-    turn = enter_block(
-        block, layer, streams, Streams.draft(sizes), context, block_generator(0, 0), CPU
-    )
+    calibration = BlockCalibration(block, streams, Streams.draft(sizes), context, CPU)
+    calibration.enter(layer, block_generator(0, 0))
     assert sum(seen) == SAMPLES * (1 + augmented) + 1
-    finish_block(block, turn, CPU)
+    calibration.finish(None)
     assert sum(seen) == SAMPLES * (2 + augmented) + 1

@@ -35,6 +35,7 @@ from duquant.model.surgery import QuantizedBlock, insert_quantizers
 from duquant.nn.clipping import FixedClip
 from duquant.ops.dual_transform import DualTransform
 from duquant.ops.permutation import zigzag_permutation
+from duquant.transforms.rotate_permute import RotatePermute
 
 LOAD = """
 import json, sys, time, warnings
@@ -97,7 +98,9 @@ def quantize(block: nn.Module, recipe: Recipe) -> QuantizedBlock:
     for site in quantized.sites.values():
         rotations = torch.linalg.qr(torch.randn(2, 1, size, size)).Q
         order = zigzag_permutation(torch.rand(site.width), size)
-        site.install(DualTransform(rotations, order.unsqueeze(0)))
+        matrices = DualTransform(rotations, order.unsqueeze(0))
+        site.transform = RotatePermute(site.width, matrices)
+    quantized.round_to_nearest()
     return quantized
 
 

@@ -62,11 +62,11 @@ class NaiveLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``."""
-        ratio = self.site.quantizer.clip_ratio
-        rotated = apply_in_steps(self.site.smooth(x), self.site.transform)
-        x = fake_quantize(rotated, self.site.quantizer.bits, clip_high=ratio, clip_low=ratio)
-        high, low = self.clip()
-        weight = apply_in_steps(self.linear.weight, self.site.transform)
+        ratio, form = self.site.quantizer.clip.high, self.site.quantizer.form
+        rotated = apply_in_steps(self.site.smooth(x), self.site.transform.matrices)
+        x = fake_quantize(rotated, form.bits, clip_high=ratio, clip_low=ratio)
+        high, low, _ = self.clip()
+        weight = apply_in_steps(self.linear.weight, self.site.transform.matrices)
         weight = fake_quantize(weight, self.bits, clip_high=high, clip_low=low)
         return F.linear(x, weight, self.linear.bias)
 
@@ -131,7 +131,7 @@ class Bench:
             peaks,
             self.context,
             statistic,
-            [self.stream],
+            lambda: [self.stream],
             torch.Generator().manual_seed(0),
         )
         self.naive = subject.load()

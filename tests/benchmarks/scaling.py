@@ -51,12 +51,13 @@ def measure(hidden: int, samples: int) -> tuple[float, float]:
     start = time.perf_counter()
     streams = Streams(stream, stream, stream.mean(dim=0, keepdim=True))
     draft = Streams.draft(sizes)
-    turn = enter_block(block, layer, streams, draft, context, block_generator(0, 0), CPU)
+    calibration = BlockCalibration(block, streams, draft, context, CPU)
+    calibration.enter(layer, block_generator(0, 0))
     entered = time.perf_counter()
-    assert turn.samples is not None
-    _train(block, turn.samples, recipe)
+    assert calibration.samples is not None
+    _train(block, calibration.samples, recipe)
     trained = time.perf_counter()
-    finish_block(block, turn, CPU)
+    calibration.finish(None)
     return entered - start + time.perf_counter() - trained, trained - entered
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import duquant
+from duquant.formats.integer import Integer
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
+from duquant.rounding.nearest import Nearest
 from duquant.ops.affine import affine_grid, quantize
 from duquant.ops.integer_product import engine
 from duquant.ops.packing import pack
@@ -62,12 +64,12 @@ def test_a_model_is_one_graph(backend: Any, model: Any) -> None:
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_linear_becomes_machine_code(backend: Any) -> None:
-    weight = random_weight(32, 64, seed=0)
-    grid = affine_grid(weight, 4)
-    site = SiteTransform(64, ActivationQuantizer(4, 0.9))
+    form = Integer(4)
+    codes, grid, _ = Nearest()(random_weight(32, 64, seed=0), form)
+    site = SiteTransform(64, ActivationQuantizer(form, 0.9))
     linear = PackedLinear(
-        pack(quantize(weight, grid, 4), 4), grid.scale, grid.zero.to(torch.int16), None,
-        bits=4, in_features=64, activation_bits=4, dtype=torch.float32, site=site,
+        form.store(codes, grid), None, form,
+        activations=form, in_features=64, dtype=torch.float32, site=site,
     )  # fmt: skip
     linear.execution = Execution(backend)
     site.emits_integers = backend == "integer"

@@ -19,6 +19,7 @@ from tests.assets import REPOSITORY
 MEASURE = """
 import gc, json, resource
 import torch
+from duquant.formats.integer import Integer
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.ops.affine import AffineGrid
@@ -33,13 +34,15 @@ SHAPES = [(HIDDEN, HIDDEN)] * 4 + [(INTERMEDIATE, HIDDEN)] * 2 + [(HIDDEN, INTER
 
 def linear(rows, columns, memory):
     made = PackedLinear(
-        torch.randint(0, 256, (rows, packed_width(columns, 4)), dtype=torch.uint8),
-        torch.ones(rows, 1),
-        torch.full((rows, 1), 8, dtype=torch.int16),
+        {
+            "packed": torch.randint(0, 256, (rows, packed_width(columns, 4)), dtype=torch.uint8),
+            "scale": torch.ones(rows, 1),
+            "zero": torch.full((rows, 1), 8, dtype=torch.int16),
+        },
         None,
-        bits=4,
+        Integer(4),
+        activations=Integer(4),
         in_features=columns,
-        activation_bits=4,
         dtype=torch.bfloat16,
     )
     made.execution = Execution("integer", memory)

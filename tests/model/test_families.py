@@ -106,7 +106,7 @@ def test_four_bits_run_and_a_seed_decides_every_number(
         state, again = one.layer.state_dict(), two.layer.state_dict()
         assert state.keys() == again.keys()
         assert all(torch.equal(state[name], again[name]) for name in state)
-    rotations, others = (run[0].sites["mlp_input"].rotations for run in (first, other))
+    rotations, others = (run[0].sites["mlp_input"].transform.rotations for run in (first, other))
     assert not torch.equal(rotations, others)
 
 

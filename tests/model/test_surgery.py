@@ -14,6 +14,7 @@ from duquant.nn.attention import ATTENTION_NAME, register_attention
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
 from duquant.ops.dual_transform import apply_transform
+from duquant.transforms.identity import Identity
 from tests.block_by_block import small_recipe
 from tests.tiny_models import FAMILIES, tiny_model
 
@@ -222,23 +223,23 @@ def test_sites_are_calibrated_in_order_on_quantized_inputs(bench: Bench) -> None
 def test_hooks_are_gone_after_calibration(bench: Bench) -> None:
     quantized = bench.quantize(small_recipe())
     calibrate_sites(quantized, bench.run, small_recipe(), torch.Generator().manual_seed(0))
-    rotations = quantized.sites["mlp_input"].rotations
+    rotations = quantized.sites["mlp_input"].transform.rotations
     bench.run()
-    assert quantized.sites["mlp_input"].rotations is rotations
+    assert quantized.sites["mlp_input"].transform.rotations is rotations
 
 
 def test_the_selector_none_searches_nothing(bench: Bench) -> None:
     recipe = Recipe(rotation=RotationConfig(selector="none"), lwc=LWCConfig(epochs=0))
     quantized = bench.quantize(recipe)
     calibrate_sites(quantized, bench.run, recipe, torch.Generator())
-    assert all(not site.rotations.numel() for site in quantized.sites.values())
+    assert all(isinstance(site.transform, Identity) for site in quantized.sites.values())
 
 
-def test_freezing_fixes_every_weight(bench: Bench) -> None:
+def test_rounding_fixes_every_weight(bench: Bench) -> None:
     quantized = bench.quantize(small_recipe())
     calibrate_sites(quantized, bench.run, small_recipe(), torch.Generator().manual_seed(0))
     before = bench.run()
-    quantized.freeze()
+    quantized.round_to_nearest()
     assert torch.equal(bench.run(), before)
     for linear in quantized.linears.values():
         assert all(row.unique().numel() <= 16 for row in linear.weight)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from duquant.config import Recipe
 from duquant.nn.attention import (
     ATTENTION_NAME,
     AttentionQuantizer,
@@ -22,14 +23,8 @@ HEAD_DIMS = (16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
 def quantizer(
     head_dim: int, bits: int = 4, *, block_size: int = 128, clip_ratio: float = 0.9
 ) -> AttentionQuantizer:
-    return AttentionQuantizer(
-        head_dim,
-        query_bits=bits,
-        key_bits=bits,
-        value_bits=bits,
-        clip_ratio=clip_ratio,
-        block_size=block_size,
-    )
+    formats = Recipe(activation_bits=bits).formats
+    return AttentionQuantizer(head_dim, formats, clip_ratio=clip_ratio, block_size=block_size)
 
 
 def heads(head_dim: int, seed: int, num_heads: int = 3) -> Tensor:
@@ -82,9 +77,8 @@ def test_query_and_key_are_rotated_and_clipped_value_is_neither() -> None:
 
 
 def test_bits_are_chosen_one_by_one() -> None:
-    quantize = AttentionQuantizer(
-        16, query_bits=16, key_bits=2, value_bits=16, clip_ratio=1.0, block_size=16
-    )
+    formats = Recipe(query_bits=16, key_bits=2, value_bits=16).formats
+    quantize = AttentionQuantizer(16, formats, clip_ratio=1.0, block_size=16)
     query, key, value = quantize(heads(16, 0), heads(16, 1), heads(16, 2))
     assert torch.equal(query, quantize.rotate(heads(16, 0)))
     assert all(token.unique().numel() <= 4 for token in key.flatten(0, -2))
@@ -93,15 +87,8 @@ def test_bits_are_chosen_one_by_one() -> None:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_symmetric_reaches_all_three(symmetric: bool) -> None:
-    quantize = AttentionQuantizer(
-        16,
-        query_bits=4,
-        key_bits=4,
-        value_bits=4,
-        clip_ratio=1.0,
-        block_size=16,
-        symmetric=symmetric,
-    )
+    formats = Recipe(symmetric=symmetric).formats
+    quantize = AttentionQuantizer(16, formats, clip_ratio=1.0, block_size=16)
     x = heads(16, 0)
     expected = fake_quantize(x, 4, symmetric=symmetric)
     assert torch.equal(quantize.value(x), expected)

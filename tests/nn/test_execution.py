@@ -5,11 +5,19 @@ from typing import Any
 import pytest
 import torch
 
+from duquant.formats.integer import Integer
+from duquant.formats.mxfp4 import MXFP4
+from duquant.formats.number_format import NumberFormat
+from duquant.formats.table import build_format
 from duquant.nn import execution
 from duquant.nn.execution import FEWEST_INPUTS_PER_SCALE, Execution
 
 CPU = torch.device("cpu")
-WIDE: dict[str, Any] = {"activation_bits": 4, "weight_bits": 4, "columns": FEWEST_INPUTS_PER_SCALE}
+WIDE: dict[str, Any] = {
+    "activations": Integer(4),
+    "weights": Integer(4),
+    "columns": FEWEST_INPUTS_PER_SCALE,
+}
 
 
 @pytest.fixture(params=[True, False], ids=["int8 units", "no int8 units"])
@@ -40,11 +48,37 @@ def test_integers_are_taken_or_refused(has_units: bool) -> None:
 def test_wider_integers_are_left_to_the_reference(
     has_units: bool, activation_bits: int, weight_bits: int
 ) -> None:
-    bits = {"activation_bits": activation_bits, "weight_bits": weight_bits, "columns": 4096}
-    assert not Execution().is_integer(CPU, **bits)
+    formats: dict[str, Any] = {
+        "activations": build_format("integer", bits=activation_bits),
+        "weights": build_format("integer", bits=weight_bits),
+        "columns": 4096,
+    }
+    assert not Execution().is_integer(CPU, **formats)
     words = f"weights of {weight_bits} and activations of {activation_bits} bits do not both fit"
     with pytest.raises(ValueError, match=words):
-        Execution("integer").is_integer(CPU, **bits)
+        Execution("integer").is_integer(CPU, **formats)
+
+
+@pytest.mark.parametrize("has_units", [True], indirect=True)
+@pytest.mark.parametrize(
+    ("formats", "words"),
+    [
+        ((MXFP4(), Integer(4)), "mxfp4 and integer are not both integers"),
+        ((Integer(4), MXFP4()), "integer and mxfp4 are not both integers"),
+        ((Integer(4), Integer(4, group_size=64)), "groups of 64 activations have scales"),
+    ],
+)
+def test_other_numbers_are_left_to_the_reference(
+    has_units: bool, formats: tuple[NumberFormat, NumberFormat], words: str
+) -> None:
+    weights, activations = formats
+    assert not Execution().is_integer(
+        CPU, weights=weights, activations=activations, columns=4096
+    )
+    with pytest.raises(ValueError, match=words):
+        Execution("integer").is_integer(
+            CPU, weights=weights, activations=activations, columns=4096
+        )
 
 
 @pytest.mark.parametrize("has_units", [True], indirect=True)

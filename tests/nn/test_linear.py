@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from duquant.formats.integer import Integer
+from duquant.formats.table import build_format
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import fake_quantize, split_groups
+from duquant.rounding.nearest import Nearest
 from tests.outliers import outlier_activation, random_weight, seeds
 
 Build = Callable[..., QuantLinear]
@@ -40,9 +43,7 @@ def build(
         weight,
         torch.linspace(-1, 1, out_features) if with_bias else None,
         clip,
-        bits=bits,
-        symmetric=symmetric,
-        group_size=group_size,
+        build_format("integer", bits=bits, symmetric=symmetric, group_size=group_size),
     )
 
 
@@ -76,25 +77,25 @@ def test_forward_is_a_plain_linear_with_the_dequantized_weight(variant: dict[str
 
 
 @given(variants)
-def test_freezing_changes_no_output_and_takes_the_gradient_away(variant: dict[str, int]) -> None:
+def test_rounding_changes_no_output_and_takes_the_gradient_away(variant: dict[str, int]) -> None:
     layer = build(**variant)
     x = outlier_activation(5, 16, variant["seed"])
     before = layer(x).detach()
-    layer.freeze()
+    layer.round(Nearest())
     assert torch.equal(layer(x), before)
     assert not layer(x).requires_grad
-    layer.freeze()
-    assert torch.equal(layer(x), before)
+    assert (layer.rounded is None) == (variant["bits"] == 16)
 
 
 def test_every_group_has_its_own_scale() -> None:
     layer = build(group_size=4, learned=True)
-    q, grid = layer.integers()
-    assert q.shape == (6 * 4, 4)
-    assert grid.scale.shape == grid.zero.shape == (6 * 4, 1)
-    high, low = layer.clip()
+    high, low, _ = layer.clip()
     expected = fake_quantize(split_groups(layer.weight, 4), 4, clip_high=high, clip_low=low)
     assert torch.equal(layer.quantized_weight(), expected.view(6, 16))
+    layer.round(Nearest())
+    assert layer.rounded is not None
+    assert layer.rounded.codes.shape == (6, 16)
+    assert all(part.shape == (6 * 4, 1) for part in layer.rounded.grid)
 
 
 def test_smaller_groups_lose_less() -> None:
@@ -133,7 +134,7 @@ def test_output_has_the_dtype_of_the_input(dtype: torch.dtype) -> None:
 
 def test_an_own_site_transforms_the_input_first() -> None:
     layer, x = build(), outlier_activation(5, 16, 0)
-    site = SiteTransform(16, ActivationQuantizer(4, 0.9))
+    site = SiteTransform(16, ActivationQuantizer(Integer(4), 0.9))
     site.divide_online(torch.linspace(0.5, 2, 16))
     expected = layer(site(x))
     layer.site = site

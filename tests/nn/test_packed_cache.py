@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from duquant import PackedCache
+from duquant.config import Recipe
 from duquant.nn.attention import AttentionQuantizer
 from tests.block_by_block import small_recipe
 from tests.quantized_directory import QuantizedDirectory, logits, write_quantized
@@ -151,10 +152,8 @@ def test_a_changed_cache_goes_on_as_the_ordinary_one(change: str, model: Any) ->
 
 
 def attention_of_128_channels(bits: int = 4) -> nn.Module:
-    quantizer = AttentionQuantizer(
-        128, query_bits=bits, key_bits=bits, value_bits=bits, clip_ratio=0.9, block_size=128
-    )
-    return nn.Sequential(quantizer)
+    formats = Recipe(activation_bits=bits).formats
+    return nn.Sequential(AttentionQuantizer(128, formats, clip_ratio=0.9, block_size=128))
 
 
 def test_it_takes_about_a_quarter_of_bfloat16() -> None:

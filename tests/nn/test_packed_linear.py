@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from duquant.formats.integer import Integer
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
+from duquant.ops.affine import AffineGrid
 from duquant.ops.affine import affine_grid, dequantize, quantize, split_groups
 from duquant.ops.integer_product import columns_at_once, engine
-from duquant.ops.packing import pack, packed_width
+from duquant.ops.packing import packed_width
 from duquant.ops.quantized_tokens import encode_tokens
+from duquant.rounding.nearest import Nearest
 from tests.assets import REPOSITORY
 from tests.outliers import outlier_activation, random_weight
 
@@ -43,24 +46,26 @@ def packed_linear(
     dtype: torch.dtype = torch.float32,
     weight: Tensor | None = None,
 ) -> PackedLinear:
-    rows = split_groups(random_weight(*shape, seed=1) if weight is None else weight, group_size)
-    grid = affine_grid(rows, bits, symmetric=symmetric)
+    form = Integer(bits, symmetric, group_size)
+    codes, grid, _ = Nearest()(random_weight(*shape, seed=1) if weight is None else weight, form)
     return PackedLinear(
-        pack(quantize(rows, grid, bits).view(shape), bits),
-        grid.scale.view(shape[0], -1),
-        grid.zero.to(torch.int16).view(shape[0], -1),
+        form.store(codes, grid),
         torch.linspace(-2, 2, shape[0]).to(dtype) if bias else None,
-        bits=bits,
+        form,
+        activations=Integer(activation_bits),
         in_features=shape[1],
-        activation_bits=activation_bits,
         dtype=dtype,
     )
 
 
 def quantized_input(linear: PackedLinear, x: Tensor, *, symmetric: bool = False) -> Tensor:
     """Encoded integers, as a site emits them."""
-    quantizer = ActivationQuantizer(linear.activation_bits, 1.0, symmetric=symmetric)
-    return encode_tokens(*quantizer.integers(x))
+    codes, (scale, zero) = input_quantizer(linear, symmetric=symmetric).codes(x)
+    return encode_tokens(codes, AffineGrid(scale, zero))
+
+
+def input_quantizer(linear: PackedLinear, *, symmetric: bool) -> ActivationQuantizer:
+    return ActivationQuantizer(Integer(linear.activations.bits, symmetric))
 
 
 def assert_twins(linear: PackedLinear, x: Tensor, *, symmetric: bool = False) -> None:
@@ -69,8 +74,7 @@ def assert_twins(linear: PackedLinear, x: Tensor, *, symmetric: bool = False) ->
     A bias is one more term of the sum, and the integer result is rounded to its dtype once.
     """
     dtype = linear.output_like.dtype
-    quantizer = ActivationQuantizer(linear.activation_bits, 1.0, symmetric=symmetric)
-    floats = dequantize(*quantizer.integers(x))
+    floats = input_quantizer(linear, symmetric=symmetric)(x)
     linear.execution = Execution("reference")
     reference = linear(floats.to(dtype))
     linear.restore()
@@ -189,7 +193,7 @@ def test_an_input_of_zeros_gives_the_bias() -> None:
 @integers_needed
 def test_its_own_site_feeds_it_integers() -> None:
     linear = packed_linear()
-    linear.site = SiteTransform(24, ActivationQuantizer(4, 1.0))
+    linear.site = SiteTransform(24, ActivationQuantizer(Integer(4), 1.0))
     linear.execution = INTEGER
     x = outlier_activation(5, 24, seed=0)
     reference = linear(x)
@@ -239,11 +243,11 @@ def test_the_fast_form_replaces_the_packed_one(without_kernel: None) -> None:
     linear.execution = INTEGER
     linear.prepare()
     assert linear.packed is None
-    integers = linear.integers()
+    integers = linear.codes()
     linear.restore()
     assert linear.packed is not None
     assert linear.panels is None
-    assert torch.equal(linear.integers(), integers)
+    assert torch.equal(linear.codes(), integers)
 
 
 @integers_needed
@@ -377,4 +381,6 @@ def test_preparing_is_silent() -> None:
 
 
 def test_it_shows_its_sizes() -> None:
-    assert repr(packed_linear(group_size=8)) == "PackedLinear(24, 7, bits=4, group_size=8)"
+    assert repr(packed_linear(group_size=8)) == (
+        "PackedLinear(24, 7, Integer(bits=4, symmetric=False, group_size=8))"
+    )

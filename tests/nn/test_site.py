@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from duquant.formats.integer import Integer
+from duquant.formats.unquantized import Unquantized
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.site import SiteNorm, SiteTransform
 from duquant.ops.dual_transform import DualTransform, apply_transform
 from duquant.ops.rotation import random_orthogonal
+from duquant.transforms.rotate_permute import RotatePermute
 from tests.outliers import outlier_activation
 
 WIDTH = 16
@@ -25,48 +28,52 @@ def x() -> Tensor:
 
 
 def test_a_new_site_only_quantizes(x: Tensor) -> None:
-    quantizer = ActivationQuantizer(4, 0.9)
+    quantizer = ActivationQuantizer(Integer(4), 0.9)
     assert torch.equal(SiteTransform(WIDTH, quantizer)(x), quantizer(x))
-    assert torch.equal(SiteTransform(WIDTH, ActivationQuantizer(16, 0.9))(x), x)
+    assert torch.equal(SiteTransform(WIDTH, ActivationQuantizer(Unquantized(), 0.9))(x), x)
 
 
 def test_order_is_divide_transform_quantize(x: Tensor) -> None:
-    quantizer, transform = ActivationQuantizer(4, 0.9), a_transform()
+    quantizer, transform = ActivationQuantizer(Integer(4), 0.9), a_transform()
     scale = torch.linspace(0.5, 30, WIDTH)
     site = SiteTransform(WIDTH, quantizer)
-    site.install(transform)
+    site.transform = RotatePermute(WIDTH, transform)
     site.divide_online(scale)
     assert torch.equal(site.smooth(x), x / scale)
     assert torch.equal(site(x), quantizer(apply_transform(x / scale, transform)))
 
 
 def test_installing_again_replaces_the_transform(x: Tensor) -> None:
-    site = SiteTransform(WIDTH, ActivationQuantizer(16, 1.0))
-    site.install(a_transform(1))
-    site.install(a_transform(2))
+    site = SiteTransform(WIDTH, ActivationQuantizer(Unquantized(), 1.0))
+    site.transform = RotatePermute(WIDTH, a_transform(1))
+    site.transform = RotatePermute(WIDTH, a_transform(2))
     assert torch.equal(site.transform.permutations, a_transform(2).permutations)
     assert torch.equal(site(x), apply_transform(x, a_transform(2)))
 
 
 def test_state_holds_all_that_was_searched_and_trains_nothing() -> None:
-    site = SiteTransform(WIDTH, ActivationQuantizer(4, 0.9))
-    site.install(a_transform())
+    site = SiteTransform(WIDTH, ActivationQuantizer(Integer(4), 0.9))
+    site.transform = RotatePermute(WIDTH, a_transform())
     site.divide_online(torch.ones(WIDTH))
-    assert set(site.state_dict()) == {"rotations", "permutations", "online_scale"}
+    assert set(site.state_dict()) == {
+        "transform.rotations",
+        "transform.permutations",
+        "online_scale",
+    }
     assert not list(site.parameters())
 
 
 def test_bfloat16_stays_bfloat16(x: Tensor) -> None:
-    site = SiteTransform(WIDTH, ActivationQuantizer(4, 0.9))
-    site.install(a_transform())
+    site = SiteTransform(WIDTH, ActivationQuantizer(Integer(4), 0.9))
+    site.transform = RotatePermute(WIDTH, a_transform())
     site.divide_online(torch.linspace(0.5, 30, WIDTH))
     assert site(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_site_behind_a_norm(x: Tensor) -> None:
     norm = nn.RMSNorm(WIDTH)
-    site = SiteTransform(WIDTH, ActivationQuantizer(4, 0.9))
-    site.install(a_transform())
+    site = SiteTransform(WIDTH, ActivationQuantizer(Integer(4), 0.9))
+    site.transform = RotatePermute(WIDTH, a_transform())
     assert torch.equal(SiteNorm(norm, site)(x), site(norm(x)))
 
 
@@ -74,8 +81,8 @@ def test_site_behind_a_norm(x: Tensor) -> None:
 def test_pieces_are_encoded_like_the_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token is alone with its scale; only the way through the cache differs."""
     x = outlier_activation(10, WIDTH, seed=0).view(2, 5, WIDTH)
-    site = SiteTransform(WIDTH, ActivationQuantizer(4, 0.9))
-    site.install(a_transform())
+    site = SiteTransform(WIDTH, ActivationQuantizer(Integer(4), 0.9))
+    site.transform = RotatePermute(WIDTH, a_transform())
     site.emits_integers = True
     whole = site(x)
     monkeypatch.setattr("duquant.ops.pieces.FLOATS_AT_ONCE", at_once)

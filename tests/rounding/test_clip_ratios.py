@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from duquant.ops.affine import fake_quantize, split_groups
-from duquant.ops.clip_search import LARGEST_RATIO, SMALLEST_RATIO, search_clip_ratios
+from duquant.formats.integer import Integer
+from duquant.rounding.clip_ratios import LARGEST_RATIO, SMALLEST_RATIO, search_clip_ratios
 from tests.outliers import outlier_activation
 
 OUT, WIDTH = 6, 32
@@ -32,7 +33,7 @@ def output_errors(weight: Tensor, x: Tensor, ratios: Tensor, **options: bool) ->
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_no_ratio_of_the_ladder_is_better(weight: Tensor, x: Tensor, symmetric: bool) -> None:
-    found = search_clip_ratios(weight, x.t() @ x, 4, symmetric=symmetric)
+    found = search_clip_ratios(weight, x.t() @ x, Integer(4, symmetric))
     assert found.shape == (OUT, 1)
     least = output_errors(weight, x, found, symmetric=symmetric)
     for step in range(30):
@@ -44,17 +45,17 @@ def test_no_ratio_of_the_ladder_is_better(weight: Tensor, x: Tensor, symmetric: 
 def test_correlations_decide(weight: Tensor, x: Tensor) -> None:
     """Weighing channels by their own energy alone finds ratios that cost more."""
     gram = x.t() @ x
-    full, diagonal = (search_clip_ratios(weight, g, 4) for g in (gram, gram.diagonal().diag()))
+    full, diagonal = (search_clip_ratios(weight, g, Integer(4)) for g in (gram, gram.diagonal().diag()))
     costs = [output_errors(weight, x, ratios).sum() for ratios in (full, diagonal)]
     assert costs[0] < 0.9 * costs[1]
 
 
 def test_a_group_sees_its_own_inputs(weight: Tensor, x: Tensor) -> None:
-    found = search_clip_ratios(weight, x.t() @ x, 4, group_size=8).view(OUT, 4)
+    found = search_clip_ratios(weight, x.t() @ x, Integer(4, group_size=8)).view(OUT, Integer(4))
     for group in range(4):
         columns = slice(8 * group, 8 * group + 8)
         own = x[:, columns]
-        alone = search_clip_ratios(weight[:, columns].contiguous(), own.t() @ own, 4)
+        alone = search_clip_ratios(weight[:, columns].contiguous(), own.t() @ own, Integer(4))
         assert torch.equal(found[:, group : group + 1], alone)
     assert found.numel() == len(split_groups(weight, 8))
 
@@ -65,15 +66,15 @@ def test_outliers_without_energy_are_clipped_away() -> None:
     weight[:, 0], weight[:, -1] = -10, 10
     energy = torch.ones(WIDTH)
     energy[0] = energy[-1] = 0
-    assert (search_clip_ratios(weight, energy.diag(), 4) < 0.6).all()
+    assert (search_clip_ratios(weight, energy.diag(), Integer(4)) < 0.6).all()
 
 
 def test_errors_that_are_not_finite_choose_nothing(weight: Tensor) -> None:
     gram = torch.full((WIDTH, WIDTH), float("nan"))
-    assert torch.equal(search_clip_ratios(weight, gram, 4), torch.full((OUT, 1), LARGEST_RATIO))
+    assert torch.equal(search_clip_ratios(weight, gram, Integer(4)), torch.full((OUT, 1), LARGEST_RATIO))
 
 
 def test_more_bits_need_less_clipping(weight: Tensor) -> None:
-    means = [float(search_clip_ratios(weight, torch.eye(WIDTH), bits).mean()) for bits in (2, 4, 8)]
+    means = [float(search_clip_ratios(weight, torch.eye(WIDTH), Integer(bits)).mean()) for bits in (2, 4, 8)]
     assert means == sorted(means)
     assert means[0] >= SMALLEST_RATIO - 1e-6
