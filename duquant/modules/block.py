@@ -15,7 +15,7 @@ The life of a block:
     release   drop the weights
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from duquant.config import Recipe
-from duquant.model.batch import BlockBatch
 from duquant.model.activation_peaks import calibrate_peaks
+from duquant.model.batch import BlockBatch
 from duquant.model.decoder import BlockContext
 from duquant.model.site_grams import collect_site_grams
 from duquant.model.site_report import SiteReport, report_site

@@ -30,11 +30,11 @@ from duquant.config import Formats
 from duquant.formats.number_format import NumberFormat
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention_bias import AttentionBiases, RotatedBiases
-from duquant.transforms.exact_buffers import ExactBuffers
 from duquant.ops.dual_transform import apply_transform, rotation_alone
 from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor
 from duquant.ops.pieces import in_pieces
 from duquant.ops.precision import widen_on_cpu
+from duquant.transforms.exact_buffers import ExactBuffers
 
 ATTENTION_NAME = "duquant"
 IMPLEMENTATIONS = ("sdpa", "eager", ATTENTION_NAME)

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from duquant.transforms.exact_buffers import ExactBuffers
 from duquant.formats.number_format import Grid, NumberFormat, split_rows
 from duquant.nn.execution import Execution, is_offloaded
 from duquant.nn.site import SiteTransform
@@ -45,6 +44,7 @@ from duquant.ops.integer_product import (
     weight_sums,
 )
 from duquant.ops.packing import pack
+from duquant.transforms.exact_buffers import ExactBuffers
 
 
 class PackedLinear(ExactBuffers):

@@ -6,6 +6,7 @@ and only follow the model to its device.
 """
 
 from collections.abc import Callable
+
 from torch import Tensor, nn
 
 

@@ -60,9 +60,7 @@ class RotatePermute(Transform):
             draw_base=draw_base or random_base(generator),
         )
         times, size = options.permutation_times, options.block_size
-        return cls(
-            x.shape[-1], find_transform(x, find, block_size=size, permutation_times=times)
-        )
+        return cls(x.shape[-1], find_transform(x, find, block_size=size, permutation_times=times))
 
     @property
     def matrices(self) -> DualTransform:

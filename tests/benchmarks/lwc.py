@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from duquant.modules.clip_optimizer import clip_optimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
@@ -32,7 +33,6 @@ from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.smoothing import observe_peaks, smooth_block
 from duquant.model.structure import ATTENTION, LINEARS, SITES, linear_shapes
 from duquant.modules.block import QuantBlock
-from duquant.modules.clip_optimizer import clip_optimizer
 from duquant.nn.attention import ATTENTION_NAME
 from duquant.nn.clipping import ClipFactors
 from duquant.nn.site import SiteTransform

@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from duquant.modules.clip_optimizer import clip_optimizer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
@@ -27,7 +28,6 @@ from duquant.data.streams import BlockSamples, Streams, StreamSizes
 from duquant.model.batch import BlockBatch
 from duquant.model.structure import linear_shapes
 from duquant.modules.block import QuantBlock, block_generator
-from duquant.modules.clip_optimizer import clip_optimizer
 from duquant.nn.attention import ATTENTION_NAME
 from tests.benchmarks.execution import plain_block
 

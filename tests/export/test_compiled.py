@@ -13,10 +13,8 @@ from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
-from duquant.rounding.nearest import Nearest
-from duquant.ops.affine import affine_grid, quantize
 from duquant.ops.integer_product import engine
-from duquant.ops.packing import pack
+from duquant.rounding.nearest import Nearest
 from tests.outliers import outlier_activation, random_weight
 from tests.quantized_directory import logits, write_quantized
 from tests.tiny_models import FAMILIES, token_ids

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from duquant.modules.clip_optimizer import clip_optimizer, scheduled_rate, set_learning_rate
 
 from duquant.config import LWCConfig, Recipe
-from duquant.modules.clip_optimizer import clip_optimizer, scheduled_rate, set_learning_rate
 
 
 @pytest.mark.parametrize("gradient", [1e-3, 1e-7, 1e-11])

@@ -27,7 +27,9 @@ def test_a_token_does_not_depend_on_its_neighbours(
 def test_ratio_clips_both_ends(symmetric: bool) -> None:
     x = outlier_activation(5, 32, seed=0)
     expected = fake_quantize(x, 4, symmetric=symmetric, clip_high=0.7, clip_low=0.7)
-    assert torch.equal(ActivationQuantizer(build_format("integer", bits=4, symmetric=symmetric), 0.7)(x), expected)
+    assert torch.equal(
+        ActivationQuantizer(build_format("integer", bits=4, symmetric=symmetric), 0.7)(x), expected
+    )
     assert expected.abs().max() < 0.9 * x.abs().max()
 
 

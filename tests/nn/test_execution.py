@@ -72,13 +72,9 @@ def test_other_numbers_are_left_to_the_reference(
     has_units: bool, formats: tuple[NumberFormat, NumberFormat], words: str
 ) -> None:
     weights, activations = formats
-    assert not Execution().is_integer(
-        CPU, weights=weights, activations=activations, columns=4096
-    )
+    assert not Execution().is_integer(CPU, weights=weights, activations=activations, columns=4096)
     with pytest.raises(ValueError, match=words):
-        Execution("integer").is_integer(
-            CPU, weights=weights, activations=activations, columns=4096
-        )
+        Execution("integer").is_integer(CPU, weights=weights, activations=activations, columns=4096)
 
 
 @pytest.mark.parametrize("has_units", [True], indirect=True)

@@ -19,8 +19,7 @@ from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
-from duquant.ops.affine import AffineGrid
-from duquant.ops.affine import affine_grid, dequantize, quantize, split_groups
+from duquant.ops.affine import AffineGrid, affine_grid, dequantize, quantize, split_groups
 from duquant.ops.integer_product import columns_at_once, engine
 from duquant.ops.packing import packed_width
 from duquant.ops.quantized_tokens import encode_tokens

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from duquant.ops.affine import fake_quantize, split_groups
 from duquant.formats.integer import Integer
+from duquant.ops.affine import fake_quantize, split_groups
 from duquant.rounding.clip_ratios import LARGEST_RATIO, SMALLEST_RATIO, search_clip_ratios
 from tests.outliers import outlier_activation
 
@@ -45,13 +45,15 @@ def test_no_ratio_of_the_ladder_is_better(weight: Tensor, x: Tensor, symmetric: 
 def test_correlations_decide(weight: Tensor, x: Tensor) -> None:
     """Weighing channels by their own energy alone finds ratios that cost more."""
     gram = x.t() @ x
-    full, diagonal = (search_clip_ratios(weight, g, Integer(4)) for g in (gram, gram.diagonal().diag()))
+    full, diagonal = (
+        search_clip_ratios(weight, g, Integer(4)) for g in (gram, gram.diagonal().diag())
+    )
     costs = [output_errors(weight, x, ratios).sum() for ratios in (full, diagonal)]
     assert costs[0] < 0.9 * costs[1]
 
 
 def test_a_group_sees_its_own_inputs(weight: Tensor, x: Tensor) -> None:
-    found = search_clip_ratios(weight, x.t() @ x, Integer(4, group_size=8)).view(OUT, Integer(4))
+    found = search_clip_ratios(weight, x.t() @ x, Integer(4, group_size=8)).view(OUT, 4)
     for group in range(4):
         columns = slice(8 * group, 8 * group + 8)
         own = x[:, columns]
@@ -71,10 +73,15 @@ def test_outliers_without_energy_are_clipped_away() -> None:
 
 def test_errors_that_are_not_finite_choose_nothing(weight: Tensor) -> None:
     gram = torch.full((WIDTH, WIDTH), float("nan"))
-    assert torch.equal(search_clip_ratios(weight, gram, Integer(4)), torch.full((OUT, 1), LARGEST_RATIO))
+    assert torch.equal(
+        search_clip_ratios(weight, gram, Integer(4)), torch.full((OUT, 1), LARGEST_RATIO)
+    )
 
 
 def test_more_bits_need_less_clipping(weight: Tensor) -> None:
-    means = [float(search_clip_ratios(weight, torch.eye(WIDTH), Integer(bits)).mean()) for bits in (2, 4, 8)]
+    means = [
+        float(search_clip_ratios(weight, torch.eye(WIDTH), Integer(bits)).mean())
+        for bits in (2, 4, 8)
+    ]
     assert means == sorted(means)
     assert means[0] >= SMALLEST_RATIO - 1e-6

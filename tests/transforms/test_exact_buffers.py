@@ -6,9 +6,9 @@ from torch import nn
 
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention import AttentionQuantizer
-from duquant.transforms.exact_buffers import ExactBuffers
 from duquant.nn.site import SiteTransform
 from duquant.ops.dual_transform import DualTransform
+from duquant.transforms.exact_buffers import ExactBuffers
 
 
 class Scaled(ExactBuffers):
