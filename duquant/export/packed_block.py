@@ -52,9 +52,7 @@ OLD_SITE_NAMES = {
 
 @torch.no_grad()
 def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
-    """Everything a finished block needs to run again; its weights are rounded, and
-    their codes not dropped yet.
-    """
+    """Everything a finished block needs to run again; its weights are rounded already."""
     tensors: dict[str, Tensor] = _outside_linears(quantized.layer)
     dtype = next(iter(tensors.values())).dtype
     for name, linear in quantized.linears.items():

@@ -144,7 +144,7 @@ def install_modules(
         clip_ratio=recipe.clipping.activation_ratio,
         block_size=recipe.rotation.block_size,
         biases=AttentionBiases(head_dim, biases) if biases else None,
-    ).to(sites[SITES[0].name].online_scale.device)
+    ).to(next(linears[LINEARS[0]].buffers()).device)
     install_attention_quantizer(attention, quantizer)
     if biases:
         attention.register_forward_pre_hook(bring_biases, with_kwargs=True)

@@ -1,6 +1,7 @@
 """A linear layer whose weight is packed codes: what a finished block consists of.
 
-The weight is what its number format stores. Where that is integers, there are two ways to compute the same numbers (:mod:`duquant.nn.execution`):
+The weight is what its number format stores. Where that is integers, there are two ways to compute
+the same numbers (:mod:`duquant.nn.execution`):
 
 * **reference**: the input arrives dequantized, the weight is dequantized too, and floats are
   multiplied. This is what calibration computes with.
