@@ -126,10 +126,10 @@ def _sums(
     levels = (x / grid.scale).round_().add_(grid.zero)
     q = levels.clamp(0, 2**bits - 1)
     outside = levels != q  # a mask: 0 times what is not finite would not be 0
-    distance = dequantize(q, grid).sub_(x.masked_fill(outside, 0)).mul_(grad)
+    distance = dequantize(q, grid).sub_(torch.where(outside, 0, x)).mul_(grad)
     return (
         distance.sum(dim=-1, keepdim=True),
-        grad.masked_fill(~outside, 0).sum(dim=-1, keepdim=True),
+        torch.where(outside, grad, 0).sum(dim=-1, keepdim=True),
         torch.where(outside, 0 * grid.scale, grad) if wants_input else None,
     )
 
