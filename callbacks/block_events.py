@@ -27,6 +27,9 @@ class BlockRecord:
         seconds: time spent on it, interruptions not counted.
         peak_memory_bytes: largest resident memory of the process so far.
         sites: ``peak_before`` and ``peak_after`` the transform, by site.
+        relative_error: what quantization costs it (:mod:`duquant.model.block_error`); ``None`` if
+            that was not measured or is not finite.
+        complaint: what loses too much and the remedy, in words; empty if nothing does.
     """
 
     index: int
@@ -35,6 +38,8 @@ class BlockRecord:
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     sites: dict[str, dict[str, float]] = field(default_factory=dict)
+    relative_error: float | None = None
+    complaint: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the first and last epoch's loss beside the curve."""

@@ -156,6 +156,9 @@ class BlockProgression(Callback):
         if trainer.is_global_zero:
             model.directory.write_block(index, block.quantized)
         streams = finish_block(block, self._turn, device)
+        assert self._turn.error is not None
+        self.record.relative_error = self._turn.error.relative
+        self.record.complaint = self._turn.error.complaint
         self._turn = data.samples = None  # what entered the block is no longer needed
         if index + 1 < model.num_blocks:
             streams = self.files.save(index + 1, streams)

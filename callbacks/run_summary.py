@@ -1,5 +1,6 @@
 """What a run comes to: a table on the terminal and ``summary.json`` in the run directory."""
 
+import math
 import platform
 import time
 from importlib.metadata import version
@@ -170,7 +171,21 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         + (f", {skipped} LWC steps skipped (not finite)" if skipped else ""),
         soft_wrap=True,
     )
+    _print_complaints(summary["blocks"], console)
     console.print(f"quantized model: {summary['artifact']}", soft_wrap=True)
+
+
+def _print_complaints(blocks: list[dict[str, Any]], console: Console) -> None:
+    lossy = [block for block in blocks if block.get("complaint")]
+    if lossy:
+        worst = max(lossy, key=lambda b: math.inf if (e := b["relative_error"]) is None else e)
+        console.print(
+            f"{len(lossy)} of {len(blocks)} blocks lose too much; the worst, block "
+            f"{worst['index'] + 1}: {worst['complaint']}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
 
 
 def _device_name(device: torch.device) -> str:

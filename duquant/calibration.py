@@ -2,7 +2,7 @@
 
     enter     full-precision targets -> smooth -> R1 P R2 -> ready to learn
     (LWC)     whoever calls trains the clip factors on the turn's samples
-    finish    freeze -> its outputs are what the next block receives
+    finish    compare with full precision -> freeze -> its outputs are what the next block receives
 
 ``callbacks/block_progression.py`` takes a model through its blocks within one ``Trainer.fit``, with
 checkpoints; :func:`duquant.quantization.quantize` does it in a plain loop.
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from duquant.data.streams import BlockSamples, Stream, Streams
 from duquant.evaluation.perplexity import TOKENS_AT_ONCE, run_block
+from duquant.model.block_error import BlockError, Probe, measure_block, num_probed
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.site_report import SiteReport
 from duquant.model.smoothing import observe_peaks
@@ -32,12 +33,16 @@ class BlockTurn:
         reports: what each site's transform did.
         quantized: the quantized stream before it.
         behind: the streams behind it, a draft that lacks the quantized one.
+        probe: some samples before and behind it, in full precision.
+        error: what quantization costs it, once it is finished.
     """
 
     samples: BlockSamples | None
     reports: dict[str, SiteReport]
     quantized: Stream
     behind: Streams
+    probe: Probe
+    error: BlockError | None = None
 
 
 @torch.no_grad()
@@ -118,17 +123,29 @@ def enter_block(
     )
     behind.statistic = statistic.cpu()
     samples = BlockSamples(quantized, behind.full_precision, behind.augmented)
-    return BlockTurn(samples if recipe.has_lwc else None, reports, quantized, behind)
+    probe = _probe(streams.full_precision, behind.full_precision, processes)
+    return BlockTurn(samples if recipe.has_lwc else None, reports, quantized, behind, probe)
 
 
 @torch.no_grad()
 def finish_block(block: QuantBlock, turn: BlockTurn, device: torch.device) -> Streams:
-    """Fix the block's weights; returns the streams that enter the next block."""
+    """Fix the block's weights; returns the streams that enter the next block.
+
+    Afterwards ``turn.error`` says how far the block is from full precision.
+    """
     assert block.quantized is not None, "enter a block first"
+    probe = Probe(*(stream.to(device) for stream in turn.probe))
+    turn.error = measure_block(block.quantized, block, probe, block.recipe, block.processes)
     block.quantized.freeze()
     layer, behind = block.quantized.layer, turn.behind
     _run_stream(layer, turn.quantized, behind.quantized, block.context, device)
     return behind
+
+
+def _probe(inputs: Stream, targets: Stream, processes: Processes) -> Probe:
+    """Copies, so that what entered the block can be dropped."""
+    count = num_probed(inputs.shape[1], processes)
+    return Probe(inputs[:count].clone(), targets[:count].clone())
 
 
 def _pieces(stream: Stream) -> Iterator[slice]:

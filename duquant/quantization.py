@@ -112,6 +112,9 @@ def _calibrate(
         assert block.quantized is not None
         directory.write_block(index, block.quantized)
         streams = finish_block(block, turn, device)
+        if turn.error is not None and turn.error.complaint:
+            name = f"block {index + 1}/{decoder.num_blocks}"
+            logging.getLogger(__name__).warning("%s: %s", name, turn.error.complaint)
         if on_block is not None:
             on_block(index, decoder.num_blocks)
 

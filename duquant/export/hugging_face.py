@@ -33,7 +33,10 @@ from duquant.nn.attention import (
 from duquant.nn.execution import Backend, Execution, WeightsInMemory
 
 QUANT_METHOD = "duquant"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+OLDEST_VERSION = 2
+"""In version 3 attention adds the biases of Q, K and V (:mod:`duquant.export.packed_block`). A model
+without such biases is the same in both, and stored as version 2."""
 
 
 class DuquantConfig(QuantizationConfigMixin):
@@ -61,11 +64,11 @@ class DuquantConfig(QuantizationConfigMixin):
     ) -> None:
         if not isinstance(format_version, int) or format_version < 1:
             raise ValueError(f"format_version is {format_version!r}; it must be a whole number")
-        if format_version != FORMAT_VERSION:
+        if not OLDEST_VERSION <= format_version <= FORMAT_VERSION:
             remedy = "install a newer one" if format_version > FORMAT_VERSION else "quantize again"
             raise ValueError(
                 f"the model directory has format version {format_version}; this duquant reads "
-                f"version {FORMAT_VERSION}: {remedy}"
+                f"versions {OLDEST_VERSION} to {FORMAT_VERSION}: {remedy}"
             )
         if recipe is None:
             raise ValueError("quantization_config has no recipe: the model directory is damaged")

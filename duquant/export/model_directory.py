@@ -13,6 +13,7 @@ import copy
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 from duquant.config import Recipe
 from duquant.durable import write_durably, write_json, write_tensors
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
-from duquant.export.hugging_face import DuquantConfig
+from duquant.export.hugging_face import FORMAT_VERSION, OLDEST_VERSION, DuquantConfig
 from duquant.export.model_card import write_model_card
-from duquant.export.packed_block import pack_block, unpack_block
+from duquant.export.packed_block import BIASES, pack_block, unpack_block
 from duquant.model.checkpoint import INDEX, open_safetensors, read_json
 from duquant.model.decoder import Decoder
 from duquant.model.file_tensor import lay_out, open_tensors
@@ -99,16 +100,19 @@ class ModelDirectory:
         recipe, outside = self.recipe.to_dict(), self.path / OUTSIDE
         write_durably(outside, partial(_copy_outside, decoder))
         checksums = {RECIPE: recipe_checksum(recipe), **file_checksums([outside])}
-        for index in range(decoder.num_blocks):
-            checksums |= self._checksum(index)
+        for block in range(decoder.num_blocks):
+            checksums |= self._checksum(block)
+        index = self._index(decoder.num_blocks)
+        has_biases = any(BIASES in name for name in index["weight_map"])
+        version = FORMAT_VERSION if has_biases else OLDEST_VERSION
         config = read_json(decoder.directory / "config.json")
-        config["quantization_config"] = DuquantConfig(recipe, checksums=checksums).to_dict()
+        config["quantization_config"] = DuquantConfig(recipe, version, checksums).to_dict()
         config["dtype"] = str(decoder.dtype).removeprefix("torch.")
         write_json(self.path / "config.json", config)
         for pattern in COMPANIONS:
             for file in sorted(decoder.directory.glob(pattern)):
                 write_durably(self.path / file.name, partial(shutil.copyfile, file))
-        write_json(self.path / INDEX, self._index(decoder.num_blocks))
+        write_json(self.path / INDEX, index)
         name = decoder.pretrained if made_from is None else made_from
         write_model_card(self.path, name, self.recipe)
 
@@ -120,7 +124,7 @@ class ModelDirectory:
             raise ValueError(f"{self.block_file(index)} was not written by duquant: no checksum")
         return {part: metadata[part]}
 
-    def _index(self, num_blocks: int) -> dict[str, object]:
+    def _index(self, num_blocks: int) -> dict[str, dict[str, Any]]:
         files = [self.path / OUTSIDE, *(self.block_file(index) for index in range(num_blocks))]
         weight_map = {}
         for file in files:
