@@ -103,6 +103,11 @@ class PackedLinear(ExactBuffers):
         return self.in_features // self.scale.shape[1]
 
     @property
+    def qweight(self) -> Tensor:
+        """The packed weight, whatever form lies in memory; PEFT looks for it by this name."""
+        return pack(self.integers(), self.bits) if self.packed is None else self.packed
+
+    @property
     def is_integer(self) -> bool:
         """Whether this linear takes integers, on the device it is on."""
         return self.execution.is_integer(
@@ -158,8 +163,7 @@ class PackedLinear(ExactBuffers):
 
     def restore(self) -> None:
         """Return to the packed form; other forms are dropped."""
-        if self.packed is None:
-            self.packed = pack(self.integers(), self.bits)
+        self.packed = self.qweight
         self.panels = self._dequantized = None
 
     def resident_bytes(self) -> int:
@@ -211,8 +215,7 @@ class PackedLinear(ExactBuffers):
     def __getstate__(self) -> dict[str, Any]:
         """The packed form: engines' layouts belong to the process that made them."""
         state = self.__dict__.copy()
-        if self.packed is None:
-            state["_buffers"] = {**self._buffers, "packed": pack(self.integers(), self.bits)}
+        state["_buffers"] = {**self._buffers, "packed": self.qweight}
         state["panels"] = state["_dequantized"] = None
         return state
 
@@ -225,7 +228,7 @@ class PackedLinear(ExactBuffers):
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed is None:
-            destination[f"{prefix}packed"] = pack(self.integers(), self.bits)
+            destination[f"{prefix}packed"] = self.qweight
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.restore()
