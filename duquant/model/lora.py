@@ -68,6 +68,16 @@ class LoraPackedLinear(nn.Module, LoraLayer):
         kwargs: what PEFT tells every layer.
     """
 
+    base_layer: Any  # these are PEFT's
+    lora_A: Any
+    lora_B: Any
+    lora_dropout: Any
+    scaling: dict[str, float]
+    active_adapters: list[str]
+    disable_adapters: bool
+    update_layer: Any
+    _cast_input_dtype: Any
+
     def __init__(
         self,
         base_layer: PackedLinear,
