@@ -96,8 +96,8 @@ class DuquantQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Packed integers have no gradient."""
-        return False
+        """Packed integers have no gradient, adapters beside them do."""
+        return True
 
     @property
     def is_compileable(self) -> bool:

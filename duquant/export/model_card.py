@@ -85,6 +85,13 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
 cache = duquant.PackedCache(model)  # keys and values stay in a few bits
 print(tokenizer.decode(model.generate(**inputs, past_key_values=cache, max_new_tokens=40)[0]))
+```
+
+`lm_eval` alone does not know the method; these two lines take all of its options:
+
+```bash
+python -c "import duquant; from lm_eval.__main__ import cli_evaluate; cli_evaluate()" \\
+  --model hf --model_args pretrained=path/to/this/directory --tasks piqa
 ```"""
 
 

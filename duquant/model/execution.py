@@ -24,7 +24,7 @@ def configure_execution(blocks: Iterable[nn.Module], execution: Execution) -> No
     """
     for block in blocks:
         for site in SITES:
-            linears = [block.get_submodule(name) for name in site.linears]
+            linears = [_without_adapter(block.get_submodule(name)) for name in site.linears]
             for linear in linears:
                 if isinstance(linear, PackedLinear):
                     linear.restore()
@@ -43,6 +43,12 @@ def describe_execution(model: nn.Module) -> str:
     integer, count = sum(linear.is_integer for linear in linears), len(linears)
     mixed = f"integer in {integer} of {count} linears, reference in the others"
     return f"{ {0: 'reference', count: 'integer'}.get(integer, mixed) }, {dtype}"
+
+
+def _without_adapter(linear: nn.Module) -> nn.Module:
+    """The linear that PEFT has wrapped, if it has."""
+    base: nn.Module = getattr(linear, "base_layer", linear)
+    return base
 
 
 def _takes_integers(linear: nn.Module, execution: Execution) -> bool:

@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from duquant.nn.attention import AttentionQuantizer
 from duquant.nn.attention_bias import PositionEmbeddings, Rotation
 from duquant.nn.cached_rotations import CachedRotations, join_number, split_number
+from duquant.ops.gradient import records_gradient
 from duquant.ops.integer_product import WIDEST_BITS
 
 
@@ -41,6 +42,11 @@ class _PackedLayer(DynamicLayer):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
         """Encode the new tokens and return all, encoded; ``numbers`` are of their rotations."""
+        if records_gradient(key_states) or records_gradient(value_states):
+            raise ValueError(
+                "PackedCache passes no gradient on: train with use_cache=False, and run the model "
+                "under torch.no_grad()"
+            )
         key, value = self.quantizer.encode(key_states, value_states)
         if numbers is not None:
             key = join_number(key, numbers)

@@ -16,6 +16,10 @@ dtype the reference multiplies in (2⁻²⁴ for float32; 2⁻⁸ for bfloat16, 
 The packed weight is the layer's state. Faster forms are made from it at first use, and it is made
 from them again when somebody saves, copies or pickles. A layer that accelerate offloads keeps no
 faster form: it would outlive what was offloaded.
+
+Where a gradient is recorded, a site hands on floats and the reference computes. The gradient of the
+input is multiplied by the weight as it is dequantized once more, so training an adapter never holds
+more than one weight in floating point, unless the reference was chosen to keep them all.
 """
 
 from collections.abc import Callable
@@ -30,6 +34,8 @@ from duquant.nn.execution import Execution, is_offloaded
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import AffineGrid
 from duquant.ops.freed_memory import return_freed_memory
+from duquant.ops.frozen_linear import frozen_linear
+from duquant.ops.gradient import records_gradient
 from duquant.ops.integer_linear import Panel, integer_linear
 from duquant.ops.integer_product import (
     IntegerWeight,
@@ -97,6 +103,11 @@ class PackedLinear(ExactBuffers):
         return self.in_features // self.scale.shape[1]
 
     @property
+    def qweight(self) -> Tensor:
+        """The packed weight, whatever form lies in memory; PEFT looks for it by this name."""
+        return pack(self.integers(), self.bits) if self.packed is None else self.packed
+
+    @property
     def is_integer(self) -> bool:
         """Whether this linear takes integers, on the device it is on."""
         return self.execution.is_integer(
@@ -113,7 +124,9 @@ class PackedLinear(ExactBuffers):
         if x.dtype == torch.uint8:
             return self._multiply_integers(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self._float_weight(x.dtype), bias)
+        if records_gradient(x) and not is_offloaded(self):
+            return frozen_linear(x, self.float_weight, bias)
+        return F.linear(x, self.float_weight(x.dtype), bias)
 
     def integers(self) -> Tensor:
         """The stored integers, ``uint8 (out, in)`` (``int32`` above 8 bits)."""
@@ -150,8 +163,7 @@ class PackedLinear(ExactBuffers):
 
     def restore(self) -> None:
         """Return to the packed form; other forms are dropped."""
-        if self.packed is None:
-            self.packed = pack(self.integers(), self.bits)
+        self.packed = self.qweight
         self.panels = self._dequantized = None
 
     def resident_bytes(self) -> int:
@@ -162,8 +174,10 @@ class PackedLinear(ExactBuffers):
             size += panel.weight.num_bytes + panel.sums.nbytes + panel.zero.nbytes
         return size
 
-    def _float_weight(self, dtype: torch.dtype) -> Tensor:
-        if is_offloaded(self) or self.execution.weights_in_memory == "packed":
+    def float_weight(self, dtype: torch.dtype) -> Tensor:
+        """The weight's values in ``dtype``; kept where the reference is what runs every time."""
+        keeps_packed = self.execution.weights_in_memory == "packed" or self.is_integer
+        if is_offloaded(self) or keeps_packed:
             return self.dequantized().to(dtype)
         if self._dequantized is None or self._dequantized.dtype != dtype:
             self._dequantized = self.dequantized().to(dtype)
@@ -201,8 +215,7 @@ class PackedLinear(ExactBuffers):
     def __getstate__(self) -> dict[str, Any]:
         """The packed form: engines' layouts belong to the process that made them."""
         state = self.__dict__.copy()
-        if self.packed is None:
-            state["_buffers"] = {**self._buffers, "packed": pack(self.integers(), self.bits)}
+        state["_buffers"] = {**self._buffers, "packed": self.qweight}
         state["panels"] = state["_dequantized"] = None
         return state
 
@@ -215,7 +228,7 @@ class PackedLinear(ExactBuffers):
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed is None:
-            destination[f"{prefix}packed"] = pack(self.integers(), self.bits)
+            destination[f"{prefix}packed"] = self.qweight
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.restore()

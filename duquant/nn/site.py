@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.exact_buffers import ExactBuffers
 from duquant.ops.dual_transform import DualTransform, apply_transform, identity_transform
+from duquant.ops.gradient import records_gradient
 from duquant.ops.pieces import in_pieces
 from duquant.ops.precision import widen_on_cpu
 
@@ -65,9 +66,9 @@ class SiteTransform(ExactBuffers):
         """Transformed and quantized input, shape ``(..., width)`` and dtype of ``x``.
 
         With ``emits_integers`` it is not dequantized but encoded for integer linears (see
-        :mod:`duquant.ops.quantized_tokens`).
+        :mod:`duquant.ops.quantized_tokens`), unless a gradient is recorded: bytes pass none on.
         """
-        if self.emits_integers:
+        if self.emits_integers and not records_gradient(x):
             tokens = in_pieces(self._encoded, x.flatten(0, -2), dim=0)
             shaped: Tensor = tokens.unflatten(0, x.shape[:-1])
             return shaped

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from duquant.ops.gradient import records_gradient
+
 FLOATS_AT_ONCE = 1 << 20
 """Entries of a piece."""
 
@@ -22,7 +24,7 @@ def in_pieces(work: Callable[[Tensor], Tensor], x: Tensor, dim: int) -> Tensor:
     """
     size = x.shape[dim]
     at_once = max(1, FLOATS_AT_ONCE * size // max(1, x.numel()))
-    is_recorded = torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
+    is_recorded = torch.compiler.is_compiling() or records_gradient(x)
     if is_recorded or x.device.type != "cpu" or at_once >= size:
         return work(x)
     return torch.cat([work(piece) for piece in x.split(at_once, dim)], dim)
