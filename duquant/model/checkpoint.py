@@ -121,7 +121,7 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         stored = self._index()
-        self._stored_names = _full_names(stored)
+        self._stored_names = full_names(stored)
         if len(self._stored_names) < len(stored):
             raise ValueError(f"{directory}: the weights hold tensors with and without {BASE!r}")
         self.files = {name: stored[as_stored] for name, as_stored in self._stored_names.items()}
@@ -199,7 +199,7 @@ def _read_index(index: Path) -> dict[str, Path]:
     return {name: index.parent / file for name, file in names.items()}
 
 
-def _full_names(stored: Iterable[str]) -> dict[str, str]:
+def full_names(stored: Iterable[str]) -> dict[str, str]:
     """Stored names by the names they have in a causal language model."""
     names = list(stored)
     if not any(name.startswith(BASE_MARKS) for name in names):
