@@ -27,6 +27,7 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_durably, write_json
 from duquant.model.checkpoint import read_json
 from duquant.model.decoder import Decoder
+from duquant.model.finite_weights import require_finite_weights
 from duquant.modules.language_model import LanguageModel
 from duquant.modules.run_description import compare_runs
 
@@ -106,6 +107,7 @@ def _claim_directory(model: LanguageModel, data: CalibrationDataModule) -> None:
     elif model.output_dir.exists() and not model.output_dir.is_dir():
         raise ValueError(f"{model.output_dir} is a file; choose another --output_dir")
     if not is_finished(model):
+        require_finite_weights(model.decoder.checkpoint, model.decoder.dtype)
         require_room(model, data)
     write_json(run_file, model.run_description)
 

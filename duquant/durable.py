@@ -53,8 +53,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain values as indented JSON, durably."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    """Write plain values as indented JSON, durably.
+
+    Raises:
+        ValueError: if a number is NaN or infinite, for which JSON has no word, naming the file.
+    """
+    try:
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be written: a number in it is not finite") from error
+    write_text(path, text + "\n")
 
 
 def write_tensors(

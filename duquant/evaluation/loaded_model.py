@@ -18,6 +18,7 @@ from duquant.model.checkpoint import (
     first_line,
     read_json,
 )
+from duquant.model.finite_weights import require_finite_weights
 from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
 from duquant.nn.execution import Backend
 
@@ -105,6 +106,8 @@ class ModelSource:
         if dtype == "auto" and place.type == "cpu":
             dtype = "float32"
         spread = device == "auto" and torch.cuda.device_count() > 1
+        if self.recipe is None:  # a quantized model is checked while it is loaded
+            require_finite_weights(Checkpoint(self.directory))
         try:
             with quiet():
                 model = AutoModelForCausalLM.from_pretrained(

@@ -11,6 +11,7 @@ model takes the memory of one block, and the same weights serve several variants
 precision and plain rounding share each load).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -43,6 +44,20 @@ class Perplexity(MeanMetric):
     def compute(self) -> Tensor:
         """Perplexity of all windows so far."""
         return super().compute().exp()
+
+    def finite(self, what: str) -> float:
+        """The same as a number.
+
+        Raises:
+            ValueError: if it is NaN or infinite, saying what was measured.
+        """
+        value = float(self.compute())
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the perplexity ({what}) is {value}: the model's numbers are not finite; use "
+                f"--model.dtype float32, or check its weights and config.json"
+            )
+        return value
 
 
 def describe_windows(length: int, stride: int) -> str:

@@ -37,6 +37,7 @@ from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.ops.dual_transform import DualTransform
+from duquant.ops.finite import require_finite
 from duquant.ops.packing import pack, packed_width
 
 BIASES = f"{ATTENTION}.attention_quantizer.biases."
@@ -46,7 +47,11 @@ GRID_BYTES = torch.float32.itemsize + torch.int16.itemsize
 
 @torch.no_grad()
 def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
-    """Everything a finished block needs to run again; call before :meth:`QuantizedBlock.freeze`."""
+    """Everything a finished block needs to run again; call before :meth:`QuantizedBlock.freeze`.
+
+    Raises:
+        ValueError: if a weight is not finite, naming the linear.
+    """
     tensors: dict[str, Tensor] = _outside_linears(quantized.layer)
     dtype = next(iter(tensors.values())).dtype
     for name, linear in quantized.linears.items():
@@ -54,6 +59,7 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
             tensors[f"{name}.weight"] = linear.weight.to(dtype)
         else:
             q, grid = linear.integers()
+            require_finite(q, f"integers of {name}", dtype)
             out_features = linear.weight.shape[0]
             tensors[f"{name}.packed"] = pack(q.reshape(out_features, -1), linear.bits)
             tensors[f"{name}.scale"] = grid.scale.view(out_features, -1)

@@ -34,6 +34,7 @@ from duquant.ops.dual_transform import (
     apply_transform,
     find_transform,
 )
+from duquant.ops.finite import require_finite
 from duquant.ops.rotation import BaseSource, find_rotation, random_base
 
 Clip = ClipFactors | FixedClip
@@ -78,6 +79,9 @@ def insert_quantizers(
         clips: clip factors of every linear by name.
         scales: smoothing scales by site name, kept for reports.
         online_scales: those that a site has to divide by.
+
+    Raises:
+        ValueError: if smoothing made a weight too large for its dtype, naming the linear.
     """
     sites = {}
     for site in SITES:
@@ -94,6 +98,7 @@ def insert_quantizers(
     for name in LINEARS:
         linear = block.get_submodule(name)
         assert isinstance(linear, nn.Linear)
+        require_finite(linear.weight, f"weights of {name}", linear.weight.dtype)
         linears[name] = QuantLinear(
             linear.weight.detach().float(),
             None if linear.bias is None else linear.bias.detach(),
@@ -181,6 +186,9 @@ def calibrate_sites(
 
     Returns:
         The block's output on the calibration tensor.
+
+    Raises:
+        ValueError: if what reaches a site is not finite, naming the site.
     """
     rotation = recipe.rotation
     find = _rotation_search(rotation, generator, draw_base or random_base(generator))
@@ -189,6 +197,7 @@ def calibrate_sites(
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             assert isinstance(module, SiteTransform)
             x = module.smooth(inputs[0]).flatten(0, -2).float()
+            require_finite(x, f"calibration values of {site.name}", inputs[0].dtype)
             if rotation.selector != "none":
                 transform = find_transform(
                     x,
