@@ -6,16 +6,16 @@ run code.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from duquant.json_files import read_json as read_json
 from duquant.model.hub import hub_answers
 
 WEIGHTS = "model.safetensors"
@@ -30,6 +30,12 @@ DTYPES = {
 SAMPLES, SAMPLED_BYTES = 256, 1 << 14
 """What is read of each weight file to recognize it: its start and places all over it."""
 FILES_OF_A_MODEL = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+class WeightIndex(TypedDict):
+    """What :data:`INDEX` holds."""
+
+    weight_map: dict[str, str]
 
 
 def find_model_directory(pretrained: str) -> Path:
@@ -65,20 +71,6 @@ def find_model_directory(pretrained: str) -> Path:
         ) from error
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
-
-    Raises:
-        ValueError: if it is missing or damaged, naming the file.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-
-
 def first_line(error: BaseException) -> str:
     """What a library's error says in one line; its kind if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -101,11 +93,8 @@ class Checkpoint:
     def _index(self) -> dict[str, Path]:
         index = self.directory / INDEX
         if index.is_file():
-            try:
-                names = read_json(index)["weight_map"]
-                files = {name: self.directory / file for name, file in names.items()}
-            except (AttributeError, KeyError, TypeError) as error:
-                raise ValueError(f"{index} is damaged: it maps no tensors to files") from error
+            names = read_json(index, WeightIndex)["weight_map"]
+            files = {name: self.directory / file for name, file in names.items()}
             for file in sorted(set(files.values())):
                 with open_safetensors(file) as opened:
                     missing = {n for n, f in files.items() if f == file} - set(opened.keys())
