@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, overload
 
-from duquant.json_shapes import require_shape
+from duquant.json_shapes import shaped
 
 T = TypeVar("T")
 MOST_BYTES = 1 << 28
@@ -42,11 +42,9 @@ def read_json(path: Path, shape: Any = Any, remedy: str = "") -> Any:
     """
     content = _read(path)
     try:
-        values = parse_json(content)
-        require_shape(values, shape)
+        return shaped(parse_json(content), shape)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}{remedy and f'; {remedy}'}") from error
-    return values
 
 
 def parse_json(content: bytes) -> Any:

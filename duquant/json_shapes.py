@@ -1,10 +1,10 @@
-"""What JSON values must look like, said by a Python type, which a type checker knows as well.
+"""JSON values as a Python type says they are, or a complaint about the first that is not.
 
 ========================  ==========================================================================
 ``dict[str, X]``          any keys
 ``list[X]``               any length
 a ``TypedDict``           these keys and any others: a newer version may have added some
-a dataclass               its fields and no others, so that ``Class(**values)`` builds it
+a dataclass               its fields and no others; it is built from them
 ``str``, ``bool``         as they are
 ``int``                   no bool, at most 64 bits
 ``float``                 a number, whole or not
@@ -15,7 +15,7 @@ a dataclass               its fields and no others, so that ``Class(**values)`` 
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -29,51 +29,61 @@ PLAIN: Mapping[Any, str] = {
     list: "a list",
 }
 """What a message calls a type."""
+LONGEST = 40
+"""Characters of a key or value in a message."""
 
 
-def require_shape(values: Any, shape: Any) -> None:
-    """Check parsed values against a shape.
+def shaped(value: Any, shape: Any, place: str = "") -> Any:
+    """Check a parsed value, and build the dataclasses in it.
+
+    Args:
+        value: plain values.
+        shape: the type they must have.
+        place: what messages call the value.
+
+    Returns:
+        The same values, a dataclass where ``shape`` says so.
 
     Raises:
         ValueError: naming the first place that does not fit, and what it must be.
     """
-    wrong = _mismatch(values, shape, "")
-    if wrong is not None:
-        raise ValueError(wrong)
-
-
-def _mismatch(value: Any, shape: Any, place: str) -> str | None:
-    """What is wrong with ``value`` at ``place``; ``None`` if it fits."""
     origin, inner = get_origin(shape), get_args(shape)
     if shape is Any:
-        return None
+        return value
     if origin in (Union, UnionType):
-        return _mismatch_of_union(value, inner, place)
+        return _shaped_by_one_of(value, inner, place)
     if origin is Literal:
-        words = "one of " + ", ".join(map(str, inner))
-        return None if value in inner else _complain(value, words, place)
+        if value not in inner:
+            raise _complaint(value, f"one of {', '.join(map(str, inner))}", place)
+        return value
     if is_typeddict(shape) or dataclasses.is_dataclass(shape):
-        return _mismatch_of_fields(value, shape, place)
+        return _shaped_fields(value, shape, place)
     kind = origin or shape
     if not _is_plain(value, kind):
-        return _complain(value, PLAIN[kind], place)
+        raise _complaint(value, PLAIN[kind], place)
     if kind is dict and inner:
-        return _first(_mismatch(v, inner[1], _join(place, key)) for key, v in value.items())
+        return {key: shaped(v, inner[1], _join(place, key)) for key, v in value.items()}
     if kind is list and inner:
-        return _first(_mismatch(v, inner[0], f"{place}[{n}]") for n, v in enumerate(value))
-    return None
+        return [shaped(v, inner[0], f"{place}[{n}]") for n, v in enumerate(value)]
+    return value
 
 
-def _mismatch_of_union(value: Any, shapes: tuple[Any, ...], place: str) -> str | None:
+def _shaped_by_one_of(value: Any, shapes: tuple[Any, ...], place: str) -> Any:
+    """By the first shape that fits; what is wrong with the last is the complaint."""
     if value is None and NoneType in shapes:
         return None
-    found = [_mismatch(value, shape, place) for shape in shapes if shape is not NoneType]
-    return None if None in found else found[-1]
+    *others, last = (shape for shape in shapes if shape is not NoneType)
+    for shape in others:
+        try:
+            return shaped(value, shape, place)
+        except ValueError:
+            continue
+    return shaped(value, last, place)
 
 
-def _mismatch_of_fields(value: Any, shape: Any, place: str) -> str | None:
+def _shaped_fields(value: Any, shape: Any, place: str) -> Any:
     if not isinstance(value, dict):
-        return _complain(value, PLAIN[dict], place)
+        raise _complaint(value, PLAIN[dict], place)
     types = get_type_hints(shape)
     if is_typeddict(shape):
         required = set(shape.__required_keys__)
@@ -81,13 +91,15 @@ def _mismatch_of_fields(value: Any, shape: Any, place: str) -> str | None:
         required = {f.name for f in dataclasses.fields(shape) if _is_required(f)}
         unknown = sorted(value.keys() - types.keys())
         if unknown:
-            return f"{_join(place, unknown[0])} is not known"
+            raise ValueError(f"{_join(place, unknown[0])} is not known")
     missing = sorted(required - value.keys())
     if missing:
-        return f"{_join(place, missing[0])} is missing"
-    return _first(
-        _mismatch(v, types[key], _join(place, key)) for key, v in value.items() if key in types
-    )
+        raise ValueError(f"{_join(place, missing[0])} is missing")
+    fields = {
+        key: shaped(v, types[key], _join(place, key)) if key in types else v
+        for key, v in value.items()
+    }
+    return fields if is_typeddict(shape) else shape(**fields)
 
 
 def _is_required(field: "dataclasses.Field[Any]") -> bool:
@@ -104,9 +116,9 @@ def _is_plain(value: Any, kind: Any) -> bool:
     return kind is float and isinstance(value, float)
 
 
-def _complain(value: Any, wanted: str, place: str) -> str:
+def _complaint(value: Any, wanted: str, place: str) -> ValueError:
     given = PLAIN[type(value)] if isinstance(value, dict | list) else _shorten(json.dumps(value))
-    return f"{place or 'it'} must be {wanted}, not {given}"
+    return ValueError(f"{place or 'it'} must be {wanted}, not {given}")
 
 
 def _join(place: str, key: str) -> str:
@@ -114,10 +126,6 @@ def _join(place: str, key: str) -> str:
 
 
 def _shorten(text: str) -> str:
-    """At most 40 characters of it, without line breaks and what else does not print."""
-    text = "".join(c if c.isprintable() else "?" for c in text[:41])
-    return text if len(text) <= 40 else f"{text[:39]}…"
-
-
-def _first(complaints: Iterator[str | None]) -> str | None:
-    return next((complaint for complaint in complaints if complaint is not None), None)
+    """The beginning of it, without line breaks and what else does not print."""
+    text = "".join(c if c.isprintable() else "?" for c in text[: LONGEST + 1])
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -10,7 +10,7 @@ from hypothesis import given
 from duquant import json_files
 from duquant.json_files import DEEPEST, parse_json, read_json
 from tests.hostile_json import DAMAGED, MISFITS, NO_FILES
-from tests.test_json_shapes import GOOD, VALUES, Record
+from tests.test_json_shapes import GOOD, VALUES, Point, Record
 
 
 def refusal(path: Path, shape: Any) -> str:
@@ -68,7 +68,7 @@ def test_what_fits_comes_back_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "elsewhere.json").write_text(json.dumps(GOOD), encoding="utf-8")
     path = tmp_path / "record.json"
     path.symlink_to("elsewhere.json")
-    assert read_json(path, Record) == GOOD
+    assert read_json(path, Record) == {**GOOD, "point": Point(3, ["é"])}
     assert read_json(path) == GOOD
 
 

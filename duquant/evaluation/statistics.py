@@ -81,12 +81,6 @@ class Measurement:
     backend: str = ""
     kv_cache: str = "none"
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Measurement":
-        """The inverse of :meth:`to_dict`."""
-        metrics = {name: Metric(**metric) for name, metric in values["metrics"].items()}
-        return cls(**{**values, "metrics": metrics})
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with those of every item."""
         return asdict(self)

@@ -13,6 +13,7 @@ import copy
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from duquant.export.checksums import RECIPE, file_checksums, part_checksums, rec
 from duquant.export.hugging_face import DuquantConfig
 from duquant.export.model_card import write_model_card
 from duquant.export.packed_block import pack_block, unpack_block
-from duquant.model.checkpoint import INDEX, open_safetensors, read_json
+from duquant.json_files import read_json
+from duquant.model.checkpoint import INDEX, open_safetensors
 from duquant.model.decoder import Decoder
 from duquant.model.file_tensor import lay_out, open_tensors
 from duquant.model.surgery import QuantizedBlock
@@ -101,7 +103,7 @@ class ModelDirectory:
         checksums = {RECIPE: recipe_checksum(recipe), **file_checksums([outside])}
         for index in range(decoder.num_blocks):
             checksums |= self._checksum(index)
-        config = read_json(decoder.directory / "config.json")
+        config = read_json(decoder.directory / "config.json", dict[str, Any])
         config["quantization_config"] = DuquantConfig(recipe, checksums=checksums).to_dict()
         config["dtype"] = str(decoder.dtype).removeprefix("torch.")
         write_json(self.path / "config.json", config)
