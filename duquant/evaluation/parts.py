@@ -85,7 +85,7 @@ class EvaluationDirectory:
             ValueError: if its file is damaged, or of other settings.
         """
         file = self._part(name, settings)
-        if not file.is_file():
+        if not file.exists():
             write_json(file, {"settings": settings, "measured": measure().to_dict()})
         stored = read_json(file, Part, "delete it to measure it again")
         if stored["settings"] != settings:
