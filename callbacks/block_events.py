@@ -4,16 +4,18 @@
 trainer that is a :class:`BlockObserver`.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
 
 from duquant.durable import write_json
-from duquant.model.checkpoint import read_json
+from duquant.json_files import read_json
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
+from duquant.reporting.run_files import BlockEntry
 
 
 @dataclass
@@ -47,9 +49,10 @@ class BlockRecord:
         return {**asdict(self), "lwc_loss_first": first, "lwc_loss_last": last}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "BlockRecord":
-        """Undo :meth:`to_dict`."""
-        return cls(**{k: v for k, v in values.items() if not k.startswith("lwc_loss_")})
+    def from_dict(cls, values: Mapping[str, Any]) -> "BlockRecord":
+        """Undo :meth:`to_dict`, whatever else another version wrote down."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
 
     @staticmethod
     def path(output_dir: Path, index: int) -> Path:
@@ -62,9 +65,13 @@ class BlockRecord:
 
     @classmethod
     def load_all(cls, output_dir: Path, num_blocks: int) -> list["BlockRecord"]:
-        """Records of all finished blocks, in order."""
+        """Records of all finished blocks, in order.
+
+        Raises:
+            ValueError: if one is damaged, naming its file.
+        """
         paths = [cls.path(output_dir, index) for index in range(num_blocks)]
-        return [cls.from_dict(read_json(path)) for path in paths if path.is_file()]
+        return [cls.from_dict(read_json(path, BlockEntry)) for path in paths if path.is_file()]
 
 
 class BlockObserver(Callback):

@@ -25,11 +25,11 @@ from callbacks.preflight import require_room
 from duquant.data.corpora import CORPUS_NAMES, require_source
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_durably, write_json
-from duquant.model.checkpoint import read_json
+from duquant.json_files import read_json
 from duquant.model.decoder import Decoder
 from duquant.model.finite_weights import require_finite_weights
 from duquant.modules.language_model import LanguageModel
-from duquant.modules.run_description import compare_runs
+from duquant.modules.run_description import RunDescription, compare_runs
 
 RUN_FILE = "run.json"
 
@@ -94,7 +94,7 @@ def prepare_fit(
 def _claim_directory(model: LanguageModel, data: CalibrationDataModule) -> None:
     run_file = model.output_dir / RUN_FILE
     if run_file.is_file():
-        differences = compare_runs(read_json(run_file), model.run_description)
+        differences = compare_runs(read_json(run_file, RunDescription), model.run_description)
         if differences:
             raise ValueError(
                 f"{model.output_dir} belongs to another run ({'; '.join(differences)}); choose "
@@ -141,7 +141,7 @@ def prepare_validation(model: LanguageModel, data: CalibrationDataModule) -> Non
             f"{model.output_dir} holds no run: run fit first, or give its --output_dir"
         )
     model.run_description = describe_run(model, None)
-    differences = compare_runs(read_json(run_file), model.run_description)
+    differences = compare_runs(read_json(run_file, RunDescription), model.run_description)
     if differences:
         raise ValueError(f"{model.output_dir} belongs to another run ({'; '.join(differences)})")
     _require_fitting_texts(model.decoder, data, calibration=False)

@@ -3,6 +3,7 @@
 import math
 import platform
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,17 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_json
 from duquant.evaluation.perplexity import describe_windows
 from duquant.export.model_card import write_model_card
-from duquant.model.checkpoint import read_json
+from duquant.json_files import read_json
 from duquant.modules.language_model import (
     FULL_PRECISION,
     QUANTIZED,
     ROUND_TO_NEAREST,
     LanguageModel,
 )
+from duquant.modules.run_description import RunDescription
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
+from duquant.reporting.run_files import read_summary
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "safetensors")
 
@@ -74,7 +77,7 @@ def summarize(
     model: LanguageModel, data: CalibrationDataModule, device: torch.device
 ) -> dict[str, Any]:
     """Everything a reader needs to quote or repeat a run."""
-    calibration = read_json(model.output_dir / "run.json")["data"]
+    calibration = read_json(model.output_dir / "run.json", RunDescription)["data"]
     records = BlockRecord.load_all(model.output_dir, model.num_blocks)
     return {
         "pretrained": model.decoder.pretrained,
@@ -123,9 +126,9 @@ def print_stored_summary(
     path = output_dir / "summary.json"
     if not path.is_file():
         return
-    summary, console = read_json(path), console or Console()
+    summary, console = read_summary(path), console or Console()
     print_summary(summary, console)
-    if any(summary[key] != value for key, value in describe_measurement(data).items()):
+    if any(summary.get(key) != value for key, value in describe_measurement(data).items()):
         console.print(
             f"These are not the texts or windows asked for now: the run is finished, and python "
             f"cli.py validate -c {output_dir / 'config.yaml'} --data.validation … measures others.",
@@ -144,11 +147,11 @@ def describe_recipe(model: LanguageModel) -> str:
     )
 
 
-def print_summary(summary: dict[str, Any], console: Console) -> None:
+def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Show perplexities and cost."""
     rows = {
         FULL_PRECISION: f"full precision ({summary['dtype']})",
-        ROUND_TO_NEAREST: f"round to nearest ({summary['recipe_in_words'].split()[0]})",
+        ROUND_TO_NEAREST: f"round to nearest ({summary['recipe_in_words'].partition(' ')[0]})",
         QUANTIZED: summary["recipe_in_words"],
     }
     table = Table()
@@ -158,7 +161,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     for variant, label in rows.items():
         values = [values.get(variant) for values in summary["perplexity"].values()]
         if any(value is not None for value in values):
-            table.add_row(label, *(f"{value:.3f}" for value in values))
+            table.add_row(label, *("–" if value is None else f"{value:.3f}" for value in values))
     title = f"Perplexity of {summary['pretrained']}"
     console.print(title, soft_wrap=True, style="italic", highlight=False, markup=False)
     console.print(table)

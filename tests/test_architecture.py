@@ -37,6 +37,8 @@ FLOORS = {
     "duquant.processes": 0,
     "duquant.recipe_parts": 0,
     "duquant.durable": 0,
+    "duquant.json_files": 0,
+    "duquant.json_shapes": 0,
     "duquant.progress_bar": 0,
     "duquant.ops": 0,
 }
@@ -46,6 +48,7 @@ DOORS = [
     ("duquant.config", "duquant.ops"),
     ("duquant.config", "duquant.recipe_parts"),
     ("duquant.recipe_parts", "duquant.ops"),
+    ("duquant.json_files", "duquant.json_shapes"),
 ]
 """Doors between rooms below the third floor, importer first."""
 

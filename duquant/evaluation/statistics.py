@@ -97,12 +97,6 @@ class Measurement:
                     f"measure in another precision, --dtype float32"
                 )
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Measurement":
-        """The inverse of :meth:`to_dict`."""
-        metrics = {name: Metric(**metric) for name, metric in values["metrics"].items()}
-        return cls(**{**values, "metrics": metrics})
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with those of every item."""
         return asdict(self)

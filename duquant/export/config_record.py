@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from duquant.model.checkpoint import read_json
+from duquant.json_files import read_json
 
 HARMLESS = {
     "architectures", "attention_dropout", "attn_implementation", "auto_map", "bos_token_id",

@@ -13,7 +13,8 @@ from huggingface_hub import ModelCardData
 
 from duquant.config import Recipe
 from duquant.durable import write_text
-from duquant.model.checkpoint import INDEX, meta_tensors, read_json
+from duquant.json_files import read_json
+from duquant.model.checkpoint import INDEX, WeightIndex, meta_tensors
 
 CARD = "README.md"
 KINDS = {
@@ -66,7 +67,7 @@ def write_model_card(
 def size_breakdown(directory: Path) -> dict[str, int]:
     """Bytes on disk by what they are for, of a complete model directory."""
     sizes: dict[str, int] = {}
-    files = sorted(set(read_json(directory / INDEX)["weight_map"].values()))
+    files = sorted(set(read_json(directory / INDEX, WeightIndex)["weight_map"].values()))
     for name, tensor in meta_tensors(directory / file for file in files).items():
         kind = KINDS.get(name.rpartition(".")[2], UNQUANTIZED)
         sizes[kind] = sizes.get(kind, 0) + tensor.nbytes

@@ -26,7 +26,8 @@ from duquant.export.hugging_face import FORMAT_VERSION, OLDEST_VERSION, DuquantC
 from duquant.export.model_card import write_model_card
 from duquant.export.packed_block import BIASES, pack_block, unpack_block
 from duquant.export.stored_values import require_sense
-from duquant.model.checkpoint import INDEX, open_safetensors, read_json
+from duquant.json_files import read_json
+from duquant.model.checkpoint import INDEX, open_safetensors
 from duquant.model.decoder import Decoder
 from duquant.model.file_tensor import lay_out, open_tensors
 from duquant.model.surgery import QuantizedBlock
@@ -117,7 +118,7 @@ class ModelDirectory:
         has_biases = any(BIASES in name for name in index["weight_map"])
         version = FORMAT_VERSION if has_biases else OLDEST_VERSION
         source = decoder.directory / "config.json"
-        config = read_json(source)
+        config = read_json(source, dict[str, Any])
         record = config_record(decoder.config, source)
         quantization = DuquantConfig(recipe, version, checksums, model_config=record)
         config["quantization_config"] = quantization.to_dict()

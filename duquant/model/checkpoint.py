@@ -10,16 +10,16 @@ Names are those of a causal language model, ``model.layers.0.…`` and ``lm_head
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from duquant.json_files import read_json as read_json
 from duquant.model.hub import hub_answers
 
 WEIGHTS = "model.safetensors"
@@ -38,6 +38,12 @@ DTYPES = {
 SAMPLES, SAMPLED_BYTES = 256, 1 << 14
 """What is read of each weight file to recognize it: its start and places all over it."""
 FILES_OF_A_MODEL = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+class WeightIndex(TypedDict):
+    """What :data:`INDEX` holds."""
+
+    weight_map: dict[str, str]
 
 
 def find_model_directory(pretrained: str) -> Path:
@@ -79,20 +85,6 @@ def _require_regular_files(directory: Path) -> None:
     for path in sorted(directory.iterdir()):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path} is not a regular file")
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
-
-    Raises:
-        ValueError: if it is missing or damaged, naming the file.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 LONGEST_REASON = 200
@@ -191,10 +183,8 @@ class Checkpoint:
 
 def _read_index(index: Path) -> dict[str, Path]:
     """The file of every tensor, as an index maps them."""
-    read = read_json(index)
-    names = read.get("weight_map") if isinstance(read, dict) else None
-    is_map = isinstance(names, dict) and all(isinstance(file, str) for file in names.values())
-    if not is_map or not names:
+    names = read_json(index, WeightIndex)["weight_map"]
+    if not names:
         raise ValueError(f"{index} is damaged: it maps no tensors to files")
     return {name: index.parent / file for name, file in names.items()}
 

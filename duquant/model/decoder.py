@@ -9,7 +9,6 @@ prepares its blocks' inputs itself.
 """
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
