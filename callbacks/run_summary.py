@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.table import Table
 
 from callbacks.block_events import BlockRecord
 from callbacks.block_progression import peak_memory_bytes
@@ -28,6 +27,7 @@ from duquant.modules.language_model import (
 )
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
+from duquant.terminal import PlainTable, say, show_table
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "safetensors")
 
@@ -66,7 +66,7 @@ class RunSummary(Callback):
             )
         print_summary(summary, self.console)
         page, _ = write_report(pl_module.output_dir, [read_run(pl_module.output_dir)])
-        self.console.print(f"report: {page}", soft_wrap=True)
+        say(f"report: {page}", self.console)
 
 
 def summarize(
@@ -125,12 +125,10 @@ def print_stored_summary(
     summary, console = read_json(path), console or Console()
     print_summary(summary, console)
     if any(summary[key] != value for key, value in describe_measurement(data).items()):
-        console.print(
+        say(
             f"These are not the texts or windows asked for now: the run is finished, and python "
             f"cli.py validate -c {output_dir / 'config.yaml'} --data.validation … measures others.",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
+            console,
         )
 
 
@@ -150,7 +148,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         ROUND_TO_NEAREST: f"round to nearest ({summary['recipe_in_words'].split()[0]})",
         QUANTIZED: summary["recipe_in_words"],
     }
-    table = Table()
+    table = PlainTable()
     table.add_column("")
     for corpus in summary["perplexity"]:
         table.add_column(corpus, justify="right")
@@ -159,18 +157,18 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         if any(value is not None for value in values):
             table.add_row(label, *(f"{value:.3f}" for value in values))
     title = f"Perplexity of {summary['pretrained']}"
-    console.print(title, soft_wrap=True, style="italic", highlight=False, markup=False)
-    console.print(table)
+    say(title, console, "italic")
+    show_table(table, console)
     skipped = sum(block["skipped_steps"] for block in summary["blocks"])
     for corpus, title in summary.get("protocols", {}).items():
-        console.print(f"{corpus}: {title}", soft_wrap=True, highlight=False)
-    console.print(
+        say(f"{corpus}: {title}", console)
+    say(
         f"{summary['protocol']}; calibrated in {summary['seconds']['total']:.0f} s, peak memory "
         f"{summary['peak_memory_bytes'] / 1e9:.1f} GB"
         + (f", {skipped} LWC steps skipped (not finite)" if skipped else ""),
-        soft_wrap=True,
+        console,
     )
-    console.print(f"quantized model: {summary['artifact']}", soft_wrap=True)
+    say(f"quantized model: {summary['artifact']}", console)
 
 
 def _device_name(device: torch.device) -> str:

@@ -38,6 +38,8 @@ FLOORS = {
     "duquant.recipe_parts": 0,
     "duquant.durable": 0,
     "duquant.progress_bar": 0,
+    "duquant.plain_text": 0,
+    "duquant.terminal": 0,
     "duquant.ops": 0,
 }
 STRANGERS = [{"duquant.modules", "duquant.data"}]
@@ -46,6 +48,8 @@ DOORS = [
     ("duquant.config", "duquant.ops"),
     ("duquant.config", "duquant.recipe_parts"),
     ("duquant.recipe_parts", "duquant.ops"),
+    ("duquant.progress_bar", "duquant.plain_text"),
+    ("duquant.terminal", "duquant.plain_text"),
 ]
 """Doors between rooms below the third floor, importer first."""
 
