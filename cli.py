@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,8 +33,10 @@ from callbacks.trainer_options import require_supported
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
+from duquant.evaluation.mt_bench.credentials import without_keys
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
+from duquant.terminal import complain, say
 from duquant.verbs import PlainHelp, Verbs, add_verbs, run_verb
 
 gc.freeze()
@@ -162,7 +163,7 @@ class DuQuantCLI(LightningCLI):
         if is_finished(self.model):
             if not self.trainer.is_global_zero:
                 return
-            print(f"{self.model.output_dir} is already finished; there is nothing left to do")
+            say(f"{self.model.output_dir} is already finished; there is nothing left to do")
             print_stored_summary(self.model.output_dir, self.datamodule)
             return
         self.trainer.fit(**kwargs)
@@ -197,7 +198,7 @@ class DuQuantCLI(LightningCLI):
 def fail(message: str) -> NoReturn:
     """Say what is wrong in one line, unless another process did, and leave with status 2."""
     if claim_the_word():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        complain(" ".join(without_keys(message).split()))
     raise SystemExit(2)
 
 

@@ -32,6 +32,7 @@ from duquant.preflight.duration import Duration, estimate_duration
 from duquant.preflight.job import Job
 from duquant.preflight.memory import Phase, largest_phase
 from duquant.progress_bar import clock
+from duquant.terminal import say
 
 PREFLIGHT_FILE = "preflight.json"
 
@@ -121,7 +122,7 @@ class Preflight(BlockObserver):
         write_json(self.path, {"estimate": estimate, "largest_disk_bytes": 0})
 
     def _say(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True, highlight=False)
+        say(line, self.console)
 
 
 def describe_streams(model: LanguageModel, data: CalibrationDataModule) -> tuple[StreamSizes, bool]:

@@ -17,6 +17,7 @@ from callbacks.block_events import BlockObserver, BlockRecord
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
 from duquant.progress_bar import clock, progress_bar
+from duquant.terminal import say
 
 
 class CalibrationProgress(BlockObserver, ProgressBar):
@@ -45,7 +46,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bar."""
-        self.console.print(*args, **kwargs)
+        say(" ".join(map(str, args)), self.console)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the bar of the fit."""
@@ -134,7 +135,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
 
     def _say(self, line: str) -> None:
         if self._is_enabled and self.trainer.is_global_zero:
-            self.console.print(line, soft_wrap=True, highlight=False)
+            say(line, self.console)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.table import Table
 
 from callbacks.block_events import BlockRecord
 from callbacks.block_progression import peak_memory_bytes
@@ -32,6 +31,7 @@ from duquant.modules.run_description import RunDescription
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
 from duquant.reporting.run_files import read_summary
+from duquant.terminal import PlainTable, say, show_table
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "safetensors")
 
@@ -70,7 +70,7 @@ class RunSummary(Callback):
             )
         print_summary(summary, self.console)
         page, _ = write_report(pl_module.output_dir, [read_run(pl_module.output_dir)])
-        self.console.print(f"report: {page}", soft_wrap=True)
+        say(f"report: {page}", self.console)
 
 
 def summarize(
@@ -129,12 +129,10 @@ def print_stored_summary(
     summary, console = read_summary(path), console or Console()
     print_summary(summary, console)
     if any(summary.get(key) != value for key, value in describe_measurement(data).items()):
-        console.print(
+        say(
             f"These are not the texts or windows asked for now: the run is finished, and python "
             f"cli.py validate -c {output_dir / 'config.yaml'} --data.validation … measures others.",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
+            console,
         )
 
 
@@ -154,7 +152,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         ROUND_TO_NEAREST: f"round to nearest ({summary['recipe_in_words'].partition(' ')[0]})",
         QUANTIZED: summary["recipe_in_words"],
     }
-    table = Table()
+    table = PlainTable()
     table.add_column("")
     for corpus in summary["perplexity"]:
         table.add_column(corpus, justify="right")
@@ -163,31 +161,29 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         if any(value is not None for value in values):
             table.add_row(label, *("–" if value is None else f"{value:.3f}" for value in values))
     title = f"Perplexity of {summary['pretrained']}"
-    console.print(title, soft_wrap=True, style="italic", highlight=False, markup=False)
-    console.print(table)
+    say(title, console, "italic")
+    show_table(table, console)
     skipped = sum(block["skipped_steps"] for block in summary["blocks"])
     for corpus, title in summary.get("protocols", {}).items():
-        console.print(f"{corpus}: {title}", soft_wrap=True, highlight=False)
-    console.print(
+        say(f"{corpus}: {title}", console)
+    say(
         f"{summary['protocol']}; calibrated in {summary['seconds']['total']:.0f} s, peak memory "
         f"{summary['peak_memory_bytes'] / 1e9:.1f} GB"
         + (f", {skipped} LWC steps skipped (not finite)" if skipped else ""),
-        soft_wrap=True,
+        console,
     )
     _print_complaints(summary["blocks"], console)
-    console.print(f"quantized model: {summary['artifact']}", soft_wrap=True)
+    say(f"quantized model: {summary['artifact']}", console)
 
 
 def _print_complaints(blocks: list[dict[str, Any]], console: Console) -> None:
     lossy = [block for block in blocks if block.get("complaint")]
     if lossy:
         worst = max(lossy, key=lambda b: math.inf if (e := b["relative_error"]) is None else e)
-        console.print(
+        say(
             f"{len(lossy)} of {len(blocks)} blocks lose too much; the worst, block "
             f"{worst['index'] + 1}: {worst['complaint']}",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
+            console,
         )
 
 

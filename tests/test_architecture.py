@@ -40,6 +40,8 @@ FLOORS = {
     "duquant.json_files": 0,
     "duquant.json_shapes": 0,
     "duquant.progress_bar": 0,
+    "duquant.plain_text": 0,
+    "duquant.terminal": 0,
     "duquant.ops": 0,
 }
 STRANGERS = [{"duquant.modules", "duquant.data"}]
@@ -49,6 +51,8 @@ DOORS = [
     ("duquant.config", "duquant.recipe_parts"),
     ("duquant.recipe_parts", "duquant.ops"),
     ("duquant.json_files", "duquant.json_shapes"),
+    ("duquant.progress_bar", "duquant.plain_text"),
+    ("duquant.terminal", "duquant.plain_text"),
 ]
 """Doors between rooms below the third floor, importer first."""
 

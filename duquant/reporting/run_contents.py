@@ -4,7 +4,6 @@ Nothing is computed again: the summary, the blocks' records, evaluations and pic
 run left. A part that is not there (no tasks evaluated, no model yet) is missing from the report.
 """
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from duquant.evaluation.mt_bench.run_scores import SCORES
 from duquant.export.model_card import size_breakdown
 from duquant.model.checkpoint import INDEX
+from duquant.reporting.pictures import read_pictures
 from duquant.reporting.run_files import (
     Evaluation,
     Judged,
@@ -77,10 +77,7 @@ def read_run(directory: Path, name: str | None = None) -> RunContents:
         validation=read_summary(validation) if validation.is_file() else None,
         evaluations=[read_evaluation(f) for f in sorted(directory.rglob("results/*.json"))],
         mt_bench=[read_judged(f) for f in sorted((directory / SCORES).glob("*.json"))],
-        pictures=[
-            base64.b64encode(picture.read_bytes()).decode()
-            for picture in sorted((directory / "blocks").glob("outliers_*.png"))
-        ],
+        pictures=read_pictures(directory),
         sizes=size_breakdown(model) if (model / INDEX).is_file() else {},
     )
 

@@ -131,7 +131,8 @@ def _found(
 
 def _prompts(records: Sequence[Record]) -> str:
     """Whose prompts the judge was given."""
-    names = [str((record.get("judge") or [""])[-1]) for record in records]
+    judges = [record.get("judge") for record in records]
+    names = [str(judge[-1]) if judge and isinstance(judge, list) else "" for judge in judges]
     own = {name.startswith(OWN_PREFIX) for name in names}
     if own == {True}:
         return "the judge prompts of duquant, which compare with no published score"
