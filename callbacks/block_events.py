@@ -10,10 +10,13 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
+from duquant.checksum import check_values, with_checksum
 from duquant.durable import write_json
 from duquant.model.checkpoint import read_json
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
+
+UNRECORDED = "delete it: the run goes on, and its summary lacks this block"
 
 
 @dataclass
@@ -53,13 +56,30 @@ class BlockRecord:
 
     def save(self, output_dir: Path) -> None:
         """Write the record into the run directory."""
-        write_json(self.path(output_dir, self.index), self.to_dict())
+        write_json(self.path(output_dir, self.index), with_checksum(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: Path) -> "BlockRecord":
+        """Read one record.
+
+        Raises:
+            ValueError: if it is damaged, naming the file and the remedy.
+        """
+        values = check_values(read_json(path), path, UNRECORDED)
+        try:
+            return cls.from_dict(values)
+        except TypeError as error:
+            raise ValueError(f"{path} is damaged: it is no record of a block; {UNRECORDED}") from error
 
     @classmethod
     def load_all(cls, output_dir: Path, num_blocks: int) -> list["BlockRecord"]:
-        """Records of all finished blocks, in order."""
+        """Records of all finished blocks, in order.
+
+        Raises:
+            ValueError: if one is damaged, naming the file and the remedy.
+        """
         paths = [cls.path(output_dir, index) for index in range(num_blocks)]
-        return [cls.from_dict(read_json(path)) for path in paths if path.is_file()]
+        return [cls.load(path) for path in paths if path.is_file()]
 
 
 class BlockObserver(Callback):
