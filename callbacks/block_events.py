@@ -65,11 +65,12 @@ class BlockRecord:
         Raises:
             ValueError: if it is damaged, naming the file and the remedy.
         """
-        values = check_values(read_json(path), path, UNRECORDED)
         try:
-            return cls.from_dict(values)
+            return cls.from_dict(check_values(read_json(path), path))
         except TypeError as error:
-            raise ValueError(f"{path} is damaged: it is no record of a block; {UNRECORDED}") from error
+            raise ValueError(f"{path} is damaged: no record of a block; {UNRECORDED}") from error
+        except ValueError as error:
+            raise ValueError(f"{error}; {UNRECORDED}") from error
 
     @classmethod
     def load_all(cls, output_dir: Path, num_blocks: int) -> list["BlockRecord"]:

@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from duquant.checksum import check_checkpoint, set_checkpoint_checksum
 from duquant.durable import write_durably
+from duquant.modules.language_model import LanguageModel
 
 REQUEUED = "hpc_ckpt_"
 """How Lightning names what it saves, at any moment, when SLURM is about to end a job."""
@@ -103,6 +104,19 @@ def is_cut_short(trainer: Trainer) -> bool:
 def last_checkpoint(output_dir: Path) -> Path:
     """Where a run directory keeps its checkpoint."""
     return output_dir / "checkpoints" / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}.ckpt"
+
+
+def require_calibrated(model: LanguageModel) -> None:
+    """Check that a fit went through all blocks, whatever may have stopped it.
+
+    Raises:
+        ValueError: saying how far it came, and how it continues.
+    """
+    if not model.is_calibrated:
+        raise ValueError(
+            f"stopped after {int(model.block_index)} of {model.num_blocks} blocks; --ckpt_path "
+            f"last continues (trainer.max_steps and max_time count what was done before)"
+        )
 
 
 def _is_within_epoch(checkpoint: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.outlier_picture import draw_outliers
+from duquant.checksum import check_values, with_checksum
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.streams import StreamSizes
 from duquant.durable import write_json
@@ -73,7 +74,9 @@ class Preflight(BlockObserver):
             f"time: about {clock(duration.calibration)} to calibrate "
             f"({duration.per_block:.1f} s per block), {clock(duration.validation)} to measure"
         )
-        if not self.path.is_file():
+        if self.path.is_file():
+            _read_estimate(self.path)  # before the work, not after it
+        else:
             self._keep(before + phase.num_bytes, disk, duration)
 
     def on_block_finished(
@@ -88,13 +91,13 @@ class Preflight(BlockObserver):
 
     def _note_size(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and self.path.is_file():
-            kept = read_json(self.path)
+            kept = _read_estimate(self.path)
             largest = max(kept["largest_disk_bytes"], held_bytes(self.path.parent))
-            write_json(self.path, {**kept, "largest_disk_bytes": largest})
+            write_json(self.path, with_checksum({**kept, "largest_disk_bytes": largest}))
 
     def _keep(self, memory: int, disk: int, duration: Duration) -> None:
         estimate = {"memory_bytes": memory, "disk_bytes": disk, "seconds": asdict(duration)}
-        write_json(self.path, {"estimate": estimate, "largest_disk_bytes": 0})
+        write_json(self.path, with_checksum({"estimate": estimate, "largest_disk_bytes": 0}))
 
     def _say(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, highlight=False)
@@ -168,7 +171,7 @@ def compare_with_estimate(
     path = output_dir / PREFLIGHT_FILE
     if not path.is_file():
         return {}
-    kept = read_json(path)
+    kept = _read_estimate(path)
     expected, seconds = kept["estimate"], kept["estimate"]["seconds"]
     pairs = {
         "memory_bytes": (expected["memory_bytes"], memory),
@@ -177,6 +180,13 @@ def compare_with_estimate(
         "validation_seconds": (seconds["validation"], validation),
     }
     return {name: {"estimate": pair[0], "measured": pair[1]} for name, pair in pairs.items()}
+
+
+def _read_estimate(path: Path) -> dict[str, Any]:
+    try:
+        return check_values(read_json(path), path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it: the run goes on without its estimate") from error
 
 
 def picture_seconds(job: Job) -> float:

@@ -104,23 +104,18 @@ def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, CHECKSUM: _values_checksum(values)}
 
 
-def check_values(values: Any, path: Path, remedy: str) -> dict[str, Any]:
-    """Undo :func:`with_checksum`.
-
-    Args:
-        values: what was read.
-        path: from where.
-        remedy: what to do if it is damaged.
+def check_values(values: Any, path: Path) -> dict[str, Any]:
+    """Undo :func:`with_checksum`, of what was read at ``path``.
 
     Raises:
-        ValueError: if the values do not match their checksum, naming the file and the remedy.
+        ValueError: if the values do not match their checksum, naming the file.
     """
     kept = dict(values) if isinstance(values, Mapping) else {CHECKSUM: ""}
     stored = kept.pop(CHECKSUM, None)
     if stored is None:
         say_unchecked()
     elif stored != _values_checksum(kept):
-        raise ValueError(f"{path} is damaged: it does not match its checksum; {remedy}")
+        raise ValueError(f"{path} is damaged: it does not match its checksum")
     return kept
 
 
@@ -136,7 +131,9 @@ def say_unchecked() -> None:
 def _checksum(start: bytes, opened: IO[bytes], end: int | None = None) -> str:
     """Checksum of ``start`` and of what follows where ``opened`` stands, up to a file's ``end``."""
     state = xxh3_64(start)
-    while piece := opened.read(PIECE_BYTES if end is None else min(PIECE_BYTES, end - opened.tell())):
+    while piece := opened.read(
+        PIECE_BYTES if end is None else min(PIECE_BYTES, end - opened.tell())
+    ):
         state.update(piece)
     return state.hexdigest()
 

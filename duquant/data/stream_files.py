@@ -87,7 +87,9 @@ class StreamFiles:
     def _open(self, block: int) -> Streams:
         opened = open_tensors(self.path(block))
         found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in opened.items()}
-        if found != {name: (shape, self.sizes.dtype) for name, shape in self._shapes(block).items()}:
+        if found != {
+            name: (shape, self.sizes.dtype) for name, shape in self._shapes(block).items()
+        }:
             raise ValueError(f"{self.path(block)} is damaged: it holds other streams; {RESTORE}")
         full_precision: Stream = opened["full_precision"]
         if self.in_memory:
@@ -113,7 +115,8 @@ class StreamFiles:
     def _shapes(self, block: int) -> dict[str, tuple[int, ...]]:
         sizes = self.sizes
         shapes: dict[str, tuple[int, ...]] = {
-            "full_precision": sizes.shape, "statistic": (1, *sizes.shape[1:])
+            "full_precision": sizes.shape,
+            "statistic": (1, *sizes.shape[1:]),
         }
         if sizes.has_quantized and block:
             shapes["quantized"] = sizes.shape
