@@ -118,6 +118,13 @@ class BlockProgression(Callback):
         if model.is_calibrated and trainer.is_global_zero:
             self.files.remove()
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Forget how long this process has taken: trainer.max_time is each one's own."""
+        states = checkpoint["callbacks"].items()
+        checkpoint["callbacks"] = {k: v for k, v in states if k.partition("{")[0] != "Timer"}
+
     def state_dict(self) -> dict[str, Any]:
         """The current block's record, so that its curve survives an interruption."""
         return {"record": self.record.to_dict()}

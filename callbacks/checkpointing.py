@@ -115,7 +115,7 @@ def require_calibrated(model: LanguageModel) -> None:
     if not model.is_calibrated:
         raise ValueError(
             f"stopped after {int(model.block_index)} of {model.num_blocks} blocks; --ckpt_path "
-            f"last continues (trainer.max_steps and max_time count what was done before)"
+            f"last continues (trainer.max_steps counts the steps of all commands)"
         )
 
 
