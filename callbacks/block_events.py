@@ -11,11 +11,14 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
+from duquant.checksum import check_values, with_checksum
 from duquant.durable import write_json
 from duquant.json_files import read_json
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.run_files import BlockEntry
+
+UNRECORDED = "delete it: the run goes on, and its summary lacks this block"
 
 
 @dataclass
@@ -61,17 +64,29 @@ class BlockRecord:
 
     def save(self, output_dir: Path) -> None:
         """Write the record into the run directory."""
-        write_json(self.path(output_dir, self.index), self.to_dict())
+        write_json(self.path(output_dir, self.index), with_checksum(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: Path) -> "BlockRecord":
+        """Read one record.
+
+        Raises:
+            ValueError: if it is damaged, naming the file and the remedy.
+        """
+        try:
+            return cls.from_dict(check_values(read_json(path, BlockEntry), path))
+        except ValueError as error:
+            raise ValueError(f"{error}; {UNRECORDED}") from error
 
     @classmethod
     def load_all(cls, output_dir: Path, num_blocks: int) -> list["BlockRecord"]:
         """Records of all finished blocks, in order.
 
         Raises:
-            ValueError: if one is damaged, naming its file.
+            ValueError: if one is damaged, naming the file and the remedy.
         """
         paths = [cls.path(output_dir, index) for index in range(num_blocks)]
-        return [cls.from_dict(read_json(path, BlockEntry)) for path in paths if path.is_file()]
+        return [cls.load(path) for path in paths if path.is_file()]
 
 
 class BlockObserver(Callback):

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.outlier_picture import draw_outliers
+from duquant.checksum import check_values, with_checksum
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.streams import StreamSizes
 from duquant.durable import write_json
@@ -97,7 +98,7 @@ class Preflight(BlockObserver):
             f"({duration.per_block:.1f} s per block), {clock(duration.validation)} to measure"
         )
         if self.path.exists():
-            read_preflight(self.path)  # will be read at every block's end
+            read_preflight(self.path)  # before the work, not after it
         else:
             self._keep(before + phase.num_bytes, disk, duration)
 
@@ -115,11 +116,14 @@ class Preflight(BlockObserver):
         if trainer.is_global_zero and self.path.is_file():
             kept = read_preflight(self.path)
             largest = max(kept["largest_disk_bytes"], held_bytes(self.path.parent))
-            write_json(self.path, {**kept, "largest_disk_bytes": largest})
+            write_json(
+                self.path,
+                with_checksum({"estimate": kept["estimate"], "largest_disk_bytes": largest}),
+            )
 
     def _keep(self, memory: int, disk: int, duration: Duration) -> None:
         estimate = {"memory_bytes": memory, "disk_bytes": disk, "seconds": asdict(duration)}
-        write_json(self.path, {"estimate": estimate, "largest_disk_bytes": 0})
+        write_json(self.path, with_checksum({"estimate": estimate, "largest_disk_bytes": 0}))
 
     def _say(self, line: str) -> None:
         say(line, self.console)
@@ -210,7 +214,12 @@ def read_preflight(path: Path) -> Kept:
     Raises:
         ValueError: if the file is damaged, naming it.
     """
-    return read_json(path, Kept, "delete it; the summary will have no estimates then")
+    try:
+        kept = read_json(path, Kept)
+        check_values(kept, path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it: the run goes on without its estimate") from error
+    return kept
 
 
 def picture_seconds(job: Job) -> float:

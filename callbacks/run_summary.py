@@ -28,7 +28,7 @@ from duquant.modules.language_model import (
     LanguageModel,
 )
 from duquant.modules.run_description import RunDescription
-from duquant.reporting.report import write_report
+from duquant.reporting.report import HTML, MARKDOWN, write_report
 from duquant.reporting.run_contents import read_run
 from duquant.reporting.run_files import read_summary
 from duquant.terminal import PlainTable, say, show_table
@@ -44,33 +44,51 @@ class RunSummary(Callback):
         self._started = 0.0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; find out now, not after the work, whether a record is damaged."""
         self._started = time.perf_counter()
+        if isinstance(pl_module, LanguageModel) and trainer.is_global_zero:
+            BlockRecord.load_all(pl_module.output_dir, pl_module.num_blocks)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``summary.json`` and print the table."""
+        """Write the results, then print them.
+
+        ``summary.json`` says that the run is finished. The model card comes before it; the report,
+        which is made from it, is completed by :func:`show_finished` if the run ends in between.
+        """
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, LanguageModel) or not trainer.is_global_zero:
             return
         assert isinstance(data, CalibrationDataModule)
+        output_dir = pl_module.output_dir
         summary = summarize(pl_module, data, trainer.strategy.root_device)
-        path = pl_module.output_dir / "summary.json"
+        path = output_dir / "summary.json"
         is_later = path.is_file()  # the fit's own measurement stays
         if not is_later:
             summary["preflight"] = compare_with_estimate(
-                pl_module.output_dir,
+                output_dir,
                 memory=peak_memory_bytes(trainer.strategy.root_device),
                 calibration=summary["seconds"]["total"],
                 validation=time.perf_counter() - self._started,
             )
-        write_json(path.with_name("validation.json") if is_later else path, summary)
-        if not is_later:
             write_model_card(
                 pl_module.directory.path, pl_module.decoder.pretrained, pl_module.recipe, summary
             )
+        write_json(path.with_name("validation.json") if is_later else path, summary)
+        page, _ = write_report(output_dir, [read_run(output_dir)])
         print_summary(summary, self.console)
-        page, _ = write_report(pl_module.output_dir, [read_run(pl_module.output_dir)])
         say(f"report: {page}", self.console)
+
+
+def show_finished(
+    model: LanguageModel, data: CalibrationDataModule, console: Console | None = None
+) -> None:
+    """Show the results of a finished run again; write the report if it ended before that."""
+    output_dir, console = model.output_dir, console or Console()
+    say(f"{output_dir} is already finished; there is nothing left to do", console)
+    print_stored_summary(output_dir, data, console)
+    if not all((output_dir / name).is_file() for name in (HTML, MARKDOWN)):
+        page, _ = write_report(output_dir, [read_run(output_dir)])
+        say(f"report: {page}", console)
 
 
 def summarize(

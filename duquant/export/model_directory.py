@@ -81,7 +81,7 @@ class ModelDirectory:
         return self._read_block(index, decoder, torch.device("cpu"))
 
     def require_block(self, index: int, decoder: Decoder) -> None:
-        """Check that :meth:`read_block` will succeed, from the header of the block's file alone.
+        """Check that :meth:`read_block` will succeed: every name, shape and byte, nothing unpacked.
 
         Raises:
             ValueError: as :meth:`read_block`.
@@ -96,7 +96,7 @@ class ModelDirectory:
             block = unpack_block(fresh, tensors, self.recipe, decoder.dtype)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-        if device.type != "meta" and file_checksums([file]) != self._checksum(index):
+        if file_checksums([file]) != self._checksum(index):
             raise ValueError(f"{file} is damaged: its tensors are not those that were stored")
         if device.type != "meta":
             require_sense(tensors, file)
@@ -136,7 +136,7 @@ class ModelDirectory:
         part = f"block {index}"
         with open_safetensors(self.block_file(index)) as opened:
             metadata: dict[str, str] = opened.metadata() or {}
-        if part not in metadata:
+        if metadata.keys() != {"format", part} or metadata["format"] != "pt":
             raise ValueError(f"{self.block_file(index)} was not written by duquant: no checksum")
         return {part: metadata[part]}
 
