@@ -15,16 +15,20 @@ from duquant.config import Recipe
 from duquant.export.hugging_face import register, set_execution
 from duquant.nn.packed_cache import PackedCache
 
-__all__ = ["PackedCache", "Recipe", "quantize", "set_execution"]
+__all__ = ["PackedCache", "Recipe", "quantize", "set_execution"]  # register_lora needs PEFT
 __version__ = "0.1.0"
 
 register()
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``quantize`` when it is asked for: who only runs a model needs no trainer."""
+    """Import what is asked for: who only runs a model needs no trainer and no PEFT."""
     if name == "quantize":
         from duquant.quantization import quantize
 
         return quantize
+    if name == "register_lora":
+        from duquant.model.lora import register_lora
+
+        return register_lora
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,24 +2,28 @@
 
     enter     full-precision targets -> smooth -> R1 P R2 -> ready to learn
     (LWC)     whoever calls trains the block on its samples
-    finish    round -> store -> its outputs are what the next block receives
+    finish    round -> store -> compare with full precision -> its outputs are what the next block
+              receives
 
 ``callbacks/block_progression.py`` takes a model through its blocks within one ``Trainer.fit``, with
 checkpoints; :func:`duquant.quantization.quantize` does it in a plain loop.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from duquant.data.streams import BlockSamples, Stream, Streams
-from duquant.evaluation.perplexity import TOKENS_AT_ONCE, run_block
+from duquant.evaluation.perplexity import TOKENS_AT_ONCE
+from duquant.model.block_error import BlockError, Probe, measure_block, num_probed
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.site_report import SiteReport
 from duquant.model.smoothing import observe_peaks
 from duquant.model.surgery import QuantizedBlock
 from duquant.modules.block import QuantBlock
+from duquant.ops.finite import require_finite
 from duquant.processes import ALONE, Processes
 
 
@@ -82,6 +86,8 @@ class BlockCalibration:
         self.device = device
         self.processes = processes
         self.reports: dict[str, SiteReport] = {}
+        self.error = BlockError(None)
+        self._probe: Probe | None = None
         self._entering: Streams | None = streams
 
     @property
@@ -101,51 +107,72 @@ class BlockCalibration:
             generator: randomness of the rotation search.
 
         Raises:
-            ValueError: if the processes did not decide the same.
+            ValueError: if the processes did not decide the same, or if values are not finite,
+                naming block and site.
         """
         assert self._entering is not None, "a block is entered once"
         streams, behind, self._entering = self._entering, self.behind, None
         layer = layer.to(self.device)
-        with observe_peaks(layer) as peaks:
+        with self.block.named(), observe_peaks(layer) as peaks:
             self._run(layer, streams.full_precision, behind.full_precision)
         peaks = {site: self.processes.max(peak) for site, peak in peaks.items()}
         if behind.augmented is not None:
-            self._run(layer, streams.quantized, behind.augmented)
-        mean, self.reports = self.block.enter(
-            layer,
-            peaks,
-            self.context,
-            streams.statistic.to(self.device),
-            self._quantized_pieces,
-            generator,
-            processes=self.processes,
-        )
+            with self.block.named():
+                self._run(layer, streams.quantized, behind.augmented)
+        with self.block.named():
+            mean, self.reports = self.block.enter(
+                layer,
+                peaks,
+                self.context,
+                streams.statistic.to(self.device),
+                self._quantized_pieces,
+                generator,
+                processes=self.processes,
+            )
         self._require_same_decisions()
         behind.statistic = mean.cpu()
+        self._probe = _probe(streams.full_precision, behind.full_precision, self.processes)
 
     @torch.no_grad()
     def finish(self, write: Callable[[QuantizedBlock], None] | None) -> Streams:
         """Round the weights, store them, and let the quantized stream pass.
+
+        Afterwards :attr:`error` says how far the block is from full precision.
 
         Args:
             write: stores the finished block; ``None`` where another process does.
 
         Returns:
             The streams that enter the next block.
+
+        Raises:
+            ValueError: if weights or outputs are not finite, naming them.
         """
         quantized = self.block.quantized
         assert quantized is not None, "enter a block first"
-        self.round()
-        if write is not None:
-            write(quantized)
-        quantized.drop_codes()
-        self._run(quantized.layer, self.quantized_stream, self.behind.quantized)
+        with self.block.named():
+            self.error = self._measured()
+            self.round()
+            if self.error.relative is not None and self.block.recipe.weight_rounding.needs_gram:
+                self.error = replace(self.error, relative=self._measured().relative)
+            if write is not None:
+                write(quantized)
+            quantized.drop_codes()
+            self._run(quantized.layer, self.quantized_stream, self.behind.quantized)
         return self.behind
 
     def round(self) -> None:
         """Choose the weights' codes, which :meth:`finish` does first."""
         self.block.round(self._quantized_pieces)
         self._require_same_decisions()
+
+    def _measured(self) -> BlockError:
+        """What is lost at the codes nearest to the weights, or, behind them, at those chosen."""
+        assert self._probe is not None
+        assert self.block.quantized is not None
+        probe = Probe(*(stream.to(self.device) for stream in self._probe))
+        block, recipe = self.block, self.block.recipe
+        return measure_block(self.block.quantized, block, probe, recipe, self.processes)
 
     def _quantized_pieces(self) -> Iterator[Tensor]:
         stream = self.quantized_stream
@@ -159,7 +186,15 @@ class BlockCalibration:
 
     def _run(self, layer: nn.Module, stream: Stream, output: Stream) -> None:
         for piece in _pieces(stream):
-            output[piece] = run_block(layer, stream[piece], self.context, self.device)
+            values = layer(stream[piece].to(self.device), **self.context)
+            require_finite(values, "values of the block's output", values.dtype)
+            output[piece] = values.cpu()
+
+
+def _probe(inputs: Stream, targets: Stream, processes: Processes) -> Probe:
+    """Copies, so that what entered the block can be dropped."""
+    count = num_probed(inputs.shape[1], processes)
+    return Probe(inputs[:count].clone(), targets[:count].clone())
 
 
 def _pieces(stream: Stream) -> Iterator[slice]:

@@ -27,6 +27,7 @@ from duquant.data.windows import draw_windows
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
 from duquant.model.decoder import Decoder
+from duquant.model.finite_weights import require_finite_weights
 from duquant.model.structure import linear_shapes, require_fitting_widths
 from duquant.model.tokenizer import load_tokenizer
 from duquant.modules.block import QuantBlock, block_generator
@@ -85,6 +86,7 @@ def quantize(
         tokens = torch.tensor(tokenizer(whole, add_special_tokens=False).input_ids)
         windows = draw_windows(tokens, num_samples, sequence_length, random.Random(seed))
         decoder.require_windows(windows)
+        require_finite_weights(decoder.checkpoint, decoder.dtype)
         directory = ModelDirectory(output, recipe)
         _calibrate(decoder, directory, windows, seed, place, on_block)
         directory.complete(decoder, name)
@@ -105,12 +107,15 @@ def _calibrate(
     streams = Streams.draft(sizes, at_start=True)
     open_streams(decoder, windows, streams, device)
     for index, context in enumerate(decoder.contexts(windows.shape[1], device)):
-        block, generator = QuantBlock(shapes, recipe), block_generator(seed, index)
+        block, generator = QuantBlock(shapes, recipe, index), block_generator(seed, index)
         calibration = BlockCalibration(block, streams, Streams.draft(sizes), context, device)
         calibration.enter(decoder.load_block(index), generator)
         if calibration.samples is not None:
             _train(block, calibration.samples, device)
         streams = calibration.finish(partial(directory.write_block, index))
+        if calibration.error.complaint:
+            name = f"block {index + 1}/{decoder.num_blocks}"
+            logging.getLogger(__name__).warning("%s: %s", name, calibration.error.complaint)
         if on_block is not None:
             on_block(index, decoder.num_blocks)
 

@@ -27,6 +27,7 @@ from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
+from duquant.ops.finite import require_finite
 from duquant.ops.rotation import BaseSource
 from duquant.rounding.nearest import Nearest
 from duquant.transforms.table import transform_class
@@ -78,6 +79,9 @@ def insert_quantizers(
         clips: clip factors of every linear by name.
         scales: smoothing scales by site name, kept for reports.
         online_scales: those that a site has to divide by.
+
+    Raises:
+        ValueError: if smoothing made a weight too large for its dtype, naming the linear.
     """
     sites = {}
     for site in SITES:
@@ -92,6 +96,7 @@ def insert_quantizers(
     for name in LINEARS:
         linear = block.get_submodule(name)
         assert isinstance(linear, nn.Linear)
+        require_finite(linear.weight, f"weights of {name}", linear.weight.dtype)
         linears[name] = QuantLinear(
             linear.weight.detach().float(),
             None if linear.bias is None else linear.bias.detach(),
@@ -172,6 +177,9 @@ def calibrate_sites(
 
     Returns:
         The block's output on the calibration tensor.
+
+    Raises:
+        ValueError: if what reaches a site is not finite, naming the site.
     """
     kind = transform_class(recipe.rotation)
 
@@ -179,6 +187,7 @@ def calibrate_sites(
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             assert isinstance(module, SiteTransform)
             x = module.smooth(inputs[0]).flatten(0, -2).float()
+            require_finite(x, f"calibration values of {site.name}", inputs[0].dtype)
             module.transform = kind.search(x, recipe.rotation, generator, draw_base)
             for name in site.linears:
                 quantized.linears[name].install(module.transform)

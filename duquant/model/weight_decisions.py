@@ -14,6 +14,7 @@ from duquant.model.site_grams import SiteGram, collect_site_grams
 from duquant.model.structure import SITES
 from duquant.model.surgery import QuantizedBlock
 from duquant.nn.clipping import ClipFactors, FixedClip
+from duquant.ops.finite import require_finite
 from duquant.processes import ALONE, Processes
 from duquant.rounding.clip_ratios import search_clip_ratios
 from duquant.rounding.weight_rounding import WeightRounding
@@ -60,12 +61,18 @@ def round_weights(
         forward: runs the block.
         pieces: its quantized stream.
         processes: who has the other pieces.
+
+    Raises:
+        ValueError: if a weight is not finite, naming the linear.
     """
+    dtype = next(quantized.layer.parameters()).dtype
     for site in SITES:
         linears = [quantized.linears[name] for name in site.linears]
         gram = None
         if rounding.needs_gram and any(linear.is_quantized for linear in linears):
             modules = {site.name: quantized.sites[site.name]}
             gram = collect_site_grams(modules, forward, pieces(), processes)[site.name].gram
-        for linear in linears:
-            linear.round(rounding, gram)
+        for name in site.linears:
+            weight = quantized.linears[name].transformed_weight()
+            require_finite(weight, f"weights of {name}", dtype)
+            quantized.linears[name].round(rounding, gram)

@@ -2,12 +2,17 @@
 
 import json
 import re
+import shlex
+import sys
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -87,6 +92,46 @@ def test_how_to_load_is_python_that_compiles(written: QuantizedDirectory) -> Non
     assert "import duquant" in code
     assert "AutoModelForCausalLM.from_pretrained(" in code
     assert "trust_remote_code" not in text
+
+
+TASK = """
+task: letters
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {items}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["a", "b"]
+doc_to_target: gold
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_lines_for_lm_eval_run_as_they_stand(
+    finished_run: FinishedRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = card(finished_run.output / "model").text
+    (lines,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    directory = str(finished_run.output / "model")
+    words = shlex.split(lines.replace("\\\n", "").replace("path/to/this/directory", directory))
+    assert words[:2] == ["python", "-c"]
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"question": "which?", "gold": 0}\n' * 3)
+    (tmp_path / "letters.yaml").write_text(TASK.format(items=items))
+    options = ["--include_path", str(tmp_path), "--device", "cpu", "--batch_size", "2"]
+    words[words.index("piqa")] = "letters"
+    monkeypatch.setattr(sys, "argv", ["-c", *words[3:], *options])
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)  # of the whole process
+    without_index = partialmethod(TaskManager.__init__, include_defaults=False)
+    monkeypatch.setattr(TaskManager, "__init__", without_index)  # seconds for its own tasks
+    exec(words[2], {})
+    assert re.search(r"\|letters *\|.*\|acc *\|", capsys.readouterr().out)
 
 
 def test_sizes_add_up_to_every_stored_tensor(written: QuantizedDirectory) -> None:

@@ -190,3 +190,13 @@ def test_a_model_that_is_not_quantized_is_refused() -> None:
 def test_wide_keys_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match=f"K or V has {bits} bits.*DynamicCache"):
         PackedCache(attention_of_128_channels(bits))
+
+
+def test_a_gradient_is_refused_not_cut(model: Any) -> None:
+    with pytest.raises(ValueError, match=r"passes no gradient on: train with use_cache=False"):
+        model(IDS, past_key_values=PackedCache(model))
+    loss = model(IDS, labels=IDS, past_key_values=DynamicCache()).loss
+    loss.backward()
+    embeddings = model.get_input_embeddings().weight
+    assert embeddings.grad.abs().sum() > 0
+    embeddings.grad = None

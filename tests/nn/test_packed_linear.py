@@ -383,3 +383,33 @@ def test_it_shows_its_sizes() -> None:
     assert repr(packed_linear(group_size=8)) == (
         "PackedLinear(24, 7, Integer(bits=4, symmetric=False, group_size=8))"
     )
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("backend", ["reference", "integer"])
+@pytest.mark.parametrize("memory", ["fast", "packed"])
+@integers_needed
+def test_a_gradient_passes_whatever_the_backend(backend: Any, memory: Any) -> None:
+    """Behind a site of its own, in a layout that inference has left behind."""
+    linear = packed_linear(group_size=8, bias=True)
+    linear.execution = Execution(backend, memory)
+    linear.site = SiteTransform(24, ActivationQuantizer(4, 0.9))
+    linear.site.emits_integers = backend == "integer"
+    x = outlier_activation(5, 24, seed=0)
+    with torch.no_grad():
+        inferred = linear(x)
+    leaf, expected_leaf = x.clone().requires_grad_(), x.clone().requires_grad_()
+    output = linear(leaf)
+    output.square().sum().backward()
+    site = SiteTransform(24, ActivationQuantizer(4, 0.9))
+    expected = F.linear(site(expected_leaf), linear.dequantized(), linear.bias)
+    expected.square().sum().backward()
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(inferred, expected.detach(), rtol=1e-4, atol=1e-4)
+    assert leaf.grad is not None
+    assert leaf.grad.abs().sum() > 0
+    torch.testing.assert_close(leaf.grad, expected_leaf.grad)
+    with torch.no_grad():
+        assert torch.equal(linear(x), inferred), "training leaves nothing behind"
