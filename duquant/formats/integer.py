@@ -89,7 +89,8 @@ class Integer:
 
     def store(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
         """``packed``, ``scale`` and ``zero``."""
-        scale, zero = (part.reshape(len(codes), -1) for part in grid)
+        groups = num_groups(codes.shape[1], self.group_size)
+        scale, zero = (part.reshape(len(codes), groups) for part in grid)
         return {
             "packed": pack(codes, self.bits),
             "scale": scale.float(),

@@ -82,7 +82,8 @@ class MXFP4:
 
     def store(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
         """``packed`` and ``scale``."""
-        scale = e8m0_at_most(grid[0]).reshape(len(codes), -1)
+        groups = num_groups(codes.shape[1], self.group_size)
+        scale = e8m0_at_most(grid[0]).reshape(len(codes), groups)
         return {"packed": pack(codes, self.bits), "scale": scale}
 
     def restore(self, tensors: dict[str, Tensor], columns: int) -> tuple[Tensor, Grid]:

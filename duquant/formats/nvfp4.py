@@ -94,9 +94,10 @@ class NVFP4:
     def store(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
         """``packed``, ``scale`` and ``global_scale``; at least one row, for the last."""
         scale, global_scale = grid
+        groups = num_groups(codes.shape[1], self.group_size)
         return {
             "packed": pack(codes, self.bits),
-            "scale": e4m3.e4m3_bytes(scale).reshape(len(codes), -1),
+            "scale": e4m3.e4m3_bytes(scale).reshape(len(codes), groups),
             "global_scale": global_scale.reshape(-1)[:1].clone(),
         }
 
