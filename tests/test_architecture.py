@@ -5,8 +5,8 @@
 3  duquant.calibration, duquant.quantization: where modules, data and export meet
    duquant.modules, data, evaluation, export, preflight, reporting, quickstart
 2  duquant.model
-1  duquant.nn
-0  duquant.ops, duquant.config, duquant.processes
+1  duquant.nn, duquant.rounding
+0  duquant.ops, duquant.formats, duquant.config, duquant.processes
 """
 
 import ast
@@ -33,6 +33,9 @@ FLOORS = {
     "duquant.reporting": 3,
     "duquant.model": 2,
     "duquant.nn": 1,
+    "duquant.rounding": 1,
+    "duquant.formats": 0,
+    "duquant.registry": 0,
     "duquant.config": 0,
     "duquant.processes": 0,
     "duquant.recipe_parts": 0,
@@ -46,6 +49,10 @@ DOORS = [
     ("duquant.config", "duquant.ops"),
     ("duquant.config", "duquant.recipe_parts"),
     ("duquant.recipe_parts", "duquant.ops"),
+    ("duquant.config", "duquant.formats"),
+    ("duquant.recipe_parts", "duquant.formats"),
+    ("duquant.formats", "duquant.ops"),
+    ("duquant.formats", "duquant.registry"),
 ]
 """Doors between rooms below the third floor, importer first."""
 
