@@ -5,8 +5,9 @@
 3  duquant.calibration, duquant.quantization: where modules, data and export meet
    duquant.modules, data, evaluation, export, preflight, reporting, quickstart
 2  duquant.model
-1  duquant.nn
-0  duquant.ops, duquant.config, duquant.processes, duquant.checksum
+1  duquant.nn, duquant.transforms
+0  duquant.ops, duquant.formats, duquant.rounding, duquant.config, duquant.processes,
+   duquant.checksum
 """
 
 import ast
@@ -33,6 +34,10 @@ FLOORS = {
     "duquant.reporting": 3,
     "duquant.model": 2,
     "duquant.nn": 1,
+    "duquant.rounding": 0,
+    "duquant.transforms": 1,
+    "duquant.formats": 0,
+    "duquant.registry": 0,
     "duquant.config": 0,
     "duquant.processes": 0,
     "duquant.recipe_parts": 0,
@@ -55,6 +60,15 @@ DOORS = [
     ("duquant.json_files", "duquant.json_shapes"),
     ("duquant.progress_bar", "duquant.plain_text"),
     ("duquant.terminal", "duquant.plain_text"),
+    ("duquant.nn", "duquant.transforms"),
+    ("duquant.config", "duquant.formats"),
+    ("duquant.config", "duquant.rounding"),
+    ("duquant.recipe_parts", "duquant.formats"),
+    ("duquant.rounding", "duquant.formats"),
+    ("duquant.rounding", "duquant.registry"),
+    ("duquant.rounding", "duquant.ops"),
+    ("duquant.formats", "duquant.ops"),
+    ("duquant.formats", "duquant.registry"),
 ]
 """Doors between rooms below the third floor, importer first."""
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from duquant.config import Recipe
 from duquant.evaluation.command import Dtype
 from duquant.evaluation.quiet import quiet
 from duquant.export.hugging_face import QUANT_METHOD, set_execution
@@ -84,7 +85,7 @@ class ModelSource:
         """``W4A4`` or ``full precision``, for tables."""
         if self.recipe is None:
             return "full precision"
-        return f"W{self.recipe.get('weight_bits')}A{self.recipe.get('activation_bits')}"
+        return Recipe.from_dict(self.recipe).bits_in_words
 
     @property
     def max_length(self) -> int:

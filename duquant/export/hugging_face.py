@@ -161,7 +161,7 @@ class DuquantQuantizer(HfQuantizer):
                 )
         if stored.model_config is not None:
             require_recorded(stored.model_config, model.config, files[0].parent / "config.json")
-        require_sensible_files(files)
+        require_sensible_files(files, Recipe.from_dict(stored.recipe))
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for module in model.modules():

@@ -99,7 +99,7 @@ class ModelDirectory:
         if file_checksums([file]) != self._checksum(index):
             raise ValueError(f"{file} is damaged: its tensors are not those that were stored")
         if device.type != "meta":
-            require_sense(tensors, file)
+            require_sense(tensors, file, self.recipe)
         return block
 
     def complete(self, decoder: Decoder, made_from: str | None = None) -> None:

@@ -4,6 +4,7 @@ The arithmetic is :mod:`duquant.ops.affine`; the fake quantization that training
 its gradient written out and, on a CPU, its kernels (:mod:`duquant.ops.fake_quantize`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,9 +20,17 @@ from duquant.formats.number_format import (
     num_groups,
     widened,
 )
-from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid, affine_grid, dequantize, quantize
+from duquant.ops.affine import (
+    LARGEST_SCALE,
+    UNQUANTIZED_BITS,
+    AffineGrid,
+    affine_grid,
+    dequantize,
+    quantize,
+)
 from duquant.ops.fake_quantize import fake_quantize_rows
 from duquant.ops.packing import integer_dtype, pack, packed_width, unpack
+from duquant.ops.value_rules import BYTES, POSITIVE_FLOAT32, ValueRule, in_range
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,12 @@ class Integer:
     name: ClassVar[str] = "integer"
     learns_clip_factors: ClassVar[bool] = True
     needs_peak: ClassVar[bool] = False
+    stored_rules: ClassVar[Mapping[str, ValueRule]] = {
+        "packed": BYTES,
+        "scale": POSITIVE_FLOAT32,
+        # Zero points are clamped to the first, and half of 15 bits is the second.
+        "zero": in_range(torch.int16, -int(LARGEST_SCALE), 2**14),
+    }
 
     bits: int = 4
     symmetric: bool = False
@@ -89,7 +104,8 @@ class Integer:
 
     def store(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
         """``packed``, ``scale`` and ``zero``."""
-        scale, zero = (part.reshape(len(codes), -1) for part in grid)
+        groups = num_groups(codes.shape[1], self.group_size)
+        scale, zero = (part.reshape(len(codes), groups) for part in grid)
         return {
             "packed": pack(codes, self.bits),
             "scale": scale.float(),

@@ -10,6 +10,7 @@ useful gradient, and is searched instead. Factors above 1 make sense here: 2 kee
 from saturating.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -30,6 +31,7 @@ from duquant.ops.e2m1 import LARGEST_EXPONENT, e2m1_codes, e2m1_values
 from duquant.ops.e8m0 import e8m0_at_most, e8m0_values
 from duquant.ops.packing import pack, packed_width, unpack
 from duquant.ops.straight_through import straight_through
+from duquant.ops.value_rules import BYTES, ValueRule, in_range
 
 OCP_GROUP = 32
 
@@ -50,6 +52,10 @@ class MXFP4:
     name: ClassVar[str] = "mxfp4"
     learns_clip_factors: ClassVar[bool] = False
     needs_peak: ClassVar[bool] = False
+    stored_rules: ClassVar[Mapping[str, ValueRule]] = {
+        "packed": BYTES,
+        "scale": in_range(torch.uint8, 0, 254),  # 255 is E8M0's NaN
+    }
     bits: ClassVar[int] = 4
 
     group_size: int = OCP_GROUP
@@ -82,7 +88,8 @@ class MXFP4:
 
     def store(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
         """``packed`` and ``scale``."""
-        scale = e8m0_at_most(grid[0]).reshape(len(codes), -1)
+        groups = num_groups(codes.shape[1], self.group_size)
+        scale = e8m0_at_most(grid[0]).reshape(len(codes), groups)
         return {"packed": pack(codes, self.bits), "scale": scale}
 
     def restore(self, tensors: dict[str, Tensor], columns: int) -> tuple[Tensor, Grid]:

@@ -8,10 +8,13 @@ by groups of consecutive entries is split into such rows beforehand, by :func:`s
 A format is a frozen dataclass: it is part of the recipe, it is compared, and it holds no tensors.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from duquant.ops.value_rules import ValueRule
 
 Grid = tuple[Tensor, ...]
 """Scales (and zero points) of rows, each ``(..., rows, 1)``: sliced by row as the rows are."""
@@ -50,11 +53,13 @@ class NumberFormat(Protocol):
             scale that is a power of two, or is rounded to 8 bits, does not.
         needs_peak: whether a row's grid depends on the largest magnitude of the whole tensor, which
             has to be calibrated where tokens arrive one by one.
+        stored_rules: what the stored tensors may hold, by name.
     """
 
     name: ClassVar[str]
     learns_clip_factors: ClassVar[bool]
     needs_peak: ClassVar[bool]
+    stored_rules: ClassVar[Mapping[str, ValueRule]]
 
     @property
     def bits(self) -> int:

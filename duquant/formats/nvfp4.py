@@ -12,6 +12,7 @@ Where tokens arrive one by one the tensor's peak is not known; it is calibrated,
 saturates. The scale is rounded to four significant bits, which hides the gradient of a clip factor.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -31,6 +32,7 @@ from duquant.formats.number_format import (
 from duquant.ops import e2m1, e4m3
 from duquant.ops.packing import pack, packed_width, unpack
 from duquant.ops.straight_through import straight_through
+from duquant.ops.value_rules import BYTES, POSITIVE_FLOAT32, ValueRule, in_range
 
 NVIDIA_GROUP = 16
 SMALLEST_GLOBAL_SCALE = 2.0**-116
@@ -55,6 +57,11 @@ class NVFP4:
     name: ClassVar[str] = "nvfp4"
     learns_clip_factors: ClassVar[bool] = False
     needs_peak: ClassVar[bool] = True
+    stored_rules: ClassVar[Mapping[str, ValueRule]] = {
+        "packed": BYTES,
+        "scale": in_range(torch.uint8, 1, 126),  # positive E4M3 numbers; 127 is NaN
+        "global_scale": POSITIVE_FLOAT32,
+    }
     bits: ClassVar[int] = 4
 
     group_size: int = NVIDIA_GROUP
@@ -94,9 +101,10 @@ class NVFP4:
     def store(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
         """``packed``, ``scale`` and ``global_scale``; at least one row, for the last."""
         scale, global_scale = grid
+        groups = num_groups(codes.shape[1], self.group_size)
         return {
             "packed": pack(codes, self.bits),
-            "scale": e4m3.e4m3_bytes(scale).reshape(len(codes), -1),
+            "scale": e4m3.e4m3_bytes(scale).reshape(len(codes), groups),
             "global_scale": global_scale.reshape(-1)[:1].clone(),
         }
 

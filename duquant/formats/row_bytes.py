@@ -43,7 +43,8 @@ def encode_rows(
     grid = form.grid(rows, clip, peak)
     stored = form.store(form.codes(rows, grid).view(flat.shape), grid)
     parts = [stored[name].view(torch.uint8) for name in _widths(form, x.shape[-1])]
-    return torch.cat(parts, dim=-1).reshape(*x.shape[:-1], -1)
+    width = row_width(form, x.shape[-1])
+    return torch.cat(parts, dim=-1).reshape(*x.shape[:-1], width)
 
 
 def decode_rows(

@@ -4,6 +4,7 @@ It is a format so that a recipe can name it for any operand, but it has no codes
 multiplies codes asks for ``bits < 16`` first.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NoReturn
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from duquant.formats.number_format import NO_CLIP, Clip, Grid, StoredShapes
 from duquant.ops.affine import UNQUANTIZED_BITS
+from duquant.ops.value_rules import ValueRule
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Unquantized:
     name: ClassVar[str] = "unquantized"
     learns_clip_factors: ClassVar[bool] = False
     needs_peak: ClassVar[bool] = False
+    stored_rules: ClassVar[Mapping[str, ValueRule]] = {}
     bits: ClassVar[int] = UNQUANTIZED_BITS
     group_size: ClassVar[None] = None
 

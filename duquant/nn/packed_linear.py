@@ -105,11 +105,6 @@ class PackedLinear(ExactBuffers):
         return pack(self.codes(), self.form.bits) if self.packed is None else self.packed
 
     @property
-    def qweight(self) -> Tensor:
-        """The packed weight, whatever form lies in memory; PEFT looks for it by this name."""
-        return pack(self.integers(), self.bits) if self.packed is None else self.packed
-
-    @property
     def is_integer(self) -> bool:
         """Whether this linear takes integers, on the device it is on."""
         return self.execution.is_integer(

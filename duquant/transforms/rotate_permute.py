@@ -6,6 +6,7 @@ The maths is in :mod:`duquant.ops.dual_transform`, the search for a rotation in
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from duquant.ops.dual_transform import (
     inverse_transform,
 )
 from duquant.ops.rotation import BaseSource, block_rotate, find_rotation, random_base
+from duquant.ops.value_rules import FINITE_FLOAT32, PERMUTATIONS
 from duquant.recipe_parts import RotationConfig
 from duquant.transforms.transform import StoredShapes, Transform
 
@@ -30,7 +32,7 @@ class RotatePermute(Transform):
     """
 
     EXACT = ("rotations",)
-    STAGES = ("rotated", "permuted", "transformed")
+    stored_rules = MappingProxyType({"rotations": FINITE_FLOAT32, "permutations": PERMUTATIONS})
     rotations: Tensor
     permutations: Tensor
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from duquant.ops.rotation import BaseSource
+from duquant.ops.value_rules import ValueRule
 from duquant.recipe_parts import RotationConfig
 from duquant.transforms.exact_buffers import ExactBuffers
 
@@ -29,8 +30,8 @@ class Transform(ExactBuffers):
         width: channels.
     """
 
-    STAGES: ClassVar[tuple[str, ...]] = ()
-    """Names that :meth:`stages` may give, in their order."""
+    stored_rules: ClassVar[Mapping[str, ValueRule]] = {}
+    """What the stored tensors may hold, by name."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
