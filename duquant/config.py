@@ -6,11 +6,11 @@ checked where the model is known, in :mod:`duquant.model.structure`.
 """
 
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from duquant.formats.number_format import NumberFormat
-from duquant.formats.table import build_format
 from duquant.ops.affine import UNQUANTIZED_BITS
+from duquant.recipe_formats import Formats, resolve_formats
 from duquant.recipe_parts import (
     ClippingConfig,
     FormatConfig,
@@ -37,16 +37,6 @@ __all__ = [
 WEIGHT_RATIO_WITHOUT_LWC = 0.8
 ALPHA_WITH_LWC = 0.5
 ALPHA_WITHOUT_LWC = 0.6
-
-
-class Formats(NamedTuple):
-    """The number format of everything that is quantized."""
-
-    weights: NumberFormat
-    activations: NumberFormat
-    queries: NumberFormat
-    keys: NumberFormat
-    values: NumberFormat
 
 
 @dataclass(frozen=True)
@@ -119,24 +109,16 @@ class Recipe:
         Raises:
             ValueError: for an unknown format, or an option that it does not have.
         """
-        common = {"symmetric": self.symmetric}
-        weights = _format(
-            "weights",
+        return resolve_formats(
             self.weights,
-            {"bits": self.weight_bits, "group_size": self.group_size, **common},
+            self.activations,
+            (self.queries, self.keys, self.values),
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+            attention_bits=(self.query_bits, self.key_bits, self.value_bits),
+            symmetric=self.symmetric,
+            group_size=self.group_size,
         )
-        activations = _format(
-            "activations", self.activations, {"bits": self.activation_bits, **common}
-        )
-        attention = [
-            _attention_format(name, getattr(self, name), bits, self)
-            for name, bits in (
-                ("queries", self.query_bits),
-                ("keys", self.key_bits),
-                ("values", self.value_bits),
-            )
-        ]
-        return Formats(weights, activations, *attention)
 
     @property
     def has_lwc(self) -> bool:
@@ -245,27 +227,3 @@ PARTS: dict[str, Any] = {
     if option.default_factory is not MISSING
 }
 """The recipe's sections and their classes."""
-
-
-def _format(section: str, config: FormatConfig, short: dict[str, Any]) -> NumberFormat:
-    """A format by its section of the recipe; ``short`` are the short options for integers."""
-    name = config.format or "integer"
-    options = {**(short if name == "integer" else {}), **config.options()}
-    try:
-        return build_format(name, **options)
-    except ValueError as error:
-        raise ValueError(f"{section}: {error}") from error
-
-
-def _attention_format(
-    section: str, config: FormatConfig, bits: int | None, recipe: Recipe
-) -> NumberFormat:
-    """The format of Q, K or V: what is said of it, else that of the activations."""
-    if bits is not None:
-        config = replace(config, format=config.format or "integer", bits=config.bits or bits)
-    followed = recipe.activations
-    if config.format in (None, followed.format or "integer"):
-        unset = [name for name, value in asdict(config).items() if value is None]
-        config = replace(config, **{name: getattr(followed, name) for name in unset})
-    short = {"bits": recipe.activation_bits, "symmetric": recipe.symmetric}
-    return _format(section, config, short)
