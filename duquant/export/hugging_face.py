@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.core_model_loading import WeightRenaming
 from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.quantizers import HfQuantizer
@@ -24,7 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from duquant.config import Recipe
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.config_record import config_record, require_recorded
-from duquant.export.packed_block import unpack_block
+from duquant.export.packed_block import OLD_SITE_NAMES, unpack_block
 from duquant.export.stored_values import require_sensible_files
 from duquant.model.checkpoint import BASE, HEAD, full_names, meta_tensors
 from duquant.model.execution import configure_execution
@@ -38,8 +39,8 @@ from duquant.nn.execution import Backend, Execution, WeightsInMemory
 QUANT_METHOD = "duquant"
 FORMAT_VERSION = 3
 OLDEST_VERSION = 2
-"""In version 3 attention adds the biases of Q, K and V (:mod:`duquant.export.packed_block`). Models
-without such biases are the same in both, and stored as version 2."""
+"""Version 3 gave a transform's tensors other names, and biases of Q, K and V to attention
+(:mod:`duquant.export.packed_block`); models of version 2 are read as they are."""
 
 
 class DuquantConfig(QuantizationConfigMixin):
@@ -163,7 +164,17 @@ class DuquantQuantizer(HfQuantizer):
             require_recorded(stored.model_config, model.config, files[0].parent / "config.json")
         require_sensible_files(files, Recipe.from_dict(stored.recipe))
 
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Read what older releases stored under other names; what is saved gets today's."""
+        renamings = [WeightRenaming(old, new) for old, new in OLD_SITE_NAMES.items()]
+        return [*super().update_weight_conversions(weight_conversions, model), *renamings]
+
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        model._weight_conversions = [
+            conversion
+            for conversion in getattr(model, "_weight_conversions", None) or []
+            if not set(conversion._original_source_patterns) & OLD_SITE_NAMES.keys()
+        ]
         for module in model.modules():
             if isinstance(module, AttentionQuantizer):
                 module.compute_hadamard()
@@ -184,6 +195,7 @@ class DuquantQuantizer(HfQuantizer):
         config = model.config.quantization_config
         config.checksums = {RECIPE: recipe_checksum(config.recipe), **part_checksums(state, read)}
         config.model_config = config_record(model.config)
+        config.format_version = FORMAT_VERSION
         return state, {}
 
 

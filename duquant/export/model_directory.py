@@ -22,9 +22,9 @@ from duquant.config import Recipe
 from duquant.durable import write_durably, write_json, write_tensors
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.config_record import config_record
-from duquant.export.hugging_face import FORMAT_VERSION, OLDEST_VERSION, DuquantConfig
+from duquant.export.hugging_face import DuquantConfig
 from duquant.export.model_card import write_model_card
-from duquant.export.packed_block import BIASES, pack_block, unpack_block
+from duquant.export.packed_block import pack_block, unpack_block
 from duquant.export.stored_values import require_sense
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX, open_safetensors
@@ -115,12 +115,10 @@ class ModelDirectory:
         for block in range(decoder.num_blocks):
             checksums |= self._checksum(block)
         index = self._index(decoder.num_blocks)
-        has_biases = any(BIASES in name for name in index["weight_map"])
-        version = FORMAT_VERSION if has_biases else OLDEST_VERSION
         source = decoder.directory / "config.json"
         config = read_json(source, dict[str, Any])
         record = config_record(decoder.config, source)
-        quantization = DuquantConfig(recipe, version, checksums, model_config=record)
+        quantization = DuquantConfig(recipe, checksums=checksums, model_config=record)
         config["quantization_config"] = quantization.to_dict()
         config["tie_word_embeddings"] = record["tie_word_embeddings"]
         config["dtype"] = str(decoder.dtype).removeprefix("torch.")
