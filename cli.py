@@ -35,6 +35,7 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.evaluation.mt_bench.credentials import without_keys
+from duquant.export.command import export
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
 from duquant.terminal import complain
@@ -66,7 +67,7 @@ TABLES = {
 }
 """What a subcommand is about that is a table of further ones."""
 MT_BENCH: Verbs = {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show}
-VERBS: Verbs = {"evaluate": Evaluate, "mtbench": MT_BENCH, "report": report}
+VERBS: Verbs = {"evaluate": Evaluate, "export": export, "mtbench": MT_BENCH, "report": report}
 """Subcommands without a Trainer: a function whose signature and docstring are the options, or a
 table of further subcommands. Its module imports what is slow inside of the function."""
 

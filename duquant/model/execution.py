@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from duquant.model.structure import SITES
+from duquant.model.structure import SITES, Site
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
@@ -29,7 +29,7 @@ def configure_execution(blocks: Iterable[nn.Module], execution: Execution) -> No
                 if isinstance(linear, PackedLinear):
                     linear.restore()
                     linear.execution = execution
-            _transform_of(block, site.producer, linears[0]).emits_integers = all(
+            transform_of(block, site).emits_integers = all(
                 _takes_integers(linear, execution) for linear in linears
             )
 
@@ -59,8 +59,10 @@ def _takes_integers(linear: nn.Module, execution: Execution) -> bool:
     return False
 
 
-def _transform_of(block: nn.Module, producer: str, reader: nn.Module) -> SiteTransform:
-    norm = block.get_submodule(producer)
+def transform_of(block: nn.Module, site: Site) -> SiteTransform:
+    """What stands at a site of a quantized block."""
+    norm = block.get_submodule(site.producer)
+    reader = _without_adapter(block.get_submodule(site.linears[0]))
     transform = norm.site if isinstance(norm, SiteNorm) else reader.site
     assert isinstance(transform, SiteTransform)
     return transform

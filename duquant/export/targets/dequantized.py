@@ -1,0 +1,72 @@
+"""A plain model: the quantized weights as floats, the transforms undone.
+
+A linear of a quantized block reads ``x T`` and holds ``Ŵ ≈ W T``. A model that knows no transforms
+reads ``x``, so it gets
+
+    W' = Ŵ T⁻¹        because        x W'ᵀ = (x T) Ŵᵀ
+
+where ``T`` first divides by the smoothing scale, if that could not be folded. Biases of Q, K and V
+go back to their projections. The result has the error of the quantized weights and none of the
+activations'; any tool can load it.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from duquant.config import Recipe
+from duquant.model.execution import transform_of
+from duquant.model.structure import ATTENTION, LINEARS, SITES
+from duquant.nn.packed_linear import PackedLinear
+from duquant.nn.site import SiteTransform
+
+
+class Dequantized:
+    """bfloat16 weights under the names of the original model."""
+
+    name: ClassVar[str] = "dequantized"
+    about: ClassVar[str] = (
+        "The quantized weights as bfloat16 numbers, transforms undone: the error of the weights "
+        "and none of the activations. It takes the memory of a model that is not quantized."
+    )
+    dtype: ClassVar[torch.dtype | None] = torch.bfloat16
+
+    def require_expressible(self, recipe: Recipe) -> None:
+        """Every recipe is, its activations left in floating point."""
+
+    @torch.no_grad()
+    def tensors(self, block: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+        """Weights, biases and norms."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in block.named_parameters():
+            if not any(name.startswith(f"{linear}.") for linear in LINEARS):
+                tensors[name.replace(".norm.weight", ".weight")] = parameter
+        for site in SITES:
+            transform = transform_of(block, site)
+            for name in site.linears:
+                linear = block.get_submodule(name)
+                tensors[f"{name}.weight"] = _plain_weight(linear, transform)
+                bias = getattr(linear, "bias", None)
+                if bias is not None:
+                    tensors[f"{name}.bias"] = bias
+        biases = getattr(block.get_submodule(f"{ATTENTION}.attention_quantizer"), "biases", None)
+        if biases is not None:
+            for operand, bias in biases.named_buffers():
+                tensors[f"{ATTENTION}.{operand[0]}_proj.bias"] = bias
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+
+    def quantization_config(
+        self, recipe: Recipe, checksums: dict[str, str], model_config: dict[str, Any] | None
+    ) -> None:
+        """None: the model is not quantized any more."""
+
+
+def _plain_weight(linear: nn.Module, site: SiteTransform) -> Tensor:
+    """The weight ``(out, in)`` for inputs that are not transformed, float32."""
+    if isinstance(linear, PackedLinear):
+        weight = linear.dequantized()
+    else:
+        weight = linear.get_buffer("weight").float()
+    weight = site.transform.off_weight(weight)
+    return weight / site.online_scale if site.online_scale.numel() else weight

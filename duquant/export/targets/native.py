@@ -1,0 +1,33 @@
+"""Our own layout, as ``fit`` writes it: brings a model of an earlier release up to date."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from duquant.config import Recipe
+from duquant.export.hugging_face import DuquantConfig
+
+
+class Native:
+    """Everything as it is, under today's names."""
+
+    name: ClassVar[str] = "native"
+    about: ClassVar[str] = "A copy in the layout of the release that wrote it."
+
+    dtype: ClassVar[torch.dtype | None] = None
+
+    def require_expressible(self, recipe: Recipe) -> None:
+        """Every recipe is."""
+
+    def tensors(self, block: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+        """The block's state."""
+        state: dict[str, Tensor] = block.state_dict()
+        return state
+
+    def quantization_config(
+        self, recipe: Recipe, checksums: dict[str, str], model_config: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """The recipe, checksums, and what else decides the model's numbers."""
+        config = DuquantConfig(recipe.to_dict(), checksums=checksums, model_config=model_config)
+        return config.to_dict()
