@@ -19,7 +19,11 @@ from duquant.model.checkpoint import (
     read_json,
 )
 from duquant.model.finite_weights import require_finite_weights
-from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
+from duquant.model.tokenizer import (
+    load_tokenizer,
+    pad_with_known_token,
+    require_matching_vocabulary,
+)
 from duquant.nn.execution import Backend
 
 
@@ -53,11 +57,15 @@ class ModelSource:
         directory = find_model_directory(name)
         Checkpoint(directory)
         config = read_json(directory / "config.json")
-        if not isinstance(config, dict) or "vocab_size" not in config:
-            raise ValueError(f"{directory / 'config.json'} is damaged: it has no vocab_size")
+        size = config.get("vocab_size") if isinstance(config, dict) else None
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(
+                f"{directory / 'config.json'} has no vocab_size of a language model ({size!r})"
+            )
         source = directory if tokenizer is None else find_model_directory(tokenizer)
         loaded = load_tokenizer(source)
-        require_matching_vocabulary(loaded, int(config["vocab_size"]), source)
+        require_matching_vocabulary(loaded, size, source)
+        pad_with_known_token(loaded, size)
         return cls(name, directory, loaded, config)
 
     @property
@@ -66,6 +74,11 @@ class ModelSource:
         quantization = self.config.get("quantization_config") or {}
         is_ours = quantization.get("quant_method") == QUANT_METHOD
         return quantization["recipe"] if is_ours else None
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the model's embedding."""
+        return int(self.config["vocab_size"])
 
     @property
     def label(self) -> str:
