@@ -30,6 +30,7 @@ from duquant.durable import partial, write_durably, write_json
 from duquant.json_files import read_json
 from duquant.model.decoder import Decoder
 from duquant.model.finite_weights import require_finite_weights
+from duquant.model.tokenizer import require_matching_vocabulary
 from duquant.modules.language_model import LanguageModel
 from duquant.modules.run_description import RunDescription, compare_runs
 
@@ -198,9 +199,12 @@ def _require_fitting_texts(
             f"{decoder.max_positions} positions"
         )
     if calibration:
-        decoder.require_windows(data.calibration_windows())
+        decoder.require_windows(data.calibration_windows(), data.tokenizer)
     for name in data.validation:
-        decoder.require_windows(data.corpus_windows(name))
+        decoder.require_windows(data.corpus_windows(name), data.tokenizer)
+    require_matching_vocabulary(
+        data.tokenizer, int(decoder.config.vocab_size), data.tokenizer_source
+    )
 
 
 def _describe_model(decoder: Decoder) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from duquant.model.batch import BlockBatch
 from duquant.model.decoder import Decoder
 from duquant.model.finite_weights import require_finite_weights
 from duquant.model.structure import linear_shapes, require_fitting_widths
-from duquant.model.tokenizer import load_tokenizer
+from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
 from duquant.modules.block import QuantBlock, block_generator
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -84,7 +84,8 @@ def quantize(
         tokenizer = load_tokenizer(decoder.directory)
         tokens = torch.tensor(tokenizer(whole, add_special_tokens=False).input_ids)
         windows = draw_windows(tokens, num_samples, sequence_length, random.Random(seed))
-        decoder.require_windows(windows)
+        decoder.require_windows(windows, tokenizer)
+        require_matching_vocabulary(tokenizer, int(decoder.config.vocab_size), name or source)
         require_finite_weights(decoder.checkpoint, decoder.dtype)
         directory = ModelDirectory(output, recipe)
         _calibrate(decoder, directory, windows, seed, place, on_block)

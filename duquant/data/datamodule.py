@@ -199,10 +199,15 @@ class CalibrationDataModule(LightningDataModule):
             self._tokens[source, split] = [self._token_ids(text) for text in texts]
         return self._tokens[source, split]
 
-    def _token_ids(self, text: str) -> Tensor:
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, read at its first use."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(find_model_directory(self.tokenizer_source))
-        ids = self._tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids
+        return self._tokenizer
+
+    def _token_ids(self, text: str) -> Tensor:
+        ids = self.tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids
         return torch.tensor(ids)
 
 

@@ -21,6 +21,7 @@ from duquant.evaluation.progress import EvaluationProgress
 from duquant.evaluation.results_table import notes, print_results
 from duquant.evaluation.statistics import PERPLEXITY, Measurement, combine, differences
 from duquant.evaluation.task_list import find_tasks
+from duquant.model.tokenizer import require_known_tokens
 from duquant.terminal import say
 
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "tokenizers")
@@ -75,7 +76,8 @@ class Evaluation:
             stride=self.request.stride,
         )
         for name in texts.validation:
-            texts.corpus_windows(name)
+            tokens = [int(texts.corpus_windows(name).max())]
+            require_known_tokens(tokens, source.vocab_size, source.tokenizer)
         return texts
 
     def settings(self, index: int, name: str) -> dict[str, Any]:
