@@ -55,9 +55,12 @@ class RunLock:
 
     def release(self) -> None:
         """Give the lock back."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             if self._is_at_path(self._file):
                 self.path.unlink()
+        finally:
             self._file.close()
             self._file = None
 
