@@ -25,10 +25,12 @@ class RunLock:
 
     Args:
         directory: the run directory.
+        is_owner: whether this process locks at all, as one of many of a job does.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, is_owner: bool = True) -> None:
         self.path = directory / LOCK_FILE
+        self.is_owner = is_owner
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
@@ -37,6 +39,8 @@ class RunLock:
         Raises:
             ValueError: if another run holds it, naming the directory and that run's process.
         """
+        if not self.is_owner:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while self._file is None:
             file = self.path.open("a+", encoding="utf-8")
