@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import signal
+import threading
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ from callbacks.joint_failure import CONTINUES, claim_the_word, is_lost_connectio
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_lock import RunLock
 from callbacks.run_summary import show_finished
+from callbacks.tensorboard_logger import report_thread
 from callbacks.trainer_options import require_supported
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
@@ -126,7 +128,7 @@ class DuQuantCLI(LightningCLI):
             options = self.parser.instantiate_classes(self.config)
             run_verb(VERBS[subcommand], options[subcommand])
         else:
-            with RunLock(self.model.output_dir) as self.lock:
+            with RunLock(self.model.output_dir, self.trainer.is_global_zero) as self.lock:
                 super()._run_subcommand(subcommand)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -176,8 +178,7 @@ class DuQuantCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Check that there is a finished run to measure."""
-        lock = self.lock if self.trainer.is_global_zero else None
-        prepare_validation(self.model, self.datamodule, lock)
+        prepare_validation(self.model, self.datamodule, self.lock)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         output_dir = Path(self._get(self.config_init, "output_dir"))
@@ -246,4 +247,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    threading.excepthook = report_thread
     main()

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from lightning import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint
@@ -11,6 +10,7 @@ from callbacks.preflight import Preflight
 from callbacks.progress import CalibrationProgress
 from callbacks.run_directory import RequireRunDirectory
 from callbacks.run_summary import RunSummary
+from callbacks.tensorboard_logger import RunLogger
 from callbacks.tensorboard_views import TensorBoardViews
 
 
@@ -21,9 +21,9 @@ def default_callbacks(
     progress = [CalibrationProgress()] if with_progress else []
     checkpoints = [LastCheckpoint(output_dir)] if with_checkpoints else []
     return [
-        RequireRunDirectory(),
         Preflight(output_dir),
         *progress,
+        RequireRunDirectory(),
         BlockProgression(),
         TensorBoardViews(),
         RunSummary(),
@@ -31,8 +31,6 @@ def default_callbacks(
     ]
 
 
-def default_logger(output_dir: Path) -> TensorBoardLogger:
+def default_logger(output_dir: Path) -> RunLogger:
     """TensorBoard in the run directory."""
-    return TensorBoardLogger(
-        save_dir=output_dir, name="", version="tensorboard", default_hp_metric=False
-    )
+    return RunLogger(output_dir)

@@ -56,18 +56,25 @@ class RequireRunDirectory(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look for the file with which a run begins, before anything is written at a block's end.
+        """Look for the directory after every step, before a block's end writes into it.
 
         Raises:
-            ValueError: if it is gone, naming the directory.
+            ValueError: if it is gone, naming it.
         """
-        assert isinstance(pl_module, LanguageModel)
-        directory = pl_module.output_dir
-        if trainer.is_global_zero and not (directory / RUN_FILE).is_file():
-            raise ValueError(
-                f"{directory} was removed or emptied while the run wrote into it; the same command "
-                f"starts anew"
-            )
+        _require_run_file(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Look once more before the checkpoint is written."""
+        _require_run_file(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Say so as well where a file that is gone was missed first."""
+        if isinstance(exception, Exception):
+            _require_run_file(trainer, pl_module)
 
 
 def describe_run(model: LanguageModel, data: CalibrationDataModule | None) -> dict[str, Any]:
@@ -205,6 +212,15 @@ def _require_fitting_texts(
     require_matching_vocabulary(
         data.tokenizer, int(decoder.config.vocab_size), data.tokenizer_source
     )
+
+
+def _require_run_file(trainer: Trainer, model: LightningModule) -> None:
+    assert isinstance(model, LanguageModel)
+    if trainer.is_global_zero and not (model.output_dir / RUN_FILE).is_file():
+        raise ValueError(
+            f"{model.output_dir} was removed or emptied while the run wrote into it; remove "
+            f"what is left of it, and the same command starts anew"
+        )
 
 
 def _describe_model(decoder: Decoder) -> dict[str, Any]:
