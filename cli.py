@@ -6,11 +6,14 @@ links what belongs together: one ``--output_dir``, one ``--data.seed``, one ``--
 Subcommands that need no Trainer are typed functions of their own, see :data:`VERBS`.
 """
 
+from callbacks.early_interrupt import end_guard, guard_imports
+
+if __name__ == "__main__":
+    guard_imports()
+
 import gc
 import logging
 import os
-import signal
-import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,23 +23,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 
 from lightning import Callback, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import DurableCheckpointIO
 from callbacks.data_parallel import STRATEGIES, BlockParallel, processes_of, require_even_shares
 from callbacks.defaults import default_callbacks, default_logger
-from callbacks.joint_failure import CONTINUES, claim_the_word, is_lost_connection
+from callbacks.endings import fail, one_line_endings
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_summary import print_stored_summary
 from callbacks.trainer_options import require_supported
+from callbacks.writer_thread import quiet_writer_threads
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
 from duquant.verbs import PlainHelp, Verbs, add_verbs, run_verb
+from duquant.write_errors import naming_full_disks
 
 gc.freeze()
 gc.enable()
@@ -124,7 +127,8 @@ class DuQuantCLI(LightningCLI):
             options = self.parser.instantiate_classes(self.config)
             run_verb(VERBS[subcommand], options[subcommand])
         else:
-            super()._run_subcommand(subcommand)
+            with naming_full_disks(self.model.output_dir), quiet_writer_threads():
+                super()._run_subcommand(subcommand)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options, ours before the Trainer's hundred."""
@@ -194,13 +198,6 @@ class DuQuantCLI(LightningCLI):
         return super()._instantiate_trainer(config, [*callbacks, *ours])
 
 
-def fail(message: str) -> NoReturn:
-    """Say what is wrong in one line, unless another process did, and leave with status 2."""
-    if claim_the_word():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
-
-
 def build() -> DuQuantCLI:
     """Parse the command line, build what it names, and run its subcommand."""
     return DuQuantCLI(
@@ -233,16 +230,9 @@ def main() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    try:
+    with one_line_endings():
+        end_guard()
         build()
-    except (ValueError, OSError, MisconfigurationException) as error:
-        fail(str(error))
-    except RuntimeError as error:
-        if not is_lost_connection(error):
-            raise
-        fail(f"lost the connection to another process of this job; {CONTINUES}")
-    except SIGTERMException:  # its status would be 0, as if the work were done
-        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 if __name__ == "__main__":

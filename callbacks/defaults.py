@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint
+from callbacks.interruption import Interruption
 from callbacks.preflight import Preflight
 from callbacks.progress import CalibrationProgress
 from callbacks.run_summary import RunSummary
@@ -22,6 +23,7 @@ def default_callbacks(
     return [
         Preflight(output_dir),
         *progress,
+        Interruption(),
         BlockProgression(),
         TensorBoardViews(),
         RunSummary(),

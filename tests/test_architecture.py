@@ -39,6 +39,8 @@ FLOORS = {
     "duquant.durable": 0,
     "duquant.json_files": 0,
     "duquant.json_shapes": 0,
+    "duquant.write_errors": 0,
+    "duquant.interruption": 0,
     "duquant.progress_bar": 0,
     "duquant.ops": 0,
 }
@@ -49,6 +51,7 @@ DOORS = [
     ("duquant.config", "duquant.recipe_parts"),
     ("duquant.recipe_parts", "duquant.ops"),
     ("duquant.json_files", "duquant.json_shapes"),
+    ("duquant.durable", "duquant.write_errors"),
 ]
 """Doors between rooms below the third floor, importer first."""
 
