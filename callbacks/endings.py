@@ -31,6 +31,8 @@ def one_line_endings() -> Iterator[None]:
         if not isinstance(interrupt, ToldInterrupt):
             print("interrupted; the same command continues", file=sys.stderr, flush=True)
         raise SystemExit(INTERRUPTED) from None
+    except SIGTERMException:  # a SystemExit, its status would be 0, as if the work were done
+        raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as left:
         if isinstance(left.__context__, KeyboardInterrupt):  # which Lightning has made into 1
             raise SystemExit(INTERRUPTED) from None
@@ -41,8 +43,6 @@ def one_line_endings() -> Iterator[None]:
         if not is_lost_connection(error):
             raise
         fail(f"lost the connection to another process of this job; {CONTINUES}")
-    except SIGTERMException:  # its status would be 0, as if the work were done
-        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 def fail(message: str) -> NoReturn:
