@@ -16,7 +16,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 gc.disable()  # what imports make stays: looking through it for garbage costs more than a second
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,7 +28,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from callbacks.checkpointing import DurableCheckpointIO
 from callbacks.data_parallel import STRATEGIES, BlockParallel, processes_of, require_even_shares
 from callbacks.defaults import default_callbacks, default_logger
-from callbacks.endings import fail, one_line_endings
+from callbacks.endings import one_line_endings
+from callbacks.one_line_parser import OneLineParser
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_summary import print_stored_summary
 from callbacks.trainer_options import require_supported
@@ -38,6 +39,7 @@ from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
+from duquant.user_paths import expand_all
 from duquant.verbs import PlainHelp, Verbs, add_verbs, run_verb
 from duquant.write_errors import naming_full_disks
 
@@ -72,25 +74,6 @@ VERBS: Verbs = {"evaluate": Evaluate, "mtbench": MT_BENCH, "report": report}
 table of further subcommands. Its module imports what is slow inside of the function."""
 
 
-FORMS = {
-    "data.validation": "a mapping of names to texts, {mine: my_test.txt}",
-    "model.pretrained": "a model directory or a hub id",
-}
-"""What options look like whose type says too little."""
-
-
-class OneLineParser(LightningArgumentParser):
-    """Takes whole names of options only, and reports a wrong one in one line."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the innermost reason, or the form an option must have, and leave with status 2."""
-        wanted = (f"{key} must be {form}" for key, form in FORMS.items() if f'"{key}"' in message)
-        fail(next(wanted, message))
-
-
 class DuQuantCLI(LightningCLI):
     """Fit and validate a :class:`LanguageModel`."""
 
@@ -109,6 +92,14 @@ class DuQuantCLI(LightningCLI):
         for choice in chooser._choices_actions:
             choice.help = DESCRIPTIONS[choice.dest]
         add_verbs(chooser, VERBS, TABLES, OneLineParser)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and put home directories into every path."""
+        super().parse_arguments(parser, args)
+        try:
+            self.config = expand_all(self.config)
+        except ValueError as error:
+            parser.error(str(error))
 
     def _parse_ckpt_path(self) -> None:
         """Take no options out of a checkpoint: :func:`prepare_fit` compares, and refuses."""

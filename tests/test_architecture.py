@@ -41,6 +41,7 @@ FLOORS = {
     "duquant.json_shapes": 0,
     "duquant.write_errors": 0,
     "duquant.interruption": 0,
+    "duquant.user_paths": 0,
     "duquant.progress_bar": 0,
     "duquant.ops": 0,
 }

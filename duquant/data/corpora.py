@@ -14,6 +14,7 @@ from typing import Literal
 from duquant.data.python_topics import python_topics
 from duquant.model.checkpoint import first_line
 from duquant.model.hub import hub_answers
+from duquant.user_paths import user_path
 
 Split = Literal["train", "validation"]
 READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -127,7 +128,7 @@ def require_source(source: str) -> Path:
     Raises:
         ValueError: naming what is wrong and what would do.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_file():
         known = ", ".join(CORPUS_NAMES)
         raise ValueError(f"there is no text {source}: give a file or one of {known}")

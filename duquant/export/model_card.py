@@ -15,6 +15,7 @@ from duquant.config import Recipe
 from duquant.durable import write_text
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX, WeightIndex, meta_tensors
+from duquant.user_paths import user_path
 
 CARD = "README.md"
 KINDS = {
@@ -40,9 +41,10 @@ def write_model_card(
         recipe: how it was quantized.
         summary: the run's ``summary.json``, once there is one.
     """
-    name = Path(pretrained).resolve().name
+    source = user_path(pretrained)
+    name = source.resolve().name
     bits = f"W{recipe.weight_bits}A{recipe.activation_bits}"
-    is_on_hub = pretrained.count("/") == 1 and not Path(pretrained).exists()
+    is_on_hub = pretrained.count("/") == 1 and not source.exists()
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
