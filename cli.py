@@ -164,7 +164,8 @@ class DuQuantCLI(LightningCLI):
         if not self.model.is_calibrated:
             done = f"{int(self.model.block_index)} of {self.model.num_blocks} blocks"
             raise ValueError(f"stopped after {done}; --ckpt_path last continues")
-        self.trainer.validate(self.model, self.datamodule, verbose=False)
+        if self.datamodule.validation:
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def validate(self, **kwargs: Any) -> None:
         """Measure, and leave the table to the run summary."""

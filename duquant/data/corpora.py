@@ -146,7 +146,8 @@ def _load_local(path: Path) -> list[str]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     try:
-        rows = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+        with without_progress():
+            rows = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read: {first_line(error.__cause__ or error)}"
@@ -170,7 +171,7 @@ def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> list[str]:
     part = corpus.splits[split]
     files = corpus.files and {part: corpus.files[part]}
     try:
-        with straight_to_the_cache_without_a_hub():
+        with straight_to_the_cache_without_a_hub(), without_progress():
             rows = load_dataset(
                 corpus.path,
                 corpus.name,
@@ -198,3 +199,17 @@ def straight_to_the_cache_without_a_hub() -> Iterator[None]:
         yield
     finally:
         config.HF_HUB_OFFLINE = was_offline
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Keep datasets' own progress bars from appearing between our lines."""
+    import datasets
+
+    was_silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_silent:
+            datasets.enable_progress_bars()

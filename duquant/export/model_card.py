@@ -92,6 +92,8 @@ print(tokenizer.decode(model.generate(**inputs, past_key_values=cache, max_new_t
 
 
 def _perplexities(summary: Mapping[str, Any]) -> str:
+    if not summary["perplexity"]:
+        return "## Perplexity\n\nIt was not measured when the model was made."
     lines = ["| corpus | full precision | quantized |", "|---|---|---|"]
     for corpus, values in summary["perplexity"].items():
         lines.append(f"| {corpus} | {values['full_precision']:.3f} | {values['quantized']:.3f} |")
