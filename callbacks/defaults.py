@@ -6,6 +6,7 @@ from lightning import Callback
 
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint
+from callbacks.interruption import Interruption
 from callbacks.preflight import Preflight
 from callbacks.progress import CalibrationProgress
 from callbacks.run_directory import RequireRunDirectory
@@ -24,6 +25,7 @@ def default_callbacks(
         Preflight(output_dir),
         *progress,
         RequireRunDirectory(),
+        Interruption(),
         BlockProgression(),
         TensorBoardViews(),
         RunSummary(),

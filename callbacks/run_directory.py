@@ -184,6 +184,11 @@ def prepare_validation(
         ValueError: naming what is missing or of another run.
     """
     run_file = model.output_dir / RUN_FILE
+    if not data.validation:
+        raise ValueError(
+            "data.validation is empty, so there is nothing to measure: name corpora, "
+            "--data.validation '{mine: my_test.txt}'"
+        )
     if not run_file.is_file():
         raise ValueError(
             f"{model.output_dir} holds no run: run fit first, or give its --output_dir"

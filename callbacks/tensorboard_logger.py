@@ -5,7 +5,6 @@ that is gone) is raised again where the next event is logged, and becomes the ru
 thread's traceback and the last flush of a run that failed anyway would only repeat it.
 """
 
-import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,10 +30,3 @@ class RunLogger(TensorBoardLogger):
         else:
             with suppress(OSError):
                 super().finalize(status)
-
-
-def report_thread(failure: threading.ExceptHookArgs) -> None:
-    """Print a thread's traceback as usual, but not that of TensorBoard's writer."""
-    is_writer = type(failure.thread).__module__.startswith("tensorboard.")
-    if not (is_writer and issubclass(failure.exc_type, OSError)):
-        threading.__excepthook__(failure)

@@ -30,6 +30,7 @@ from duquant.model.finite_weights import require_finite_weights
 from duquant.model.structure import linear_shapes, require_fitting_widths
 from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
 from duquant.modules.block import QuantBlock, block_generator
+from duquant.user_paths import user_path
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -68,7 +69,7 @@ def quantize(
     Raises:
         ValueError: if model, texts, recipe or directory do not fit, with the remedy.
     """
-    recipe, output, place = recipe or Recipe(), Path(output_dir), torch.device(device)
+    recipe, output, place = recipe or Recipe(), user_path(output_dir), torch.device(device)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is not an empty directory; choose another output_dir")
     with ExitStack() as stack:

@@ -14,6 +14,7 @@ from typing import Literal
 from duquant.data.python_topics import python_topics
 from duquant.model.checkpoint import first_line
 from duquant.model.hub import hub_answers
+from duquant.user_paths import user_path
 
 Split = Literal["train", "validation"]
 READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -127,7 +128,7 @@ def require_source(source: str) -> Path:
     Raises:
         ValueError: naming what is wrong and what would do.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_file():
         known = ", ".join(CORPUS_NAMES)
         raise ValueError(f"there is no text {source}: give a file or one of {known}")
@@ -145,7 +146,8 @@ def _load_local(path: Path) -> list[str]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     try:
-        rows = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+        with without_progress():
+            rows = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read: {first_line(error.__cause__ or error)}"
@@ -169,7 +171,7 @@ def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> list[str]:
     part = corpus.splits[split]
     files = corpus.files and {part: corpus.files[part]}
     try:
-        with straight_to_the_cache_without_a_hub():
+        with straight_to_the_cache_without_a_hub(), without_progress():
             rows = load_dataset(
                 corpus.path,
                 corpus.name,
@@ -197,3 +199,17 @@ def straight_to_the_cache_without_a_hub() -> Iterator[None]:
         yield
     finally:
         config.HF_HUB_OFFLINE = was_offline
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Keep datasets' own progress bars from appearing between our lines."""
+    import datasets
+
+    was_silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_silent:
+            datasets.enable_progress_bars()

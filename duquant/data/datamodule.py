@@ -30,7 +30,8 @@ class CalibrationDataModule(LightningDataModule):
         calibration: corpus to calibrate on: wikitext2, c4, ptb, pile, mix (from the hub),
             python_topics (from the interpreter), or a local .txt, .json, .jsonl or .parquet file.
         validation: corpora to measure perplexity on, by the name they get in logs and reports; the
-            names c4_joined and c4_drawn choose between the two protocols of C4.
+            names c4_joined and c4_drawn choose between the two protocols of C4; {} measures
+            nothing.
         num_samples: calibration windows, of all processes together.
         sequence_length: tokens of a window, in calibration and validation.
         validation_windows: windows used of each validation corpus (default: all).
@@ -100,8 +101,6 @@ class CalibrationDataModule(LightningDataModule):
                 f"data.stride is {self.stride}; it must be at most {self.sequence_length}, the "
                 f"data.sequence_length"
             )
-        if not self.validation:
-            raise ValueError("data.validation is empty; name a corpus, {name: file}")
         for source in self.validation.values():
             if source not in CORPUS_NAMES:
                 require_source(source)

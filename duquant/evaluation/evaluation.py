@@ -21,6 +21,7 @@ from duquant.evaluation.progress import EvaluationProgress
 from duquant.evaluation.results_table import notes, print_results
 from duquant.evaluation.statistics import PERPLEXITY, Measurement, combine, differences
 from duquant.evaluation.task_list import find_tasks
+from duquant.interruption import ToldInterrupt
 from duquant.model.tokenizer import require_known_tokens
 from duquant.terminal import say
 
@@ -115,7 +116,7 @@ class Evaluation:
             ]
         except KeyboardInterrupt:
             progress.say(f"interrupted; the same command continues in {self.directory.path}")
-            raise
+            raise ToldInterrupt from None
         finally:
             progress.close()
         file, covered = self.directory.write_results(self._words(), self._results(measured))

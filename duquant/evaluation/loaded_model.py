@@ -21,6 +21,7 @@ from duquant.model.tokenizer import (
     require_matching_vocabulary,
 )
 from duquant.nn.execution import Backend
+from duquant.user_paths import user_path
 
 
 class QuantizationConfig(TypedDict, total=False):
@@ -169,7 +170,7 @@ def model_of_run(run: str) -> str:
     Raises:
         ValueError: if there is no run, or it is not finished.
     """
-    path = Path(run).expanduser()
+    path = user_path(run)
     directory = path.parent if path.suffix in (".yaml", ".yml") else path
     if not (directory / "run.json").is_file():
         raise ValueError(f"{directory} holds no run: give a run directory or its config.yaml")

@@ -10,7 +10,6 @@ happen is decided by ``callbacks/block_progression.py``.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -35,6 +34,7 @@ from duquant.modules.block import QuantBlock, block_generator
 from duquant.modules.clip_optimizer import clip_optimizer, set_learning_rate
 from duquant.modules.run_description import compare_runs
 from duquant.nn.clipping import FixedClip
+from duquant.user_paths import user_path
 
 FULL_PRECISION = "full_precision"
 ROUND_TO_NEAREST = "round_to_nearest"
@@ -103,7 +103,7 @@ class LanguageModel(LightningModule):
         )
         self.seed = seed
         self.report_round_to_nearest = report_round_to_nearest
-        self.output_dir = Path(output_dir)
+        self.output_dir = user_path(output_dir)
         self.decoder = Decoder(pretrained, getattr(torch, dtype))
         require_fitting_widths(self.decoder.meta_block(), self.recipe)
         shapes = linear_shapes(self.decoder.meta_block())
