@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,18 +23,21 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.checkpointing import DurableCheckpointIO
+from callbacks.checkpointing import DurableCheckpointIO, require_calibrated
 from callbacks.data_parallel import STRATEGIES, BlockParallel, processes_of, require_even_shares
 from callbacks.defaults import default_callbacks, default_logger
 from callbacks.joint_failure import CONTINUES, claim_the_word, is_lost_connection
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
-from callbacks.run_summary import print_stored_summary
+from callbacks.run_lock import RunLock
+from callbacks.run_summary import show_finished
 from callbacks.trainer_options import require_supported
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
+from duquant.evaluation.mt_bench.credentials import without_keys
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
+from duquant.terminal import complain
 from duquant.verbs import PlainHelp, Verbs, add_verbs, run_verb
 
 gc.freeze()
@@ -124,7 +126,8 @@ class DuQuantCLI(LightningCLI):
             options = self.parser.instantiate_classes(self.config)
             run_verb(VERBS[subcommand], options[subcommand])
         else:
-            super()._run_subcommand(subcommand)
+            with RunLock(self.model.output_dir) as self.lock:
+                super()._run_subcommand(subcommand)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options, ours before the Trainer's hundred."""
@@ -153,22 +156,18 @@ class DuQuantCLI(LightningCLI):
         require_even_shares(self.trainer, self.model, self.datamodule)
         self.datamodule.processes = processes_of(self.trainer)
         arguments, is_owner = self.config_init["fit"], self.trainer.is_global_zero
-        ckpt_path = arguments["ckpt_path"]
-        if prepare_fit(self.model, self.datamodule, ckpt_path, is_owner=is_owner):
+        given = arguments["ckpt_path"]
+        if prepare_fit(self.model, self.datamodule, given, is_owner=is_owner, lock=self.lock):
             arguments["ckpt_path"] = "last"
 
     def fit(self, **kwargs: Any) -> None:
         """Calibrate, then measure; a run that is already finished is only reported."""
         if is_finished(self.model):
-            if not self.trainer.is_global_zero:
-                return
-            print(f"{self.model.output_dir} is already finished; there is nothing left to do")
-            print_stored_summary(self.model.output_dir, self.datamodule)
+            if self.trainer.is_global_zero:
+                show_finished(self.model, self.datamodule)
             return
         self.trainer.fit(**kwargs)
-        if not self.model.is_calibrated:
-            done = f"{int(self.model.block_index)} of {self.model.num_blocks} blocks"
-            raise ValueError(f"stopped after {done}; --ckpt_path last continues")
+        require_calibrated(self.model)
         self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def validate(self, **kwargs: Any) -> None:
@@ -177,7 +176,8 @@ class DuQuantCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Check that there is a finished run to measure."""
-        prepare_validation(self.model, self.datamodule)
+        lock = self.lock if self.trainer.is_global_zero else None
+        prepare_validation(self.model, self.datamodule, lock)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         output_dir = Path(self._get(self.config_init, "output_dir"))
@@ -197,7 +197,7 @@ class DuQuantCLI(LightningCLI):
 def fail(message: str) -> NoReturn:
     """Say what is wrong in one line, unless another process did, and leave with status 2."""
     if claim_the_word():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        complain(" ".join(without_keys(message).split()))
     raise SystemExit(2)
 
 

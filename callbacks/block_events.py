@@ -4,16 +4,21 @@
 trainer that is a :class:`BlockObserver`.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
 
+from duquant.checksum import check_values, with_checksum
 from duquant.durable import write_json
-from duquant.model.checkpoint import read_json
+from duquant.json_files import read_json
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
+from duquant.reporting.run_files import BlockEntry
+
+UNRECORDED = "delete it: the run goes on, and its summary lacks this block"
 
 
 @dataclass
@@ -27,6 +32,9 @@ class BlockRecord:
         seconds: time spent on it, interruptions not counted.
         peak_memory_bytes: largest resident memory of the process so far.
         sites: ``peak_before`` and ``peak_after`` the transform, by site.
+        relative_error: what quantization costs it (:mod:`duquant.model.block_error`); ``None`` if
+            that was not measured or is not finite.
+        complaint: what loses too much and the remedy, in words; empty if nothing does.
     """
 
     index: int
@@ -35,6 +43,8 @@ class BlockRecord:
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     sites: dict[str, dict[str, float]] = field(default_factory=dict)
+    relative_error: float | None = None
+    complaint: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the first and last epoch's loss beside the curve."""
@@ -42,9 +52,10 @@ class BlockRecord:
         return {**asdict(self), "lwc_loss_first": first, "lwc_loss_last": last}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "BlockRecord":
-        """Undo :meth:`to_dict`."""
-        return cls(**{k: v for k, v in values.items() if not k.startswith("lwc_loss_")})
+    def from_dict(cls, values: Mapping[str, Any]) -> "BlockRecord":
+        """Undo :meth:`to_dict`, whatever else another version wrote down."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
 
     @staticmethod
     def path(output_dir: Path, index: int) -> Path:
@@ -53,13 +64,29 @@ class BlockRecord:
 
     def save(self, output_dir: Path) -> None:
         """Write the record into the run directory."""
-        write_json(self.path(output_dir, self.index), self.to_dict())
+        write_json(self.path(output_dir, self.index), with_checksum(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: Path) -> "BlockRecord":
+        """Read one record.
+
+        Raises:
+            ValueError: if it is damaged, naming the file and the remedy.
+        """
+        try:
+            return cls.from_dict(check_values(read_json(path, BlockEntry), path))
+        except ValueError as error:
+            raise ValueError(f"{error}; {UNRECORDED}") from error
 
     @classmethod
     def load_all(cls, output_dir: Path, num_blocks: int) -> list["BlockRecord"]:
-        """Records of all finished blocks, in order."""
+        """Records of all finished blocks, in order.
+
+        Raises:
+            ValueError: if one is damaged, naming the file and the remedy.
+        """
         paths = [cls.path(output_dir, index) for index in range(num_blocks)]
-        return [cls.from_dict(read_json(path)) for path in paths if path.is_file()]
+        return [cls.load(path) for path in paths if path.is_file()]
 
 
 class BlockObserver(Callback):

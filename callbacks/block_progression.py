@@ -18,6 +18,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.block_events import BlockObserver, BlockRecord
+from callbacks.checkpointing import is_cut_short
 from callbacks.data_parallel import processes_of, require_even_shares
 from callbacks.preflight import describe_streams
 from callbacks.trainer_options import require_supported
@@ -90,7 +91,13 @@ class BlockProgression(Callback):
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the epoch; after a block's last one, finish it and enter the next."""
+        """Close the epoch; after a block's last one, finish it and enter the next.
+
+        An epoch that was cut short counts for nothing: the fit stops, and the checkpoint before it
+        continues.
+        """
+        if is_cut_short(trainer):
+            return
         model, data = _parts(trainer, pl_module)
         if self._epoch_losses:
             self.record.lwc_losses.append(sum(self._epoch_losses) / len(self._epoch_losses))
@@ -110,6 +117,13 @@ class BlockProgression(Callback):
         data.samples = None
         if model.is_calibrated and trainer.is_global_zero:
             self.files.remove()
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Forget how long this process has taken: trainer.max_time is each one's own."""
+        states = checkpoint["callbacks"].items()
+        checkpoint["callbacks"] = {k: v for k, v in states if k.partition("{")[0] != "Timer"}
 
     def state_dict(self) -> dict[str, Any]:
         """The current block's record, so that its curve survives an interruption."""
@@ -156,6 +170,9 @@ class BlockProgression(Callback):
         if trainer.is_global_zero:
             model.directory.write_block(index, block.quantized)
         streams = finish_block(block, self._turn, device)
+        assert self._turn.error is not None
+        self.record.relative_error = self._turn.error.relative
+        self.record.complaint = self._turn.error.complaint
         self._turn = data.samples = None  # what entered the block is no longer needed
         if index + 1 < model.num_blocks:
             streams = self.files.save(index + 1, streams)
@@ -211,6 +228,7 @@ def _require_one_run(trainer: Trainer, model: LanguageModel, processes: Processe
 
 
 def _require_finished_blocks(model: LanguageModel) -> None:
+    BlockRecord.load_all(model.output_dir, int(model.block_index))
     for index in range(int(model.block_index)):
         try:
             model.directory.require_block(index, model.decoder)

@@ -1,8 +1,12 @@
 """Checkpoints that survive any interruption.
 
 One file, ``checkpoints/last.ckpt``, is replaced at the end of every epoch: written under a
-temporary name, flushed, renamed. It is read as data only (``weights_only=True``), so a checkpoint
-cannot run code.
+temporary name, flushed, renamed, with its checksum in it. It is read as data only
+(``weights_only=True``), so a checkpoint cannot run code.
+
+Only the end of a *whole* epoch is a state from which a run continues exactly: Lightning restores
+how many steps were done, and then begins the next epoch. What stops a fit within an epoch
+(``max_steps``, ``max_time``, ``should_stop``, an interruption) leaves the checkpoint before it.
 """
 
 from collections.abc import Callable
@@ -10,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from duquant.checksum import check_checkpoint, set_checkpoint_checksum
 from duquant.durable import write_durably
+from duquant.modules.language_model import LanguageModel
+
+REQUEUED = "hpc_ckpt_"
+"""How Lightning names what it saves, at any moment, when SLURM is about to end a job."""
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -22,8 +32,14 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint in one step."""
-        write_durably(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        """Write a checkpoint in one step; not that of a requeued job, which ``last`` continues."""
+
+        def write(temporary: Path) -> None:
+            torch.save(checkpoint, temporary)
+            set_checkpoint_checksum(temporary)
+
+        if not Path(path).name.startswith(REQUEUED):
+            write_durably(Path(path), write)
 
     def load_checkpoint(
         self,
@@ -34,10 +50,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint as plain data.
 
         Raises:
-            ValueError: if it is missing, damaged, or holds anything but tensors and plain values.
+            ValueError: if it is missing, damaged, of the middle of an epoch, or holds anything but
+                tensors and plain values.
         """
         if not Path(path).is_file():
             raise ValueError(f"there is no checkpoint {path}")
+        check_checkpoint(Path(path))
         try:
             loaded = torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:
@@ -46,6 +64,11 @@ class DurableCheckpointIO(TorchCheckpointIO):
             ) from error
         if not isinstance(loaded, dict) or "duquant_run" not in loaded:
             raise ValueError(f"{path} is not a checkpoint of duquant")
+        if _is_within_epoch(loaded):
+            raise ValueError(
+                f"{path} was written in the middle of an epoch, by an earlier release: the run "
+                f"cannot be continued exactly; start anew in another --output_dir"
+            )
         return loaded
 
 
@@ -66,7 +89,36 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, unless the epoch was cut short."""
+        if not is_cut_short(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+def is_cut_short(trainer: Trainer) -> bool:
+    """Whether the epoch that ends now was stopped before its last step."""
+    completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    return bool(completed < trainer.num_training_batches)
+
 
 def last_checkpoint(output_dir: Path) -> Path:
     """Where a run directory keeps its checkpoint."""
     return output_dir / "checkpoints" / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}.ckpt"
+
+
+def require_calibrated(model: LanguageModel) -> None:
+    """Check that a fit went through all blocks, whatever may have stopped it.
+
+    Raises:
+        ValueError: saying how far it came, and how it continues.
+    """
+    if not model.is_calibrated:
+        raise ValueError(
+            f"stopped after {int(model.block_index)} of {model.num_blocks} blocks; --ckpt_path "
+            f"last continues (trainer.max_steps counts the steps of all commands)"
+        )
+
+
+def _is_within_epoch(checkpoint: dict[str, Any]) -> bool:
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    return loop.get("epoch_loop.batch_progress", {}).get("is_last_batch") is False

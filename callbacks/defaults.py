@@ -9,6 +9,7 @@ from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint
 from callbacks.preflight import Preflight
 from callbacks.progress import CalibrationProgress
+from callbacks.run_directory import RequireRunDirectory
 from callbacks.run_summary import RunSummary
 from callbacks.tensorboard_views import TensorBoardViews
 
@@ -20,6 +21,7 @@ def default_callbacks(
     progress = [CalibrationProgress()] if with_progress else []
     checkpoints = [LastCheckpoint(output_dir)] if with_checkpoints else []
     return [
+        RequireRunDirectory(),
         Preflight(output_dir),
         *progress,
         BlockProgression(),

@@ -7,7 +7,6 @@ killed cannot speak; then the first to notice does.
 
 import os
 import socket
-import sys
 import threading
 from collections.abc import Iterable
 from datetime import timedelta
@@ -15,6 +14,8 @@ from subprocess import Popen
 
 from torch import distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from duquant.terminal import complain
 
 KEY = "duquant/failed"
 PATIENCE = timedelta(seconds=5)
@@ -54,5 +55,4 @@ def watch(processes: Iterable[Popen[bytes]]) -> None:
 def _report_killed(process: Popen[bytes], rank: int) -> None:
     status = process.wait()
     if status < 0 and claim_the_word(f"watcher of process {rank}"):
-        line = f"error: process {rank} was killed (signal {-status}); {CONTINUES}"
-        print(line, file=sys.stderr, flush=True)
+        complain(f"process {rank} was killed (signal {-status}); {CONTINUES}")

@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import psutil
 import torch
@@ -19,10 +19,11 @@ from rich.console import Console
 
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.outlier_picture import draw_outliers
+from duquant.checksum import check_values, with_checksum
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.streams import StreamSizes
 from duquant.durable import write_json
-from duquant.model.checkpoint import read_json
+from duquant.json_files import read_json
 from duquant.model.site_report import SiteReport
 from duquant.model.structure import SITES
 from duquant.modules.language_model import LanguageModel
@@ -32,8 +33,31 @@ from duquant.preflight.duration import Duration, estimate_duration
 from duquant.preflight.job import Job
 from duquant.preflight.memory import Phase, largest_phase
 from duquant.progress_bar import clock
+from duquant.terminal import say
 
 PREFLIGHT_FILE = "preflight.json"
+
+
+class ExpectedSeconds(TypedDict):
+    """How long it was expected to take, see :class:`~duquant.preflight.duration.Duration`."""
+
+    calibration: float
+    validation: float
+
+
+class Estimate(TypedDict):
+    """What a run was expected to take."""
+
+    memory_bytes: int
+    disk_bytes: int
+    seconds: ExpectedSeconds
+
+
+class Kept(TypedDict):
+    """What :data:`PREFLIGHT_FILE` holds."""
+
+    estimate: Estimate
+    largest_disk_bytes: int
 
 
 class Preflight(BlockObserver):
@@ -73,7 +97,9 @@ class Preflight(BlockObserver):
             f"time: about {clock(duration.calibration)} to calibrate "
             f"({duration.per_block:.1f} s per block), {clock(duration.validation)} to measure"
         )
-        if not self.path.is_file():
+        if self.path.exists():
+            read_preflight(self.path)  # before the work, not after it
+        else:
             self._keep(before + phase.num_bytes, disk, duration)
 
     def on_block_finished(
@@ -88,16 +114,19 @@ class Preflight(BlockObserver):
 
     def _note_size(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and self.path.is_file():
-            kept = read_json(self.path)
+            kept = read_preflight(self.path)
             largest = max(kept["largest_disk_bytes"], held_bytes(self.path.parent))
-            write_json(self.path, {**kept, "largest_disk_bytes": largest})
+            write_json(
+                self.path,
+                with_checksum({"estimate": kept["estimate"], "largest_disk_bytes": largest}),
+            )
 
     def _keep(self, memory: int, disk: int, duration: Duration) -> None:
         estimate = {"memory_bytes": memory, "disk_bytes": disk, "seconds": asdict(duration)}
-        write_json(self.path, {"estimate": estimate, "largest_disk_bytes": 0})
+        write_json(self.path, with_checksum({"estimate": estimate, "largest_disk_bytes": 0}))
 
     def _say(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True, highlight=False)
+        say(line, self.console)
 
 
 def describe_streams(model: LanguageModel, data: CalibrationDataModule) -> tuple[StreamSizes, bool]:
@@ -168,7 +197,7 @@ def compare_with_estimate(
     path = output_dir / PREFLIGHT_FILE
     if not path.is_file():
         return {}
-    kept = read_json(path)
+    kept = read_preflight(path)
     expected, seconds = kept["estimate"], kept["estimate"]["seconds"]
     pairs = {
         "memory_bytes": (expected["memory_bytes"], memory),
@@ -177,6 +206,20 @@ def compare_with_estimate(
         "validation_seconds": (seconds["validation"], validation),
     }
     return {name: {"estimate": pair[0], "measured": pair[1]} for name, pair in pairs.items()}
+
+
+def read_preflight(path: Path) -> Kept:
+    """Read what a run was expected to take.
+
+    Raises:
+        ValueError: if the file is damaged, naming it.
+    """
+    try:
+        kept = read_json(path, Kept)
+        check_values(kept, path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it: the run goes on without its estimate") from error
+    return kept
 
 
 def picture_seconds(job: Job) -> float:

@@ -17,6 +17,7 @@ from callbacks.block_events import BlockObserver, BlockRecord
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
 from duquant.progress_bar import clock, progress_bar
+from duquant.terminal import say
 
 
 class CalibrationProgress(BlockObserver, ProgressBar):
@@ -45,7 +46,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bar."""
-        self.console.print(*args, **kwargs)
+        say(" ".join(map(str, args)), self.console)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the bar of the fit."""
@@ -80,8 +81,12 @@ class CalibrationProgress(BlockObserver, ProgressBar):
     def on_block_finished(
         self, trainer: Trainer, model: LanguageModel, record: BlockRecord
     ) -> None:
-        """Without a terminal: one line per block."""
+        """Without a terminal: one line per block. Everywhere: what is wrong with the block."""
+        block, error = f"block {record.index + 1}/{model.num_blocks}", _error(record)
+        if record.complaint:
+            self._say(f"{block}: {record.complaint}")
         if self._bar is not None:
+            self._describe(f"{block} finished{error}")
             return
         done = record.index + 1 - self._first_block
         elapsed = time.monotonic() - self._started
@@ -90,8 +95,8 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         loss = f", LWC loss {losses[0]:.4g} -> {losses[-1]:.4g}" if losses else ""
         skipped = f", {record.skipped_steps} steps skipped" if record.skipped_steps else ""
         self._say(
-            f"block {record.index + 1}/{model.num_blocks} finished in {record.seconds:.1f} s"
-            f"{loss}{skipped}; {clock(elapsed)} elapsed, about {clock(left)} left"
+            f"{block} finished in {record.seconds:.1f} s"
+            f"{loss}{error}{skipped}; {clock(elapsed)} elapsed, about {clock(left)} left"
         )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,7 +135,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
 
     def _say(self, line: str) -> None:
         if self._is_enabled and self.trainer.is_global_zero:
-            self.console.print(line, soft_wrap=True, highlight=False)
+            say(line, self.console)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -144,6 +149,10 @@ class CalibrationProgress(BlockObserver, ProgressBar):
     def _on_block_evaluated(self, index: int) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=1, description=f"perplexity, block {index + 1}")
+
+
+def _error(record: BlockRecord) -> str:
+    return "" if record.relative_error is None else f", error {record.relative_error:.1%}"
 
 
 def _beginning(trainer: Trainer, model: LanguageModel) -> str:

@@ -2,6 +2,7 @@
 
 config.yaml      the command's complete configuration; `validate -c` reads it
 run.json         what the run is about: model, recipe, data (fingerprints, no paths)
+run.lock         which process writes into the directory, while one does
 preflight.json   what it was expected to take: memory, disk, time
 model/           the quantized model, block by block
 checkpoints/     last.ckpt, replaced every epoch
@@ -17,18 +18,20 @@ evaluation/      what a later `evaluate` measured
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.checkpointing import DurableCheckpointIO, last_checkpoint
 from callbacks.preflight import require_room
+from callbacks.run_lock import LOCK_FILE, RunLock
 from duquant.data.corpora import CORPUS_NAMES, require_source
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.durable import write_durably, write_json
-from duquant.model.checkpoint import read_json
+from duquant.durable import partial, write_durably, write_json
+from duquant.json_files import read_json
 from duquant.model.decoder import Decoder
+from duquant.model.finite_weights import require_finite_weights
 from duquant.modules.language_model import LanguageModel
-from duquant.modules.run_description import compare_runs
+from duquant.modules.run_description import RunDescription, compare_runs
 
 RUN_FILE = "run.json"
 
@@ -44,6 +47,26 @@ class SaveRunConfig(SaveConfigCallback):
             text = self.parser.dump(config, skip_none=False)
             path = pl_module.output_dir / "config.yaml"
             write_durably(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+class RequireRunDirectory(Callback):
+    """Ends a fit whose directory is removed under it, instead of filling half of a new one."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look for the file with which a run begins, before anything is written at a block's end.
+
+        Raises:
+            ValueError: if it is gone, naming the directory.
+        """
+        assert isinstance(pl_module, LanguageModel)
+        directory = pl_module.output_dir
+        if trainer.is_global_zero and not (directory / RUN_FILE).is_file():
+            raise ValueError(
+                f"{directory} was removed or emptied while the run wrote into it; the same command "
+                f"starts anew"
+            )
 
 
 def describe_run(model: LanguageModel, data: CalibrationDataModule | None) -> dict[str, Any]:
@@ -63,6 +86,7 @@ def prepare_fit(
     ckpt_path: str | None,
     *,
     is_owner: bool = True,
+    lock: RunLock | None = None,
 ) -> bool:
     """Check everything that can be checked early, then claim the run directory.
 
@@ -73,6 +97,7 @@ def prepare_fit(
         data: the texts, which are tokenized here.
         ckpt_path: what the user gave.
         is_owner: whether this process checks and claims the directory, as one of many does.
+        lock: what the owner takes before it writes; it is up to the caller to release it.
 
     Returns:
         Whether to continue from the directory's checkpoint.
@@ -86,28 +111,38 @@ def prepare_fit(
     model.run_description = describe_run(model, data)
     if is_owner:
         _require_own_checkpoint(model, ckpt_path)
-        _claim_directory(model, data)
+        _claim_directory(model, data, lock)
     return ckpt_path is None and last_checkpoint(model.output_dir).is_file()
 
 
-def _claim_directory(model: LanguageModel, data: CalibrationDataModule) -> None:
-    run_file = model.output_dir / RUN_FILE
+def _claim_directory(
+    model: LanguageModel, data: CalibrationDataModule, lock: RunLock | None
+) -> None:
+    _require_own_directory(model)
+    if not is_finished(model):
+        require_finite_weights(model.decoder.checkpoint, model.decoder.dtype)
+        require_room(model, data)
+    if lock is not None:
+        lock.acquire()
+        _require_own_directory(model)  # nobody changes it any more
+    write_json(model.output_dir / RUN_FILE, model.run_description)
+
+
+def _require_own_directory(model: LanguageModel) -> None:
+    directory, run_file = model.output_dir, model.output_dir / RUN_FILE
     if run_file.is_file():
-        differences = compare_runs(read_json(run_file), model.run_description)
+        differences = compare_runs(read_json(run_file, RunDescription), model.run_description)
         if differences:
             raise ValueError(
-                f"{model.output_dir} belongs to another run ({'; '.join(differences)}); choose "
-                f"another --output_dir"
+                f"{directory} belongs to another run ({'; '.join(differences)}); choose another "
+                f"--output_dir"
             )
-    elif model.output_dir.is_dir() and any(model.output_dir.iterdir()):
-        raise ValueError(
-            f"{model.output_dir} is not empty and not a run; choose another --output_dir"
-        )
-    elif model.output_dir.exists() and not model.output_dir.is_dir():
-        raise ValueError(f"{model.output_dir} is a file; choose another --output_dir")
-    if not is_finished(model):
-        require_room(model, data)
-    write_json(run_file, model.run_description)
+    elif directory.is_dir():
+        begun = {LOCK_FILE, partial(run_file).name}  # of a run that was killed as it began
+        if any(file.name not in begun for file in directory.iterdir()):
+            raise ValueError(f"{directory} is not empty and not a run; choose another --output_dir")
+    elif directory.exists():
+        raise ValueError(f"{directory} is a file; choose another --output_dir")
 
 
 def _require_own_checkpoint(model: LanguageModel, ckpt_path: str | None) -> None:
@@ -127,8 +162,15 @@ def is_finished(model: LanguageModel) -> bool:
     return model.directory.is_complete and (model.output_dir / "summary.json").is_file()
 
 
-def prepare_validation(model: LanguageModel, data: CalibrationDataModule) -> None:
+def prepare_validation(
+    model: LanguageModel, data: CalibrationDataModule, lock: RunLock | None = None
+) -> None:
     """Check early what validation needs.
+
+    Args:
+        model: the model, already inspected by its own ``__init__``.
+        data: the texts, which are tokenized here.
+        lock: taken before anything is measured; it is up to the caller to release it.
 
     Raises:
         ValueError: naming what is missing or of another run.
@@ -139,9 +181,11 @@ def prepare_validation(model: LanguageModel, data: CalibrationDataModule) -> Non
             f"{model.output_dir} holds no run: run fit first, or give its --output_dir"
         )
     model.run_description = describe_run(model, None)
-    differences = compare_runs(read_json(run_file), model.run_description)
+    differences = compare_runs(read_json(run_file, RunDescription), model.run_description)
     if differences:
         raise ValueError(f"{model.output_dir} belongs to another run ({'; '.join(differences)})")
+    if lock is not None:
+        lock.acquire()
     _require_fitting_texts(model.decoder, data, calibration=False)
 
 

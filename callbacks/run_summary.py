@@ -1,7 +1,9 @@
 """What a run comes to: a table on the terminal and ``summary.json`` in the run directory."""
 
+import math
 import platform
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,6 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.table import Table
 
 from callbacks.block_events import BlockRecord
 from callbacks.block_progression import peak_memory_bytes
@@ -19,15 +20,18 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_json
 from duquant.evaluation.perplexity import describe_windows
 from duquant.export.model_card import write_model_card
-from duquant.model.checkpoint import read_json
+from duquant.json_files import read_json
 from duquant.modules.language_model import (
     FULL_PRECISION,
     QUANTIZED,
     ROUND_TO_NEAREST,
     LanguageModel,
 )
-from duquant.reporting.report import write_report
+from duquant.modules.run_description import RunDescription
+from duquant.reporting.report import HTML, MARKDOWN, write_report
 from duquant.reporting.run_contents import read_run
+from duquant.reporting.run_files import read_summary
+from duquant.terminal import PlainTable, say, show_table
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "safetensors")
 
@@ -40,40 +44,58 @@ class RunSummary(Callback):
         self._started = 0.0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; find out now, not after the work, whether a record is damaged."""
         self._started = time.perf_counter()
+        if isinstance(pl_module, LanguageModel) and trainer.is_global_zero:
+            BlockRecord.load_all(pl_module.output_dir, pl_module.num_blocks)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``summary.json`` and print the table."""
+        """Write the results, then print them.
+
+        ``summary.json`` says that the run is finished. The model card comes before it; the report,
+        which is made from it, is completed by :func:`show_finished` if the run ends in between.
+        """
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, LanguageModel) or not trainer.is_global_zero:
             return
         assert isinstance(data, CalibrationDataModule)
+        output_dir = pl_module.output_dir
         summary = summarize(pl_module, data, trainer.strategy.root_device)
-        path = pl_module.output_dir / "summary.json"
+        path = output_dir / "summary.json"
         is_later = path.is_file()  # the fit's own measurement stays
         if not is_later:
             summary["preflight"] = compare_with_estimate(
-                pl_module.output_dir,
+                output_dir,
                 memory=peak_memory_bytes(trainer.strategy.root_device),
                 calibration=summary["seconds"]["total"],
                 validation=time.perf_counter() - self._started,
             )
-        write_json(path.with_name("validation.json") if is_later else path, summary)
-        if not is_later:
             write_model_card(
                 pl_module.directory.path, pl_module.decoder.pretrained, pl_module.recipe, summary
             )
+        write_json(path.with_name("validation.json") if is_later else path, summary)
+        page, _ = write_report(output_dir, [read_run(output_dir)])
         print_summary(summary, self.console)
-        page, _ = write_report(pl_module.output_dir, [read_run(pl_module.output_dir)])
-        self.console.print(f"report: {page}", soft_wrap=True)
+        say(f"report: {page}", self.console)
+
+
+def show_finished(
+    model: LanguageModel, data: CalibrationDataModule, console: Console | None = None
+) -> None:
+    """Show the results of a finished run again; write the report if it ended before that."""
+    output_dir, console = model.output_dir, console or Console()
+    say(f"{output_dir} is already finished; there is nothing left to do", console)
+    print_stored_summary(output_dir, data, console)
+    if not all((output_dir / name).is_file() for name in (HTML, MARKDOWN)):
+        page, _ = write_report(output_dir, [read_run(output_dir)])
+        say(f"report: {page}", console)
 
 
 def summarize(
     model: LanguageModel, data: CalibrationDataModule, device: torch.device
 ) -> dict[str, Any]:
     """Everything a reader needs to quote or repeat a run."""
-    calibration = read_json(model.output_dir / "run.json")["data"]
+    calibration = read_json(model.output_dir / "run.json", RunDescription)["data"]
     records = BlockRecord.load_all(model.output_dir, model.num_blocks)
     return {
         "pretrained": model.decoder.pretrained,
@@ -122,15 +144,13 @@ def print_stored_summary(
     path = output_dir / "summary.json"
     if not path.is_file():
         return
-    summary, console = read_json(path), console or Console()
+    summary, console = read_summary(path), console or Console()
     print_summary(summary, console)
-    if any(summary[key] != value for key, value in describe_measurement(data).items()):
-        console.print(
+    if any(summary.get(key) != value for key, value in describe_measurement(data).items()):
+        say(
             f"These are not the texts or windows asked for now: the run is finished, and python "
             f"cli.py validate -c {output_dir / 'config.yaml'} --data.validation … measures others.",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
+            console,
         )
 
 
@@ -143,34 +163,46 @@ def describe_recipe(model: LanguageModel) -> str:
     )
 
 
-def print_summary(summary: dict[str, Any], console: Console) -> None:
+def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Show perplexities and cost."""
     rows = {
         FULL_PRECISION: f"full precision ({summary['dtype']})",
-        ROUND_TO_NEAREST: f"round to nearest ({summary['recipe_in_words'].split()[0]})",
+        ROUND_TO_NEAREST: f"round to nearest ({summary['recipe_in_words'].partition(' ')[0]})",
         QUANTIZED: summary["recipe_in_words"],
     }
-    table = Table()
+    table = PlainTable()
     table.add_column("")
     for corpus in summary["perplexity"]:
         table.add_column(corpus, justify="right")
     for variant, label in rows.items():
         values = [values.get(variant) for values in summary["perplexity"].values()]
         if any(value is not None for value in values):
-            table.add_row(label, *(f"{value:.3f}" for value in values))
+            table.add_row(label, *("–" if value is None else f"{value:.3f}" for value in values))
     title = f"Perplexity of {summary['pretrained']}"
-    console.print(title, soft_wrap=True, style="italic", highlight=False, markup=False)
-    console.print(table)
+    say(title, console, "italic")
+    show_table(table, console)
     skipped = sum(block["skipped_steps"] for block in summary["blocks"])
     for corpus, title in summary.get("protocols", {}).items():
-        console.print(f"{corpus}: {title}", soft_wrap=True, highlight=False)
-    console.print(
+        say(f"{corpus}: {title}", console)
+    say(
         f"{summary['protocol']}; calibrated in {summary['seconds']['total']:.0f} s, peak memory "
         f"{summary['peak_memory_bytes'] / 1e9:.1f} GB"
         + (f", {skipped} LWC steps skipped (not finite)" if skipped else ""),
-        soft_wrap=True,
+        console,
     )
-    console.print(f"quantized model: {summary['artifact']}", soft_wrap=True)
+    _print_complaints(summary["blocks"], console)
+    say(f"quantized model: {summary['artifact']}", console)
+
+
+def _print_complaints(blocks: list[dict[str, Any]], console: Console) -> None:
+    lossy = [block for block in blocks if block.get("complaint")]
+    if lossy:
+        worst = max(lossy, key=lambda b: math.inf if (e := b["relative_error"]) is None else e)
+        say(
+            f"{len(lossy)} of {len(blocks)} blocks lose too much; the worst, block "
+            f"{worst['index'] + 1}: {worst['complaint']}",
+            console,
+        )
 
 
 def _device_name(device: torch.device) -> str:

@@ -7,6 +7,7 @@
 | ``lwc/skipped_steps`` | steps left out because something was not finite, per block |
 | ``peaks/SITE/before`` and ``after`` | largest activation of each site, per block |
 | ``clip/LINEAR/high`` and ``low`` | histograms of learned clip factors, per block |
+| ``relative_error`` | what quantization costs every block, of what the block adds |
 | ``cost/seconds_per_block``, ``cost/peak_memory_gb`` | what a block cost |
 | ``outliers/block_NN`` | channel magnitudes of every site, stage by stage |
 | ``perplexity/…`` | measured at the end (logged by the model), and in HParams |
@@ -61,6 +62,8 @@ class TensorBoardViews(BlockObserver):
             writer.add_histogram(f"clip/{linear}/high", high, record.index)
             writer.add_histogram(f"clip/{linear}/low", low, record.index)
         writer.add_scalar("lwc/skipped_steps", record.skipped_steps, record.index)
+        if record.relative_error is not None:
+            writer.add_scalar("relative_error", record.relative_error, record.index)
         writer.add_scalar("cost/seconds_per_block", record.seconds, record.index)
         writer.add_scalar("cost/peak_memory_gb", record.peak_memory_bytes / 1e9, record.index)
 

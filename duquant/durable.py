@@ -6,8 +6,9 @@ overwritten by the next one, because their names do not change.
 """
 
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain values as indented JSON, durably."""
+    """Write plain values as indented JSON, durably.
+
+    Raises:
+        ValueError: if a number is not finite, which JSON cannot say, naming its place.
+    """
+    place = next(_places_not_finite(value), None)
+    if place is not None:
+        raise ValueError(f"{path} cannot be written: {place} is no finite number")
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _places_not_finite(value: Any, place: str = "") -> Iterator[str]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{place} ({value})"
+    items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else ()
+    items = enumerate(value) if isinstance(value, list | tuple) else items
+    for key, inner in items:
+        yield from _places_not_finite(inner, f"{place}.{key}" if place else str(key))
 
 
 def write_tensors(

@@ -10,10 +10,14 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from duquant.plain_text import plain
 
 
 def progress_bar(console: Console, *, counts_steps: bool = False) -> Progress:
@@ -26,7 +30,7 @@ def progress_bar(console: Console, *, counts_steps: bool = False) -> Progress:
     percent = TextColumn("{task.percentage:>3.0f}%")
     done: ProgressColumn = MofNCompleteColumn() if counts_steps else percent
     return Progress(
-        TextColumn("{task.description}"),
+        _Description(),
         BarColumn(),
         done,
         TimeElapsedColumn(),
@@ -35,6 +39,14 @@ def progress_bar(console: Console, *, counts_steps: bool = False) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+class _Description(ProgressColumn):
+    """What happens, which may quote names from anywhere."""
+
+    def render(self, task: Task) -> Text:
+        """The description without markup."""
+        return Text(plain(task.description))
 
 
 def clock(seconds: float) -> str:

@@ -26,6 +26,7 @@ from duquant.data.windows import draw_windows
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
 from duquant.model.decoder import Decoder
+from duquant.model.finite_weights import require_finite_weights
 from duquant.model.structure import linear_shapes, require_fitting_widths
 from duquant.model.tokenizer import load_tokenizer
 from duquant.modules.block import QuantBlock, block_generator
@@ -84,6 +85,7 @@ def quantize(
         tokens = torch.tensor(tokenizer(whole, add_special_tokens=False).input_ids)
         windows = draw_windows(tokens, num_samples, sequence_length, random.Random(seed))
         decoder.require_windows(windows)
+        require_finite_weights(decoder.checkpoint, decoder.dtype)
         directory = ModelDirectory(output, recipe)
         _calibrate(decoder, directory, windows, seed, place, on_block)
         directory.complete(decoder, name)
@@ -104,7 +106,7 @@ def _calibrate(
     streams = Streams.draft(sizes, at_start=True)
     open_streams(decoder, windows, streams, device)
     for index, context in enumerate(decoder.contexts(windows.shape[1], device)):
-        block, generator = QuantBlock(shapes, recipe), block_generator(seed, index)
+        block, generator = QuantBlock(shapes, recipe, index), block_generator(seed, index)
         layer = decoder.load_block(index)
         turn = enter_block(block, layer, streams, Streams.draft(sizes), context, generator, device)
         if turn.samples is not None:
@@ -112,6 +114,9 @@ def _calibrate(
         assert block.quantized is not None
         directory.write_block(index, block.quantized)
         streams = finish_block(block, turn, device)
+        if turn.error is not None and turn.error.complaint:
+            name = f"block {index + 1}/{decoder.num_blocks}"
+            logging.getLogger(__name__).warning("%s: %s", name, turn.error.complaint)
         if on_block is not None:
             on_block(index, decoder.num_blocks)
 

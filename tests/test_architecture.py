@@ -6,7 +6,7 @@
    duquant.modules, data, evaluation, export, preflight, reporting, quickstart
 2  duquant.model
 1  duquant.nn
-0  duquant.ops, duquant.config, duquant.processes
+0  duquant.ops, duquant.config, duquant.processes, duquant.checksum
 """
 
 import ast
@@ -36,16 +36,25 @@ FLOORS = {
     "duquant.config": 0,
     "duquant.processes": 0,
     "duquant.recipe_parts": 0,
+    "duquant.checksum": 0,
     "duquant.durable": 0,
+    "duquant.json_files": 0,
+    "duquant.json_shapes": 0,
     "duquant.progress_bar": 0,
+    "duquant.plain_text": 0,
+    "duquant.terminal": 0,
     "duquant.ops": 0,
 }
 STRANGERS = [{"duquant.modules", "duquant.data"}]
 """Rooms on one floor without a door between them; they meet in callbacks."""
 DOORS = [
+    ("duquant.checksum", "duquant.durable"),
     ("duquant.config", "duquant.ops"),
     ("duquant.config", "duquant.recipe_parts"),
     ("duquant.recipe_parts", "duquant.ops"),
+    ("duquant.json_files", "duquant.json_shapes"),
+    ("duquant.progress_bar", "duquant.plain_text"),
+    ("duquant.terminal", "duquant.plain_text"),
 ]
 """Doors between rooms below the third floor, importer first."""
 

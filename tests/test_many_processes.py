@@ -15,7 +15,7 @@ import torch
 
 import cli
 from callbacks.block_events import BlockRecord
-from duquant.model.checkpoint import read_json
+from duquant.json_files import read_json
 from tests.in_process import LIGHTNING_WARNINGS, write_text
 from tests.small_run import arguments, run, start, stored_tensors, write_small_model
 

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 import duquant
 from duquant.export.model_card import CARD
-from duquant.model.checkpoint import INDEX, read_json
+from duquant.json_files import read_json
+from duquant.model.checkpoint import INDEX
 from tests.in_process import (
     LIGHTNING_WARNINGS,
     LWC,

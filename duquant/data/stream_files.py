@@ -1,7 +1,7 @@
 """The streams on disk: written at every boundary, under the index of the block they enter.
 
 A resumed run reads them instead of recomputing the blocks before: that is faster, and it makes the
-continuation exact.
+continuation exact. Each carries a checksum, which is checked before a run goes on from it.
 
 Small streams are drafted in memory and then written. Large ones are never whole in memory: their
 draft is the file of the next boundary itself, published under its name when it is full, and pieces
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from duquant.checksum import CHECKSUM, RESTORE, UNSET, check_tensors, set_tensors_checksum
 from duquant.data.streams import Stream, Streams, StreamSizes
 from duquant.durable import partial, publish
 from duquant.model.file_tensor import FileTensor, lay_out, open_tensors
@@ -70,16 +71,26 @@ class StreamFiles:
             self._write(block, streams)
         statistic = open_tensors(partial(self.path(block)))["statistic"]
         statistic[:] = streams.statistic
+        set_tensors_checksum(partial(self.path(block)))
         publish(self.path(block))
-        return streams if self.in_memory else self.load(block)
+        return streams if self.in_memory else self._open(block)
 
     def load(self, block: int) -> Streams:
         """Open the streams that enter ``block``.
 
         Raises:
-            ValueError: if the file is missing or damaged, naming it.
+            ValueError: if the file is missing or damaged, naming it, with the remedy.
         """
+        check_tensors(self.path(block))
+        return self._open(block)
+
+    def _open(self, block: int) -> Streams:
         opened = open_tensors(self.path(block))
+        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in opened.items()}
+        if found != {
+            name: (shape, self.sizes.dtype) for name, shape in self._shapes(block).items()
+        }:
+            raise ValueError(f"{self.path(block)} is damaged: it holds other streams; {RESTORE}")
         full_precision: Stream = opened["full_precision"]
         if self.in_memory:
             full_precision = full_precision[:]
@@ -97,12 +108,19 @@ class StreamFiles:
 
     def _lay_out(self, block: int) -> dict[str, FileTensor]:
         """Begin the file of a boundary, under its temporary name."""
+        file, shapes = partial(self.path(block)), self._shapes(block)
+        lay_out(file, shapes, self.sizes.dtype, {CHECKSUM: UNSET})
+        return open_tensors(file)
+
+    def _shapes(self, block: int) -> dict[str, tuple[int, ...]]:
         sizes = self.sizes
-        shapes = {"full_precision": sizes.shape, "statistic": (1, *sizes.shape[1:])}
+        shapes: dict[str, tuple[int, ...]] = {
+            "full_precision": sizes.shape,
+            "statistic": (1, *sizes.shape[1:]),
+        }
         if sizes.has_quantized and block:
             shapes["quantized"] = sizes.shape
-        lay_out(partial(self.path(block)), shapes, sizes.dtype)
-        return open_tensors(partial(self.path(block)))
+        return shapes
 
     def _write(self, block: int, streams: Streams) -> None:
         opened = self._lay_out(block)

@@ -7,12 +7,15 @@ A run that is continued by as many processes as it had reads what each wrote. An
 shares the samples anew: sample ``i`` is number ``i // n`` in the folder of process ``i % n``.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from duquant.data.stream_files import StreamFiles
 from duquant.data.streams import Stream, Streams, StreamSizes
 from duquant.processes import Processes
+
+FOLDER = re.compile("process_(0|[1-9][0-9]*)_of_([1-9][0-9]*)")
 
 
 class StreamShares:
@@ -69,16 +72,16 @@ class StreamShares:
         Of theirs only the boundary before is kept, for a run that is killed before its next
         checkpoint (see :class:`StreamFiles`).
         """
-        for count in self._counts():
-            for files in self._folders(count) if count != self.processes.count else []:
+        for count, folders in self._written().items():
+            for files in folders if count != self.processes.count else []:
                 for file in files.directory.glob("block_*.safetensors"):
                     if file != files.path(block - 1):
                         file.unlink()
 
     def remove(self) -> None:
         """Delete all processes' streams, at the end of a run."""
-        for count in sorted(self._counts(), reverse=True):
-            for files in self._folders(count):
+        for _, folders in sorted(self._written().items(), reverse=True):
+            for files in folders:
                 files.remove()
 
     def _folder(self, rank: int, count: int) -> Path:
@@ -87,14 +90,25 @@ class StreamShares:
 
     def _folders(self, count: int) -> list[StreamFiles]:
         """What ``count`` processes wrote, to be read where it lies."""
+        return [self._files(self._folder(rank, count), count) for rank in range(count)]
+
+    def _files(self, folder: Path, count: int) -> StreamFiles:
         share = replace(self.sizes, samples=self.sizes.samples * self.processes.count // count)
-        folders = (self._folder(rank, count) for rank in range(count))
-        return [StreamFiles(folder, share, in_memory=False) for folder in folders]
+        return StreamFiles(folder, share, in_memory=False)
+
+    def _written(self) -> dict[int, list[StreamFiles]]:
+        """The folders that are there, by the number of processes that wrote them."""
+        found: dict[int, list[StreamFiles]] = {1: self._folders(1)}
+        for path in sorted(self.directory.glob("process_*_of_*")):
+            name = FOLDER.fullmatch(path.name)
+            if name and int(name[1]) < int(name[2]) and path.is_dir():
+                found.setdefault(int(name[2]), []).append(self._files(path, int(name[2])))
+        return found
 
     def _counts(self) -> list[int]:
-        """Numbers of processes that may have written streams, the present one first."""
-        found = (path.name.rpartition("_")[2] for path in self.directory.glob("process_0_of_*"))
-        return list(dict.fromkeys([self.processes.count, 1, *sorted(map(int, found))]))
+        """Numbers of processes of which all have written streams, the present one first."""
+        found = [count for count, folders in self._written().items() if len(folders) == count]
+        return list(dict.fromkeys([self.processes.count, 1, *sorted(found)]))
 
     def _count_of(self, block: int) -> int | None:
         for count in self._counts():

@@ -116,9 +116,13 @@ class Evaluate:
         """Check, measure, write and show."""
         from duquant.evaluation.evaluation import Evaluation  # imports lm-eval, which takes seconds
 
-        Evaluation(self, Console(file=sys.stderr)).run(Console())
-        if self.run_directory is not None and self.run_directory in self.output.resolve().parents:
-            write_report(self.run_directory, [read_run(self.run_directory)])
+        evaluation, run = Evaluation(self, Console(file=sys.stderr)), self.run_directory
+        has_report = run is not None and run in self.output.resolve().parents
+        if run is not None and has_report:
+            read_run(run)  # what its report cannot show is refused before the work
+        evaluation.run(Console())
+        if run is not None and has_report:
+            write_report(run, [read_run(run)])
 
     @property
     def run_directory(self) -> Path | None:

@@ -21,6 +21,7 @@ from duquant.evaluation.progress import EvaluationProgress
 from duquant.evaluation.results_table import notes, print_results
 from duquant.evaluation.statistics import PERPLEXITY, Measurement, combine, differences
 from duquant.evaluation.task_list import find_tasks
+from duquant.terminal import say
 
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "tokenizers")
 LONGEST_WINDOW = 2048
@@ -123,10 +124,10 @@ class Evaluation:
         groups, limit, prompts = self.tasks.groups, self.request.limit, self._prompts()
         print_results(title, self.labels, list(measured), groups, limit, output, prompts)
         for corpus, protocol in self._protocols().items():
-            output.print(f"{corpus}: {protocol}", soft_wrap=True, highlight=False)
-        output.print(f"results: {file}", soft_wrap=True, highlight=False)
+            say(f"{corpus}: {protocol}", output)
+        say(f"results: {file}", output)
         for other in covered:
-            output.print(f"they replace {other.name}", soft_wrap=True, highlight=False)
+            say(f"they replace {other.name}", output)
 
     def _measure(
         self,

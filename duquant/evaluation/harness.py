@@ -180,7 +180,8 @@ def _measurement(name: str, task: Any, results: dict[str, Any]) -> Measurement:
         stderr = results["results"][name].get(f"{metric}_stderr,{chosen}")
         rows = [sample for sample in samples if sample["filter"] == chosen]
         label = metric if chosen == "none" else f"{metric} ({chosen})"
-        error = float(stderr) if isinstance(stderr, (int, float)) else None
+        has_error = isinstance(stderr, (int, float)) and math.isfinite(stderr)
+        error = float(stderr) if has_error else None
         is_better = results["higher_is_better"][name].get(metric) is not False
         metrics[label] = _metric(rows, metric, Metric(float(value), error, is_better))
     first = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]

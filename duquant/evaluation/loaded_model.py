@@ -5,21 +5,36 @@ Everything that can be wrong with it is found before its weights are read.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from duquant.evaluation.command import Dtype
 from duquant.evaluation.quiet import quiet
 from duquant.export.hugging_face import QUANT_METHOD, set_execution
-from duquant.model.checkpoint import (
-    Checkpoint,
-    find_model_directory,
-    first_line,
-    read_json,
-)
+from duquant.json_files import read_json
+from duquant.model.checkpoint import Checkpoint, find_model_directory, first_line
+from duquant.model.finite_weights import require_finite_weights
 from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
 from duquant.nn.execution import Backend
+
+
+class QuantizationConfig(TypedDict, total=False):
+    """How a model is quantized, by whichever method."""
+
+    quant_method: str
+    recipe: dict[str, Any]
+
+
+class _SizeOfVocabulary(TypedDict):
+    vocab_size: int
+
+
+class ModelConfig(_SizeOfVocabulary, total=False):
+    """What an evaluation reads in ``config.json`` itself."""
+
+    max_position_embeddings: int | None
+    quantization_config: QuantizationConfig | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class ModelSource:
     name: str
     directory: Path
     tokenizer: Any
-    config: dict[str, Any]
+    config: ModelConfig
 
     @classmethod
     def find(cls, name: str, tokenizer: str | None = None) -> "ModelSource":
@@ -51,12 +66,10 @@ class ModelSource:
         """
         directory = find_model_directory(name)
         Checkpoint(directory)
-        config = read_json(directory / "config.json")
-        if not isinstance(config, dict) or "vocab_size" not in config:
-            raise ValueError(f"{directory / 'config.json'} is damaged: it has no vocab_size")
+        config = read_json(directory / "config.json", ModelConfig)
         source = directory if tokenizer is None else find_model_directory(tokenizer)
         loaded = load_tokenizer(source)
-        require_matching_vocabulary(loaded, int(config["vocab_size"]), source)
+        require_matching_vocabulary(loaded, config["vocab_size"], source)
         return cls(name, directory, loaded, config)
 
     @property
@@ -64,19 +77,19 @@ class ModelSource:
         """Recipe of a quantized model."""
         quantization = self.config.get("quantization_config") or {}
         is_ours = quantization.get("quant_method") == QUANT_METHOD
-        return quantization["recipe"] if is_ours else None
+        return quantization.get("recipe") if is_ours else None
 
     @property
     def label(self) -> str:
         """``W4A4`` or ``full precision``, for tables."""
         if self.recipe is None:
             return "full precision"
-        return f"W{self.recipe['weight_bits']}A{self.recipe['activation_bits']}"
+        return f"W{self.recipe.get('weight_bits')}A{self.recipe.get('activation_bits')}"
 
     @property
     def max_length(self) -> int:
         """Positions of the model."""
-        return int(self.config.get("max_position_embeddings") or 2048)
+        return self.config.get("max_position_embeddings") or 2048
 
     def description(self) -> dict[str, Any]:
         """What decides its numbers, for fingerprints: no paths."""
@@ -105,6 +118,8 @@ class ModelSource:
         if dtype == "auto" and place.type == "cpu":
             dtype = "float32"
         spread = device == "auto" and torch.cuda.device_count() > 1
+        if self.recipe is None:  # a quantized model is checked while it is loaded
+            require_finite_weights(Checkpoint(self.directory))
         try:
             with quiet():
                 model = AutoModelForCausalLM.from_pretrained(

@@ -1,11 +1,11 @@
 """Task items from local JSONL files: one record per line, every fault named by file and line."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from duquant.evaluation.record_layouts import Fields, read_record
+from duquant.json_files import parse_json
 
 TASKS_DIRECTORY = Path(__file__).parent / "tasks"
 """lm-eval task definitions that read local files."""
@@ -30,10 +30,12 @@ def read_items(task: str, path: Path) -> list[Fields]:
             if not line.strip():
                 continue
             try:
-                items.append(read_record(task, json.loads(line)))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                values = parse_json(line)
+            except ValueError as error:
                 start = line[:FIRST_CHARACTERS].decode("utf-8", "replace").strip()
                 raise ValueError(f"{path}, line {number} is not JSON: {start!r}") from error
+            try:
+                items.append(read_record(task, values))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     if not items:

@@ -15,16 +15,43 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import quote
 
 from duquant.durable import write_json
 from duquant.evaluation.statistics import Measurement
-from duquant.model.checkpoint import read_json
+from duquant.json_files import read_json
 
 PARTS, RESULTS = "parts", "results"
 Settings = Mapping[str, Any]
 """What decides a number, as plain values."""
+
+
+class Part(TypedDict):
+    """What the file of a part holds."""
+
+    settings: dict[str, Any]
+    measured: Measurement
+
+
+class PartSettings(TypedDict, total=False):
+    """What decides a part's numbers, as far as anybody reads it again."""
+
+    limit: int | None
+    seed: int
+    lm_eval: str
+
+
+class Evaluated(TypedDict):
+    """What decides the results of a command, see :func:`cover`."""
+
+    parts: dict[str, PartSettings]
+
+
+class Results(TypedDict):
+    """What decides which results cover others, of all that they hold."""
+
+    evaluated: Evaluated
 
 
 class EvaluationDirectory:
@@ -34,7 +61,7 @@ class EvaluationDirectory:
         path: the directory; it need not exist.
 
     Raises:
-        ValueError: if it holds something else; nothing is written yet.
+        ValueError: if it holds something else or damaged results; nothing is written yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,6 +69,8 @@ class EvaluationDirectory:
         is_taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
         if is_taken and not (path / PARTS).is_dir():
             raise ValueError(f"{path} is not empty and no evaluation; choose another --output_dir")
+        for file in sorted((path / RESULTS).glob("*.json")):
+            self._read_results(file)
 
     def has(self, name: str, settings: Settings) -> bool:
         """Whether a part is finished."""
@@ -56,15 +85,12 @@ class EvaluationDirectory:
             ValueError: if its file is damaged, or of other settings.
         """
         file = self._part(name, settings)
-        if not file.is_file():
+        if not file.exists():
             write_json(file, {"settings": settings, "measured": measure().to_dict()})
-        try:
-            stored = read_json(file)
-            if stored["settings"] != settings:
-                raise ValueError(f"{file} has other settings than its name says; delete it")
-            return Measurement.from_dict(stored["measured"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file} is damaged; delete it to measure it again") from error
+        stored = read_json(file, Part, "delete it to measure it again")
+        if stored["settings"] != settings:
+            raise ValueError(f"{file} has other settings than its name says; delete it")
+        return stored["measured"]
 
     def write_results(self, words: str, results: dict[str, Any]) -> tuple[Path, list[Path]]:
         """Write the results of one command, and remove those that they :func:`cover`.
@@ -81,11 +107,14 @@ class EvaluationDirectory:
         covered = [
             other
             for other in sorted(file.parent.glob("*.json"))
-            if other != file and cover(results["evaluated"], read_json(other).get("evaluated", {}))
+            if other != file and cover(results["evaluated"], self._read_results(other)["evaluated"])
         ]
         for other in covered:
             other.unlink()
         return file, covered
+
+    def _read_results(self, file: Path) -> "Results":
+        return read_json(file, Results, "delete it, and the same evaluate writes it again")
 
     def _part(self, name: str, settings: Settings) -> Path:
         return self.path / PARTS / f"{quote(name, safe='')}-{_digest(settings)}.json"

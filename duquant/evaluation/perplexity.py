@@ -11,12 +11,12 @@ model takes the memory of one block, and the same weights serve several variants
 precision and plain rounding share each load).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from duquant.model.decoder import BlockContext, Decoder
@@ -45,6 +45,20 @@ class Perplexity(MeanMetric):
         """Perplexity of all windows so far."""
         return super().compute().exp()
 
+    def finite(self, what: str) -> float:
+        """The same as a number.
+
+        Raises:
+            ValueError: if it is NaN or infinite, saying what was measured.
+        """
+        value = float(self.compute())
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the perplexity ({what}) is {value}: the model's numbers are not finite; use "
+                f"--model.dtype float32, or check its weights and config.json"
+            )
+        return value
+
 
 def describe_windows(length: int, stride: int) -> str:
     """How windows are laid and scored, in words."""
@@ -57,12 +71,12 @@ def window_losses(logits: Tensor, windows: Tensor, num_scored: int | None = None
     """Mean negative log-likelihood of each window.
 
     Args:
-        logits: ``(windows, tokens, vocabulary)``, any float dtype; scored in float32.
+        logits: ``(windows, tokens, vocabulary)``, any float dtype; exponentials are float32.
         windows: token ids ``(windows, tokens)``.
         num_scored: predictions that count, from the window's end (default: all).
 
     Returns:
-        float32 of shape ``(windows,)``.
+        float64 of shape ``(windows,)``, on the CPU.
     """
     first = _first_scored(windows, num_scored)
     return _token_losses(logits[:, first:-1], windows[:, first + 1 :]).mean(dim=1)
@@ -90,7 +104,7 @@ def stream_losses(
         num_scored: predictions of a window that count, from its end (default: all).
 
     Returns:
-        Per variant, the losses ``(windows,)`` on the CPU.
+        Per variant, the losses ``(windows,)``, float64 on the CPU.
     """
     pieces = windows.split(max(1, TOKENS_AT_ONCE // windows.shape[1]))
     embedded = [decoder.embed(piece, device).cpu() for piece in pieces]
@@ -112,7 +126,7 @@ def stream_losses(
     losses = {
         name: torch.cat(
             [
-                _hidden_losses(decoder, x.to(device), piece.to(device), num_scored).cpu()
+                _hidden_losses(decoder, x.to(device), piece.to(device), num_scored)
                 for x, piece in zip(stream, pieces, strict=True)
             ]
         )
@@ -143,8 +157,17 @@ def _first_scored(windows: Tensor, num_scored: int | None) -> int:
 
 
 def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of every target ``(windows, tokens)``, float32."""
-    return F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    """Negative log-likelihood of every target ``(windows, tokens)``, float64 on the CPU.
+
+    Probabilities are summed along the vocabulary as it lies in memory, pairwise, and the logarithm
+    is float64: libraries that add 152,000 of them one after the other are biased by 1e-5 and more.
+    """
+    logits = logits.float()
+    largest = logits.amax(dim=-1, keepdim=True)
+    total = (logits - largest).exp_().sum(dim=-1)
+    target = logits.gather(-1, targets.unsqueeze(-1))
+    total, largest, target = (part.cpu().double() for part in (total, largest, target))
+    return total.log() + (largest - target).squeeze(-1)
 
 
 def run_block(block: nn.Module, x: Tensor, context: BlockContext, device: torch.device) -> Tensor:
@@ -169,13 +192,13 @@ def model_losses(
         on_windows: told how many windows have just been scored.
 
     Returns:
-        float32 ``(windows,)`` on the CPU.
+        float64 ``(windows,)`` on the CPU.
     """
     losses = []
     for piece in windows.split(max(1, TOKENS_AT_ONCE // windows.shape[1])):
         ids = piece.to(model.device)
         logits = model(input_ids=ids, use_cache=False).logits
-        losses.append(window_losses(logits, ids, num_scored).cpu())
+        losses.append(window_losses(logits, ids, num_scored))
         if on_windows is not None:
             on_windows(len(piece))
     return torch.cat(losses)

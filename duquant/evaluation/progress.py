@@ -6,6 +6,7 @@ from rich.console import Console
 
 from duquant.evaluation.statistics import Measurement
 from duquant.progress_bar import clock, progress_bar
+from duquant.terminal import say
 
 
 class EvaluationProgress:
@@ -50,7 +51,7 @@ class EvaluationProgress:
 
     def say(self, line: str) -> None:
         """Print one line above the bar."""
-        self.console.print(line, soft_wrap=True, highlight=False)
+        say(line, self.console)
 
     def close(self) -> None:
         """End the bar."""

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from duquant.evaluation.statistics import PERPLEXITY, Difference, Measurement, Metric, difference
+from duquant.terminal import PlainTable, say, show_table
 
 WIDEST = 1000
 """Columns where there is no terminal to ask: a file has room for every number."""
@@ -34,7 +34,7 @@ def print_results(
         console: where to print.
         prompts: how they were put.
     """
-    table = Table()
+    table = PlainTable()
     table.add_column("", overflow="fold")
     table.add_column("", overflow="fold")
     for label in [*labels, "difference"] if len(measured) == 2 else labels:
@@ -51,10 +51,10 @@ def print_results(
             table.add_row(*cells, style="bold" if name in groups else None)
     if not console.is_terminal:
         console.width = WIDEST
-    console.print(title, soft_wrap=True, style="italic", highlight=False, markup=False)
-    console.print(table)
+    say(title, console, "italic")
+    show_table(table, console)
     for note in [*notes(measured[0], groups, limit, prompts), *backends(labels, measured)]:
-        console.print(note, soft_wrap=True, highlight=False)
+        say(note, console)
 
 
 def format_metric(metric: Metric) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+LARGEST_LOSS = 700.0
+"""Nats whose exponential is a number."""
 PERPLEXITY = "perplexity_"
 """What the names of perplexities begin with, as if they were tasks."""
 
@@ -65,6 +67,9 @@ class Measurement:
         seconds: time it took.
         backend: arithmetic the model computed in.
         kv_cache: how keys and values of earlier tokens were kept, "none" where they were not.
+
+    Raises:
+        ValueError: if a number is NaN or infinite: nothing was measured then.
     """
 
     name: str
@@ -81,11 +86,16 @@ class Measurement:
     backend: str = ""
     kv_cache: str = "none"
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Measurement":
-        """The inverse of :meth:`to_dict`."""
-        metrics = {name: Metric(**metric) for name, metric in values["metrics"].items()}
-        return cls(**{**values, "metrics": metrics})
+    def __post_init__(self) -> None:
+        """Refuse what an overflow or a damaged model came to."""
+        numbers = {label: metric.value for label, metric in self.metrics.items()}
+        numbers["log-likelihood"] = sum(value for row in self.log_likelihoods for value in row)
+        for label, number in numbers.items():
+            if not math.isfinite(number):
+                raise ValueError(
+                    f"{self.name}: {label} is {number}: the model's numbers are not finite; "
+                    f"measure in another precision, --dtype float32"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with those of every item."""
@@ -170,7 +180,7 @@ def _is_mean(metric: Metric) -> bool:
 def perplexity_of(losses: Sequence[float]) -> Metric:
     """Exponential of the mean loss with its standard error, ``exp(m) · s / √n``."""
     mean = mean_of(losses)
-    value = math.exp(mean.value)
+    value = math.exp(mean.value) if mean.value < LARGEST_LOSS else math.inf
     stderr = None if mean.stderr is None else value * mean.stderr
     return Metric(value, stderr, False, list(losses), is_exponential=True)
 

@@ -28,8 +28,8 @@ def recipe_checksum(recipe: Mapping[str, Any]) -> str:
 
 
 def part_of(name: str) -> str:
-    """The part that a stored tensor belongs to."""
-    block = re.match(r"model\.layers\.(\d+)\.", name)
+    """The part that a stored tensor belongs to; a model without a head has no ``model.``."""
+    block = re.match(r"(?:model\.)?layers\.(\d+)\.", name)
     return f"block {block[1]}" if block else OUTSIDE
 
 

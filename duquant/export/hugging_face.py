@@ -6,6 +6,7 @@ Here every decoder block gets the modules its stored tensors describe; after tha
 tensors, places them and dispatches devices as for any model. No code comes with the directory.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from duquant.config import Recipe
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
+from duquant.export.config_record import config_record, require_recorded
 from duquant.export.packed_block import unpack_block
-from duquant.model.checkpoint import meta_tensors
+from duquant.export.stored_values import require_sensible_files
+from duquant.model.checkpoint import BASE, HEAD, full_names, meta_tensors
 from duquant.model.execution import configure_execution
 from duquant.nn.attention import (
     AttentionQuantizer,
@@ -33,7 +36,10 @@ from duquant.nn.attention import (
 from duquant.nn.execution import Backend, Execution, WeightsInMemory
 
 QUANT_METHOD = "duquant"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+OLDEST_VERSION = 2
+"""In version 3 attention adds the biases of Q, K and V (:mod:`duquant.export.packed_block`). Models
+without such biases are the same in both, and stored as version 2."""
 
 
 class DuquantConfig(QuantizationConfigMixin):
@@ -44,6 +50,8 @@ class DuquantConfig(QuantizationConfigMixin):
         format_version: version of the layout of tensors.
         checksums: of the recipe and of every part of the model, by name (see
             :mod:`duquant.export.checksums`).
+        model_config: fields of the model's configuration that decide its numbers (see
+            :mod:`duquant.export.config_record`); older directories have none.
         quant_method: always "duquant".
 
     Raises:
@@ -56,21 +64,24 @@ class DuquantConfig(QuantizationConfigMixin):
         recipe: dict[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
         checksums: dict[str, str] | None = None,
+        model_config: dict[str, Any] | None = None,
         quant_method: str = QUANT_METHOD,
         **unknown: Any,
     ) -> None:
         if not isinstance(format_version, int) or format_version < 1:
             raise ValueError(f"format_version is {format_version!r}; it must be a whole number")
-        if format_version != FORMAT_VERSION:
+        if not OLDEST_VERSION <= format_version <= FORMAT_VERSION:
             remedy = "install a newer one" if format_version > FORMAT_VERSION else "quantize again"
             raise ValueError(
                 f"the model directory has format version {format_version}; this duquant reads "
-                f"version {FORMAT_VERSION}: {remedy}"
+                f"versions {OLDEST_VERSION} to {FORMAT_VERSION}: {remedy}"
             )
         if recipe is None:
             raise ValueError("quantization_config has no recipe: the model directory is damaged")
         if not isinstance(checksums, dict):
             raise ValueError("quantization_config has no checksums: the model directory is damaged")
+        if not isinstance(model_config, dict | None):
+            raise ValueError("quantization_config has a damaged model_config")
         if unknown:
             raise ValueError(f"quantization_config has an unknown key: {min(unknown)}")
         Recipe.from_dict(recipe)
@@ -80,6 +91,7 @@ class DuquantConfig(QuantizationConfigMixin):
         self.format_version = format_version
         self.recipe = recipe
         self.checksums = checksums
+        self.model_config = model_config
 
 
 class DuquantQuantizer(HfQuantizer):
@@ -116,7 +128,7 @@ class DuquantQuantizer(HfQuantizer):
         require_implementation(model.config._attn_implementation)
         recipe = Recipe.from_dict(self.quantization_config.recipe)
         files = [Path(file) for file in kwargs["checkpoint_files"]]
-        stored = meta_tensors(files)
+        stored = _with_full_names(meta_tensors(files))
         blocks, checksums = _blocks(model), self.quantization_config.checksums
         num_stored = sum(part.startswith("block ") for part in checksums)
         if num_stored != len(blocks):
@@ -135,13 +147,21 @@ class DuquantQuantizer(HfQuantizer):
             except ValueError as error:
                 raise ValueError(f"block {index} of the quantized model: {error}") from error
         _require_stored(model, stored)
+        self._require_unaltered(model, files)
+        return model
+
+    def _require_unaltered(self, model: Any, files: list[Path]) -> None:
+        """Refuse tensors or a configuration that are not those that were stored."""
+        stored = self.quantization_config
         for part, checksum in file_checksums(files).items():
-            if checksum != checksums.get(part):
+            if checksum != stored.checksums.get(part):
                 raise ValueError(
                     f"{part} of the quantized model: damaged or altered, these are not the tensors "
                     f"that were stored"
                 )
-        return model
+        if stored.model_config is not None:
+            require_recorded(stored.model_config, model.config, files[0].parent / "config.json")
+        require_sensible_files(files)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for module in model.modules():
@@ -163,6 +183,7 @@ class DuquantQuantizer(HfQuantizer):
 
         config = model.config.quantization_config
         config.checksums = {RECIPE: recipe_checksum(config.recipe), **part_checksums(state, read)}
+        config.model_config = config_record(model.config)
         return state, {}
 
 
@@ -195,7 +216,12 @@ def register() -> None:
 def _require_stored(model: Any, stored: Mapping[str, Tensor]) -> None:
     """Refuse what transformers would draw at random or report in a table."""
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    for name, parameter in model.named_parameters():
+    prefix = ""
+    if model.base_model is model:  # loaded without its head, which is no tensor too many
+        prefix = BASE
+        model._keys_to_ignore_on_load_unexpected |= {rf"^{re.escape(HEAD)}"}
+    for own_name, parameter in model.named_parameters():
+        name = prefix + own_name
         if name not in stored:
             if name in tied:
                 continue
@@ -205,6 +231,11 @@ def _require_stored(model: Any, stored: Mapping[str, Tensor]) -> None:
                 f"the quantized model's {name} has shape {tuple(stored[name].shape)}; config.json "
                 f"asks for {tuple(parameter.shape)}"
             )
+
+
+def _with_full_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names they have in a model with a head, whichever was saved."""
+    return {name: stored[as_stored] for name, as_stored in full_names(stored).items()}
 
 
 def _blocks(model: Any) -> list[nn.Module]:

@@ -13,7 +13,9 @@ from huggingface_hub import ModelCardData
 
 from duquant.config import Recipe
 from duquant.durable import write_text
-from duquant.model.checkpoint import INDEX, meta_tensors, read_json
+from duquant.json_files import read_json
+from duquant.model.checkpoint import INDEX, WeightIndex, meta_tensors
+from duquant.plain_text import in_markdown
 
 CARD = "README.md"
 KINDS = {
@@ -50,11 +52,11 @@ def write_model_card(
     )
     sections = [
         f"---\n{front.to_yaml()}\n---",
-        f"# {name}, {bits} by DuQuant",
+        f"# {in_markdown(name)}, {bits} by DuQuant",
         f"Weights of {recipe.weight_bits} and activations of {recipe.activation_bits} bits, made "
-        f"from `{name}`: channel smoothing, block rotations and a zigzag permutation at every "
-        f"linear layer's input{', learned weight clipping' if recipe.has_lwc else ''} (DuQuant, "
-        f"arXiv 2406.01721). Only safetensors and JSON: no pickles, no code.",
+        f"from {in_markdown(name)}: channel smoothing, block rotations and a zigzag permutation "
+        f"at every linear layer's input{', learned weight clipping' if recipe.has_lwc else ''} "
+        f"(DuQuant, arXiv 2406.01721). Only safetensors and JSON: no pickles, no code.",
         _loading(),
         *([_perplexities(summary)] if summary else []),
         _sizes(directory),
@@ -66,7 +68,7 @@ def write_model_card(
 def size_breakdown(directory: Path) -> dict[str, int]:
     """Bytes on disk by what they are for, of a complete model directory."""
     sizes: dict[str, int] = {}
-    files = sorted(set(read_json(directory / INDEX)["weight_map"].values()))
+    files = sorted(set(read_json(directory / INDEX, WeightIndex)["weight_map"].values()))
     for name, tensor in meta_tensors(directory / file for file in files).items():
         kind = KINDS.get(name.rpartition(".")[2], UNQUANTIZED)
         sizes[kind] = sizes.get(kind, 0) + tensor.nbytes
@@ -98,8 +100,10 @@ python -c "import duquant; from lm_eval.__main__ import cli_evaluate; cli_evalua
 def _perplexities(summary: Mapping[str, Any]) -> str:
     lines = ["| corpus | full precision | quantized |", "|---|---|---|"]
     for corpus, values in summary["perplexity"].items():
-        lines.append(f"| {corpus} | {values['full_precision']:.3f} | {values['quantized']:.3f} |")
-    return "\n".join(["## Perplexity", "", *lines, "", f"Protocol: {summary['protocol']}."])
+        numbers = f"{values['full_precision']:.3f} | {values['quantized']:.3f}"
+        lines.append(f"| {in_markdown(corpus)} | {numbers} |")
+    protocol = in_markdown(summary["protocol"])
+    return "\n".join(["## Perplexity", "", *lines, "", f"Protocol: {protocol}."])
 
 
 def _sizes(directory: Path) -> str:

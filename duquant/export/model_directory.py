@@ -13,6 +13,7 @@ import copy
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,13 @@ from torch import Tensor, nn
 from duquant.config import Recipe
 from duquant.durable import write_durably, write_json, write_tensors
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
-from duquant.export.hugging_face import DuquantConfig
+from duquant.export.config_record import config_record
+from duquant.export.hugging_face import FORMAT_VERSION, OLDEST_VERSION, DuquantConfig
 from duquant.export.model_card import write_model_card
-from duquant.export.packed_block import pack_block, unpack_block
-from duquant.model.checkpoint import INDEX, open_safetensors, read_json
+from duquant.export.packed_block import BIASES, pack_block, unpack_block
+from duquant.export.stored_values import require_sense
+from duquant.json_files import read_json
+from duquant.model.checkpoint import INDEX, open_safetensors
 from duquant.model.decoder import Decoder
 from duquant.model.file_tensor import lay_out, open_tensors
 from duquant.model.surgery import QuantizedBlock
@@ -55,9 +59,16 @@ class ModelDirectory:
         return self.path / f"model-block-{index:05d}.safetensors"
 
     def write_block(self, index: int, quantized: QuantizedBlock) -> None:
-        """Store a finished block (not yet frozen)."""
+        """Store a finished block (not yet frozen).
+
+        Raises:
+            ValueError: if a weight is not finite, naming block and linear.
+        """
         prefix = f"model.layers.{index}."
-        tensors = pack_block(quantized)
+        try:
+            tensors = pack_block(quantized)
+        except ValueError as error:
+            raise ValueError(f"block {index}: {error}") from error
         named = {prefix + name: tensor for name, tensor in tensors.items()}
         write_tensors(self.block_file(index), named, part_checksums(named, named.__getitem__))
 
@@ -70,7 +81,7 @@ class ModelDirectory:
         return self._read_block(index, decoder, torch.device("cpu"))
 
     def require_block(self, index: int, decoder: Decoder) -> None:
-        """Check that :meth:`read_block` will succeed, from the header of the block's file alone.
+        """Check that :meth:`read_block` will succeed: every name, shape and byte, nothing unpacked.
 
         Raises:
             ValueError: as :meth:`read_block`.
@@ -85,8 +96,10 @@ class ModelDirectory:
             block = unpack_block(fresh, tensors, self.recipe, decoder.dtype)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-        if device.type != "meta" and file_checksums([file]) != self._checksum(index):
+        if file_checksums([file]) != self._checksum(index):
             raise ValueError(f"{file} is damaged: its tensors are not those that were stored")
+        if device.type != "meta":
+            require_sense(tensors, file)
         return block
 
     def complete(self, decoder: Decoder, made_from: str | None = None) -> None:
@@ -99,16 +112,23 @@ class ModelDirectory:
         recipe, outside = self.recipe.to_dict(), self.path / OUTSIDE
         write_durably(outside, partial(_copy_outside, decoder))
         checksums = {RECIPE: recipe_checksum(recipe), **file_checksums([outside])}
-        for index in range(decoder.num_blocks):
-            checksums |= self._checksum(index)
-        config = read_json(decoder.directory / "config.json")
-        config["quantization_config"] = DuquantConfig(recipe, checksums=checksums).to_dict()
+        for block in range(decoder.num_blocks):
+            checksums |= self._checksum(block)
+        index = self._index(decoder.num_blocks)
+        has_biases = any(BIASES in name for name in index["weight_map"])
+        version = FORMAT_VERSION if has_biases else OLDEST_VERSION
+        source = decoder.directory / "config.json"
+        config = read_json(source, dict[str, Any])
+        record = config_record(decoder.config, source)
+        quantization = DuquantConfig(recipe, version, checksums, model_config=record)
+        config["quantization_config"] = quantization.to_dict()
+        config["tie_word_embeddings"] = record["tie_word_embeddings"]
         config["dtype"] = str(decoder.dtype).removeprefix("torch.")
         write_json(self.path / "config.json", config)
         for pattern in COMPANIONS:
             for file in sorted(decoder.directory.glob(pattern)):
                 write_durably(self.path / file.name, partial(shutil.copyfile, file))
-        write_json(self.path / INDEX, self._index(decoder.num_blocks))
+        write_json(self.path / INDEX, index)
         name = decoder.pretrained if made_from is None else made_from
         write_model_card(self.path, name, self.recipe)
 
@@ -116,11 +136,11 @@ class ModelDirectory:
         part = f"block {index}"
         with open_safetensors(self.block_file(index)) as opened:
             metadata: dict[str, str] = opened.metadata() or {}
-        if part not in metadata:
+        if metadata.keys() != {"format", part} or metadata["format"] != "pt":
             raise ValueError(f"{self.block_file(index)} was not written by duquant: no checksum")
         return {part: metadata[part]}
 
-    def _index(self, num_blocks: int) -> dict[str, object]:
+    def _index(self, num_blocks: int) -> dict[str, dict[str, Any]]:
         files = [self.path / OUTSIDE, *(self.block_file(index) for index in range(num_blocks))]
         weight_map = {}
         for file in files:

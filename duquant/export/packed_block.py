@@ -8,6 +8,9 @@ Names follow the block's modules, so a file reads like a state dict:
     input_layernorm.site.rotations float32 (a rounded rotation is not orthogonal)
     input_layernorm.site.permutations  int32
     input_layernorm.norm.weight    the model's dtype, smoothing folded in
+    self_attn.attention_quantizer.biases.key   the bias of k_proj, which attention adds (see
+                                   duquant.nn.attention_bias); up to format version 2 and where K
+                                   is not quantized it is self_attn.k_proj.bias; likewise of Q, V
 
 Weights of 16 bits are stored as ``weight`` in the model's dtype. Reading builds the block without
 the original weights: what is on disk is all that a quantized block is.
@@ -19,8 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from duquant.config import Recipe
-from duquant.model.structure import LINEARS, SITES, linear_shapes, require_decoder_block
-from duquant.model.surgery import QuantizedBlock, install_modules
+from duquant.model.structure import (
+    ATTENTION,
+    LINEARS,
+    SITES,
+    linear_shapes,
+    require_decoder_block,
+)
+from duquant.model.surgery import QuantizedBlock, install_modules, take_biases
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.clipping import FixedClip
 from duquant.nn.linear import QuantLinear
@@ -28,15 +37,21 @@ from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.ops.dual_transform import DualTransform
+from duquant.ops.finite import require_finite
 from duquant.ops.packing import pack, packed_width
 
+BIASES = f"{ATTENTION}.attention_quantizer.biases."
 GRID_BYTES = torch.float32.itemsize + torch.int16.itemsize
 """A scale and a zero."""
 
 
 @torch.no_grad()
 def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
-    """Everything a finished block needs to run again; call before :meth:`QuantizedBlock.freeze`."""
+    """Everything a finished block needs to run again; call before :meth:`QuantizedBlock.freeze`.
+
+    Raises:
+        ValueError: if a weight is not finite, naming the linear.
+    """
     tensors: dict[str, Tensor] = _outside_linears(quantized.layer)
     dtype = next(iter(tensors.values())).dtype
     for name, linear in quantized.linears.items():
@@ -44,12 +59,16 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
             tensors[f"{name}.weight"] = linear.weight.to(dtype)
         else:
             q, grid = linear.integers()
+            require_finite(q, f"integers of {name}", dtype)
             out_features = linear.weight.shape[0]
             tensors[f"{name}.packed"] = pack(q.reshape(out_features, -1), linear.bits)
             tensors[f"{name}.scale"] = grid.scale.view(out_features, -1)
             tensors[f"{name}.zero"] = grid.zero.view(out_features, -1).to(torch.int16)
         if linear.bias is not None:
             tensors[f"{name}.bias"] = linear.bias
+    biases = quantized.layer.get_submodule(ATTENTION).attention_quantizer.biases
+    if biases is not None:
+        tensors |= {f"{BIASES}{name}": bias for name, bias in biases.named_buffers()}
     for site in SITES:
         transform = quantized.sites[site.name]
         prefix = _site_path(site.name)
@@ -83,6 +102,7 @@ def unpack_block(
     sites = {
         site.name: _read_site(rest, site.name, shapes[site.linears[0]][1], recipe) for site in SITES
     }
+    biases = _read_biases(rest, block, recipe, dtype)
     linears = {name: _read_linear(rest, name, block, recipe, dtype) for name in LINEARS}
     for name, expected in _outside_linears(block).items():
         parent, _, leaf = name.rpartition(".")
@@ -91,7 +111,7 @@ def unpack_block(
         setattr(block.get_submodule(parent), leaf, parameter)
     if rest:
         raise ValueError(f"the stored block has a tensor that does not belong to it: {min(rest)}")
-    install_modules(block, recipe, sites, linears)
+    install_modules(block, recipe, sites, linears, biases)
     return block
 
 
@@ -153,6 +173,21 @@ def _read_site(tensors: dict[str, Tensor], name: str, width: int, recipe: Recipe
     if f"{prefix}.online_scale" in tensors:
         site.divide_online(_take(tensors, f"{prefix}.online_scale", (width,)))
     return site
+
+
+def _read_biases(
+    tensors: dict[str, Tensor], block: nn.Module, recipe: Recipe, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Biases that attention adds, if the block was stored with any; ``block``'s linears lose them.
+
+    A block of format version 2 has all of its biases in its linears.
+    """
+    if not any(name.startswith(BIASES) for name in tensors):
+        return {}
+    return {
+        operand: _take(tensors, f"{BIASES}{operand}", bias.shape).to(dtype)
+        for operand, bias in take_biases(block, recipe).items()
+    }
 
 
 def _read_linear(

@@ -3,23 +3,31 @@
 A checkpoint is an index from tensor names to files. Nothing is read until a block asks for its
 tensors, so memory holds one block and never the model. Pickles (``*.bin``) are refused: they can
 run code.
+
+Names are those of a causal language model, ``model.layers.0.…`` and ``lm_head.weight``. A file that
+``AutoModel.save_pretrained`` wrote holds the model without a head, and its names lack ``model.``
+(Qwen3-Embedding); it is read as if they had it.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from duquant.json_files import read_json as read_json
 from duquant.model.hub import hub_answers
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+BASE, HEAD = "model.", "lm_head."
+"""What names of a causal language model begin with."""
+BASE_MARKS = ("layers.", "embed_tokens.")
+"""What only names without ``model.`` begin with."""
 EMBEDDED = {"quickstart": Path(__file__).parents[1] / "quickstart" / "model"}
 """Models inside the package, by name."""
 DTYPES = {
@@ -30,6 +38,12 @@ DTYPES = {
 SAMPLES, SAMPLED_BYTES = 256, 1 << 14
 """What is read of each weight file to recognize it: its start and places all over it."""
 FILES_OF_A_MODEL = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+class WeightIndex(TypedDict):
+    """What :data:`INDEX` holds."""
+
+    weight_map: dict[str, str]
 
 
 def find_model_directory(pretrained: str) -> Path:
@@ -45,6 +59,7 @@ def find_model_directory(pretrained: str) -> Path:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is not a model directory: it has no config.json")
+        _require_regular_files(path)
         return path
     if path.exists():
         raise ValueError(f"{path} is a file; give the directory that holds config.json")
@@ -65,23 +80,21 @@ def find_model_directory(pretrained: str) -> Path:
         ) from error
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
+def _require_regular_files(directory: Path) -> None:
+    """Refuse what would be waited for without end, like a pipe."""
+    for path in sorted(directory.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is not a regular file")
 
-    Raises:
-        ValueError: if it is missing or damaged, naming the file.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+
+LONGEST_REASON = 200
+"""Characters of a library's error that are quoted."""
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says in one line; its kind if it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What a library's error says in one line, and not all of a long one; its kind if nothing."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
 
 
 class Checkpoint:
@@ -90,22 +103,25 @@ class Checkpoint:
     Args:
         directory: holds ``model.safetensors``, or shards and their index.
 
+    Attributes:
+        files: the file of every tensor.
+
     Raises:
         ValueError: if weights are missing, damaged, or not safetensors.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.files = self._index()
+        stored = self._index()
+        self._stored_names = full_names(stored)
+        if len(self._stored_names) < len(stored):
+            raise ValueError(f"{directory}: the weights hold tensors with and without {BASE!r}")
+        self.files = {name: stored[as_stored] for name, as_stored in self._stored_names.items()}
 
     def _index(self) -> dict[str, Path]:
         index = self.directory / INDEX
-        if index.is_file():
-            try:
-                names = read_json(index)["weight_map"]
-                files = {name: self.directory / file for name, file in names.items()}
-            except (AttributeError, KeyError, TypeError) as error:
-                raise ValueError(f"{index} is damaged: it maps no tensors to files") from error
+        if index.exists():
+            files = _read_index(index)
             for file in sorted(set(files.values())):
                 with open_safetensors(file) as opened:
                     missing = {n for n, f in files.items() if f == file} - set(opened.keys())
@@ -113,7 +129,7 @@ class Checkpoint:
                     raise ValueError(f"{file} lacks {min(missing)}, which {index.name} promises")
             return files
         file = self.directory / WEIGHTS
-        if not file.is_file():
+        if not file.exists():
             pickles = sorted(self.directory.glob("*.bin")) + sorted(self.directory.glob("*.pt*"))
             found = (
                 f" (found {pickles[0].name}: convert it to safetensors first)" if pickles else ""
@@ -124,15 +140,28 @@ class Checkpoint:
 
     def read(self, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
         """Tensors whose names start with ``prefix``, which is cut off, in ``dtype``."""
-        by_file: dict[Path, list[str]] = {}
-        for name, file in self.files.items():
-            if name.startswith(prefix):
-                by_file.setdefault(file, []).append(name)
         return {
             name.removeprefix(prefix): tensor.to(dtype)
-            for file, names in by_file.items()
-            for name, tensor in _read(file, names)
+            for name, tensor in self.tensors(n for n in self.files if n.startswith(prefix))
         }
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors one after the other, mapped as they are stored, in the order of the files."""
+        by_file: dict[Path, dict[str, str]] = {}
+        for name in names:
+            by_file.setdefault(self.files[name], {})[self._stored_names[name]] = name
+        for file, wanted in by_file.items():
+            for as_stored, tensor in _read(file, list(wanted)):
+                yield wanted[as_stored], tensor
+
+    def drop(self, name: str) -> None:
+        """Forget a tensor."""
+        del self.files[name], self._stored_names[name]
+
+    def rename(self, name: str, new: str) -> None:
+        """Call a tensor by another name."""
+        self.files[new] = self.files.pop(name)
+        self._stored_names[new] = self._stored_names.pop(name)
 
     def digest(self) -> str:
         """What the configuration and places all over the weights say, 16 hexadecimal digits."""
@@ -149,7 +178,23 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, read from the file's header."""
         with open_safetensors(self.files[name]) as opened:
-            return tuple(opened.get_slice(name).get_shape())
+            return tuple(opened.get_slice(self._stored_names[name]).get_shape())
+
+
+def _read_index(index: Path) -> dict[str, Path]:
+    """The file of every tensor, as an index maps them."""
+    names = read_json(index, WeightIndex)["weight_map"]
+    if not names:
+        raise ValueError(f"{index} is damaged: it maps no tensors to files")
+    return {name: index.parent / file for name, file in names.items()}
+
+
+def full_names(stored: Iterable[str]) -> dict[str, str]:
+    """Stored names by the names they have in a causal language model."""
+    names = list(stored)
+    if not any(name.startswith(BASE_MARKS) for name in names):
+        return dict(zip(names, names, strict=True))
+    return {n if n.startswith((BASE, HEAD)) else BASE + n: n for n in names}
 
 
 def open_safetensors(file: Path) -> Any:
@@ -158,6 +203,8 @@ def open_safetensors(file: Path) -> Any:
     Raises:
         ValueError: if it is missing, truncated or not safetensors at all, naming the file.
     """
+    if file.exists() and not file.is_file():  # a pipe without a writer would wait for ever
+        raise ValueError(f"{file} is not a regular file")
     try:
         return safe_open(file, framework="pt")
     except FileNotFoundError as error:

@@ -9,16 +9,14 @@ prepares its blocks' inputs itself.
 """
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from duquant.model.checkpoint import Checkpoint, find_model_directory, first_line
-from duquant.model.structure import require_decoder_block
-from duquant.nn.attention import ATTENTION_NAME, register_attention
+from duquant.model.checkpoint import Checkpoint, find_model_directory
+from duquant.model.skeleton import build_skeleton, read_config
+from duquant.nn.attention import register_attention
 
 BlockContext = dict[str, Any]
 """Keyword arguments of one block's forward, for sequences of one length."""
@@ -63,13 +61,11 @@ class Decoder:
         self.pretrained = pretrained
         self.dtype = dtype
         self.directory = find_model_directory(pretrained)
-        self.config = _read_config(self.directory)
+        self.config = read_config(self.directory)
         self.checkpoint = Checkpoint(self.directory)
-        with torch.device("meta"):
-            self.skeleton = AutoModelForCausalLM.from_config(
-                self.config, dtype=dtype, attn_implementation=ATTENTION_NAME
-            ).eval()
-        self._require_structure()
+        self._settle_head()
+        self.skeleton = build_skeleton(self.config, dtype, pretrained)
+        self._require_stored()
         self._has_frequencies = False
 
     @property
@@ -153,8 +149,10 @@ class Decoder:
 
     def outside_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the stored tensors that belong to no block: embeddings, final norm, head."""
-        names = [n for n in self.checkpoint.files if not n.startswith("model.layers.")]
-        return {name: self.checkpoint.shape(name) for name in names}
+        needed = {name for name, _ in self.skeleton.named_parameters()}
+        names = [n for n in self.checkpoint.files if n in needed]
+        outside = [name for name in names if not name.startswith("model.layers.")]
+        return {name: self.checkpoint.shape(name) for name in outside}
 
     def outside_tensor(self, name: str) -> Tensor:
         """One of these tensors, in the model's dtype."""
@@ -193,40 +191,33 @@ class Decoder:
             _compute_buffers(self.skeleton, module)
         module.to(device)
 
-    def _require_structure(self) -> None:
-        name = f"{self.pretrained} ({self.config.model_type})"
-        base = getattr(self.skeleton, "model", None)
-        parts = ("embed_tokens", "layers", "norm", "rotary_emb")
-        missing = [f"model.{part}" for part in parts if not hasattr(base, part)]
-        if missing or not hasattr(self.skeleton, "lm_head"):
-            missing += [] if hasattr(self.skeleton, "lm_head") else ["lm_head"]
-            raise ValueError(
-                f"{name} is not a decoder duquant knows: it lacks {', '.join(missing)}"
-            )
-        for block in self._blocks:
-            require_decoder_block(block, name)
-        tied = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
+    def _settle_head(self) -> None:
+        """Tie embeddings and head as transformers does, where the configuration says so.
+
+        A file may have kept both although they are tied. Where they are equal one is read; where
+        they are not, the configuration is wrong, and the head is a weight of its own.
+        """
+        embeddings, head = "model.embed_tokens.weight", "lm_head.weight"
+        stored = self.checkpoint.files
+        if not getattr(self.config, "tie_word_embeddings", False) or head not in stored:
+            return
+        if embeddings not in stored:
+            self.checkpoint.rename(head, embeddings)
+        elif torch.equal(*(tensor for _, tensor in self.checkpoint.tensors([embeddings, head]))):
+            self.checkpoint.drop(head)
+        else:
+            self.config.tie_word_embeddings = False
+
+    def _require_stored(self) -> None:
+        """Refuse weights that lack a parameter or hold one of another shape."""
         for key, parameter in self.skeleton.named_parameters():
             if key not in self.checkpoint.files:
-                if key in tied:
-                    continue
                 raise ValueError(f"{self.directory}: the weights lack {key}")
             if self.checkpoint.shape(key) != tuple(parameter.shape):
                 raise ValueError(
                     f"{self.directory}: {key} has shape {self.checkpoint.shape(key)}; config.json "
                     f"asks for {tuple(parameter.shape)}"
                 )
-
-
-def _read_config(directory: Path) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except Exception as error:
-        file = directory / "config.json"
-        raise ValueError(f"{file} cannot be used: {first_line(error)}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(f"{directory} holds a model that is quantized already; give the original")
-    return config
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:

@@ -62,15 +62,21 @@ class FileTensor:
             opened.write(raw.numpy().data)
 
 
-def lay_out(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+def lay_out(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Begin a safetensors file of tensors of one dtype, all zero; it takes no room before them.
 
     Args:
         path: the file, written anew; its folder is made.
         shapes: shape of every tensor by name.
         dtype: dtype of all of them.
+        metadata: what the header says beside them.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, shape in shapes.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from duquant.config import Recipe
 from duquant.model.structure import ATTENTION, SITES, Site
+from duquant.ops.finite import require_finite
 from duquant.ops.smoothing import (
     repeat_for_heads,
     share_within_groups,
@@ -29,12 +30,16 @@ def observe_peaks(block: nn.Module) -> Iterator[dict[str, Tensor]]:
 
     Yields:
         A mapping from site names to float32 tensors of shape ``(width,)``, filled as data passes.
+
+    Raises:
+        ValueError: while data passes, if some of it is not finite, naming the site.
     """
     peaks: dict[str, Tensor] = {}
 
     def observer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             peak = inputs[0].detach().abs().flatten(0, -2).amax(dim=0).float()
+            require_finite(peak, f"channels of {name}", inputs[0].dtype)
             peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
 
         return observe

@@ -30,7 +30,12 @@ KNOWN_EXTRAS = {
     ATTENTION: {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "rotary_emb"},
     MLP: {"gate_proj", "up_proj", "down_proj", "act_fn"},
 }
-"""Children a block may have. Another one (a third norm, a router) means another computation."""
+"""Children a block may have. Another one (a third norm, a router, an attention sink) means another
+computation."""
+
+
+MOST_NAMES = 6
+"""Modules that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,12 @@ def require_decoder_block(block: nn.Module, model_name: str) -> None:
         f"{parent}.{name}".lstrip(".")
         for parent, known in KNOWN_EXTRAS.items()
         if not parent or parent in present
-        for name, _ in block.get_submodule(parent).named_children()
+        for name in _members(block.get_submodule(parent))
         if name not in known
     ]
     if missing or unknown:
         parts = [
-            f"{title} {', '.join(names)}"
+            f"{title} {_listed(names)}"
             for title, names in (("lacks", missing), ("has unknown modules", unknown))
             if names
         ]
@@ -104,6 +109,18 @@ def require_decoder_block(block: nn.Module, model_name: str) -> None:
         if not isinstance(block.get_submodule(name), nn.Linear):
             kind = type(block.get_submodule(name)).__name__
             raise ValueError(f"{model_name}: {name} is a {kind}; duquant needs a plain nn.Linear")
+
+
+def _members(module: nn.Module) -> list[str]:
+    """Names of the modules and of the parameters that a module has itself."""
+    parameters = [name for name, _ in module.named_parameters(recurse=False)]
+    return [*(name for name, _ in module.named_children()), *parameters]
+
+
+def _listed(names: list[str]) -> str:
+    """Names separated by commas; of very many, the first."""
+    rest = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def require_fitting_widths(block: nn.Module, recipe: Recipe) -> None:

@@ -22,6 +22,8 @@ from duquant.config import Recipe, RotationConfig
 from duquant.model.structure import ATTENTION, LINEARS, SITES, Site
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention import AttentionQuantizer, install_attention_quantizer
+from duquant.nn.attention_bias import AttentionBiases, projection_of, separable_biases
+from duquant.nn.biased_attention import bring_biases
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
@@ -32,6 +34,7 @@ from duquant.ops.dual_transform import (
     apply_transform,
     find_transform,
 )
+from duquant.ops.finite import require_finite
 from duquant.ops.rotation import BaseSource, find_rotation, random_base
 
 Clip = ClipFactors | FixedClip
@@ -76,6 +79,9 @@ def insert_quantizers(
         clips: clip factors of every linear by name.
         scales: smoothing scales by site name, kept for reports.
         online_scales: those that a site has to divide by.
+
+    Raises:
+        ValueError: if smoothing made a weight too large for its dtype, naming the linear.
     """
     sites = {}
     for site in SITES:
@@ -88,10 +94,11 @@ def insert_quantizers(
         if site.name in online_scales:
             transform.divide_online(online_scales[site.name])
         sites[site.name] = transform
-    linears = {}
+    linears, biases = {}, take_biases(block, recipe)
     for name in LINEARS:
         linear = block.get_submodule(name)
         assert isinstance(linear, nn.Linear)
+        require_finite(linear.weight, f"weights of {name}", linear.weight.dtype)
         linears[name] = QuantLinear(
             linear.weight.detach().float(),
             None if linear.bias is None else linear.bias.detach(),
@@ -101,8 +108,18 @@ def insert_quantizers(
             group_size=recipe.group_size,
             zero_point_gradient=recipe.lwc.zero_point_gradient,
         )
-    install_modules(block, recipe, sites, linears)
+    install_modules(block, recipe, sites, linears, biases)
     return QuantizedBlock(block, sites, linears, scales)
+
+
+def take_biases(block: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+    """Take those biases of Q, K and V from the projections that attention is to add, by operand."""
+    attention, biases = block.get_submodule(ATTENTION), {}
+    for operand in separable_biases(attention, recipe.attention_bits):
+        projection = attention.get_submodule(projection_of(operand))
+        biases[operand] = projection.get_parameter("bias").detach()
+        projection.bias = None
+    return biases
 
 
 def install_modules(
@@ -110,6 +127,7 @@ def install_modules(
     recipe: Recipe,
     sites: Mapping[str, SiteTransform],
     linears: Mapping[str, QuantLinear | PackedLinear],
+    biases: Mapping[str, Tensor],
 ) -> None:
     """Put sites, linears and the attention quantizer into a decoder block, in place.
 
@@ -118,6 +136,7 @@ def install_modules(
         recipe: bits and clip ratio of Q, K and V.
         sites: the four site transforms by name.
         linears: the seven linears by name, in training or finished.
+        biases: those that attention adds, by operand.
     """
     for name, linear in linears.items():
         block.set_submodule(name, linear)
@@ -129,16 +148,20 @@ def install_modules(
             linears[site.linears[0]].site = sites[site.name]
     attention = block.get_submodule(ATTENTION)
     query, key, value = recipe.attention_bits
+    head_dim = int(attention.head_dim)  # type: ignore[arg-type]
     quantizer = AttentionQuantizer(
-        int(attention.head_dim),  # type: ignore[arg-type]
+        head_dim,
         query_bits=query,
         key_bits=key,
         value_bits=value,
         clip_ratio=recipe.clipping.activation_ratio,
         block_size=recipe.rotation.block_size,
         symmetric=recipe.symmetric,
+        biases=AttentionBiases(head_dim, biases) if biases else None,
     ).to(sites[SITES[0].name].rotations.device)
     install_attention_quantizer(attention, quantizer)
+    if biases:
+        attention.register_forward_pre_hook(bring_biases, with_kwargs=True)
 
 
 @torch.no_grad()
@@ -163,6 +186,9 @@ def calibrate_sites(
 
     Returns:
         The block's output on the calibration tensor.
+
+    Raises:
+        ValueError: if what reaches a site is not finite, naming the site.
     """
     rotation = recipe.rotation
     find = _rotation_search(rotation, generator, draw_base or random_base(generator))
@@ -171,6 +197,7 @@ def calibrate_sites(
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             assert isinstance(module, SiteTransform)
             x = module.smooth(inputs[0]).flatten(0, -2).float()
+            require_finite(x, f"calibration values of {site.name}", inputs[0].dtype)
             if rotation.selector != "none":
                 transform = find_transform(
                     x,

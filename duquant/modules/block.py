@@ -43,13 +43,17 @@ class QuantBlock(LightningModule):
     Args:
         shapes: ``(out, in)`` of each linear by its name in the block.
         recipe: how to quantize.
+        index: its place in the model, for messages.
     """
 
     skipped_steps: Tensor
     has_begun: Tensor
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], recipe: Recipe) -> None:
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, int]], recipe: Recipe, index: int = 0
+    ) -> None:
         super().__init__()
+        self.index = index
         self.recipe = recipe
         self.linear_names = tuple(shapes)
         self.clips = nn.ModuleDict(
@@ -152,6 +156,14 @@ class QuantBlock(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW without weight decay over the clip factors."""
         return clip_optimizer(self.parameters(), self.recipe)
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Let what is refused meanwhile say which block it is about."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"block {self.index}: {error}") from error
 
     def release(self) -> None:
         """Drop the borrowed block; the clip factors stay."""

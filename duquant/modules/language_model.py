@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from duquant.config import (
     ClippingConfig,
@@ -109,14 +108,14 @@ class LanguageModel(LightningModule):
         require_fitting_widths(self.decoder.meta_block(), self.recipe)
         shapes = linear_shapes(self.decoder.meta_block())
         self.blocks = nn.ModuleList(
-            QuantBlock(shapes, self.recipe) for _ in range(self.decoder.num_blocks)
+            QuantBlock(shapes, self.recipe, index) for index in range(self.decoder.num_blocks)
         )
         self.register_buffer("block_index", torch.zeros((), dtype=torch.int64))
         self.directory = ModelDirectory(self.output_dir / "model", self.recipe)
         self.run_description: dict[str, Any] = {}
         self.perplexities: dict[str, dict[str, float]] = {}
         self.on_block_evaluated: Callable[[int], None] | None = None
-        self._metrics: dict[str, dict[str, Metric]] = {}
+        self._metrics: dict[str, dict[str, Perplexity]] = {}
 
     @property
     def num_blocks(self) -> int:
@@ -227,7 +226,7 @@ class LanguageModel(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log and keep the perplexities by corpus and variant."""
         self.perplexities = {
-            corpus: {variant: float(metric.compute()) for variant, metric in metrics.items()}
+            corpus: {v: metric.finite(f"{v}, {corpus}") for v, metric in metrics.items()}
             for corpus, metrics in self._metrics.items()
         }
         for corpus, values in self.perplexities.items():

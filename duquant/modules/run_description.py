@@ -4,10 +4,27 @@ A checkpoint and a run directory carry the description of the run they belong to
 another model, recipe or text would give a model that is neither, so it is refused by name.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 
-def compare_runs(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+class RunData(TypedDict):
+    """Of the calibration data, what is read again."""
+
+    seed: int
+
+
+class RunDescription(TypedDict):
+    """What ``run.json`` holds."""
+
+    model: dict[str, Any]
+    recipe: dict[str, Any]
+    data: RunData
+
+
+def compare_runs(
+    stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
     """Differences between two nested descriptions, as ``key was stored, now wanted``.
 
     Keys of ``wanted`` decide what is compared.

@@ -11,6 +11,8 @@ without that transformers would build no mask for it, and the model would silent
 Q and K are multiplied by a Hadamard matrix along the head dimension after RoPE, which leaves
 ``Q Kᵀ`` unchanged and spreads their outlier channels. The matrix has the largest power of two that
 divides the head dimension (at most ``block_size``), so it never mixes heads or tokens.
+
+Biases of Q, K and V are added after the quantization (:mod:`duquant.nn.attention_bias`).
 """
 
 import copy
@@ -25,6 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from duquant.nn.activation import ActivationQuantizer
+from duquant.nn.attention_bias import AttentionBiases, RotatedBiases
 from duquant.nn.exact_buffers import ExactBuffers
 from duquant.ops.affine import dequantize
 from duquant.ops.dual_transform import apply_transform, rotation_alone
@@ -36,7 +39,10 @@ from duquant.ops.quantized_tokens import decode_tokens, encode_tokens
 ATTENTION_NAME = "duquant"
 IMPLEMENTATIONS = ("sdpa", "eager", ATTENTION_NAME)
 """What a model may be set to; our own name means sdpa."""
+BIASES = "duquant_biases"
+"""Keyword argument of the attention function: biases, and whether K and V have theirs already."""
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+NO_BIASES = RotatedBiases()
 
 
 class AttentionQuantizer(ExactBuffers):
@@ -50,6 +56,7 @@ class AttentionQuantizer(ExactBuffers):
         clip_ratio: clip factor of Q and K; V is not clipped.
         block_size: largest Hadamard matrix.
         symmetric: centre the ranges on zero.
+        biases: what is added after quantizing; ``None`` where the projections keep theirs.
     """
 
     EXACT = ("hadamard",)
@@ -65,6 +72,7 @@ class AttentionQuantizer(ExactBuffers):
         clip_ratio: float,
         block_size: int,
         symmetric: bool = False,
+        biases: AttentionBiases | None = None,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
@@ -76,6 +84,7 @@ class AttentionQuantizer(ExactBuffers):
         self.query = ActivationQuantizer(query_bits, clip_ratio, symmetric=symmetric)
         self.key = ActivationQuantizer(key_bits, clip_ratio, symmetric=symmetric)
         self.value = ActivationQuantizer(value_bits, 1.0, symmetric=symmetric)
+        self.biases = biases
 
     def compute_hadamard(self) -> None:
         """Compute the matrix, where it has memory; a model may be built without."""
@@ -91,36 +100,93 @@ class AttentionQuantizer(ExactBuffers):
 
         Half precision becomes float32 on the CPU.
         """
-        return apply_transform(widen_on_cpu(heads), rotation_alone(self.hadamard))
+        hadamard = self.hadamard.to(heads.device)  # an offloaded block's may lie elsewhere
+        return apply_transform(widen_on_cpu(heads), rotation_alone(hadamard))
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        biases: RotatedBiases = NO_BIASES,
+        *,
+        are_quantized: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Quantized Q, K, V; shapes ``(batch, heads, tokens, head_dim)`` are kept.
 
         K and V may come encoded, out of a :class:`duquant.nn.packed_cache.PackedCache`.
+
+        Args:
+            query: Q.
+            key: K, its bias left out if ``biases`` has it.
+            value: V, likewise.
+            biases: what is added.
+            are_quantized: K and V need nothing more.
         """
         dtype = query.dtype
-        query = self._rotated(query, self.query)
+        query = self._rotated(query, self.query, biases.query)
+        if are_quantized:
+            return query, key, value
         if key.dtype == torch.uint8:
-            return query, self._decode(key, self.key, dtype), self._decode(value, self.value, dtype)
-        return query, self._rotated(key, self.key), in_pieces(self.value, value, dim=1)
+            return query, self.decode_key(key, dtype), self.decode_value(value, dtype)
+        return query, self.quantized_key(key, biases.key), self.quantized_value(value, biases.value)
+
+    def quantized_key(self, key: Tensor, bias: Tensor | None = None) -> Tensor:
+        """K rotated and quantized, its rotated bias added."""
+        return self._rotated(key, self.key, bias)
+
+    def quantized_value(self, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """V quantized, its bias added."""
+        if bias is None:
+            return in_pieces(self.value, value, dim=1)
+        return _add(in_pieces(self.value, _wide(value), dim=1), bias, value.dtype)
 
     def encode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """K (rotated) and V as bytes, ``(batch, heads, tokens, bytes)``, to be kept in a cache."""
         return self._encode(self.rotate(key), self.key), self._encode(value, self.value)
 
-    def _rotated(self, heads: Tensor, quantizer: ActivationQuantizer) -> Tensor:
-        def work(piece: Tensor) -> Tensor:
-            quantized: Tensor = quantizer(self.rotate(piece)).to(heads.dtype)
-            return quantized
+    def decode_key(self, key: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+        """K out of its bytes, its rotated bias added."""
+        rotated = None if bias is None else self.rotate(bias)
+        return self._decode(key, self.key, dtype, rotated)
 
-        return in_pieces(work, heads, dim=1)
+    def decode_value(self, value: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+        """V out of its bytes, its bias added."""
+        return self._decode(value, self.value, dtype, bias)
+
+    def _rotated(
+        self, heads: Tensor, quantizer: ActivationQuantizer, bias: Tensor | None
+    ) -> Tensor:
+        def work(piece: Tensor) -> Tensor:
+            rotated = self.rotate(piece)
+            quantized: Tensor = quantizer(rotated if bias is None else _wide(rotated))
+            return quantized.to(heads.dtype) if bias is None else quantized
+
+        quantized = in_pieces(work, heads, dim=1)
+        return quantized if bias is None else _add(quantized, self.rotate(bias), heads.dtype)
 
     def _encode(self, heads: Tensor, quantizer: ActivationQuantizer) -> Tensor:
         return encode_tokens(*quantizer.integers(heads), bits=quantizer.bits)
 
-    def _decode(self, tokens: Tensor, quantizer: ActivationQuantizer, dtype: torch.dtype) -> Tensor:
+    def _decode(
+        self,
+        tokens: Tensor,
+        quantizer: ActivationQuantizer,
+        dtype: torch.dtype,
+        bias: Tensor | None,
+    ) -> Tensor:
         q, grid = decode_tokens(tokens, self.head_dim, quantizer.bits)
-        return dequantize(q.float(), grid).to(dtype)
+        heads = dequantize(q.float(), grid)
+        return heads.to(dtype) if bias is None else _add(heads, bias, dtype)
+
+
+def _wide(heads: Tensor) -> Tensor:
+    return heads.to(torch.promote_types(heads.dtype, torch.float32))
+
+
+def _add(heads: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum in float32 or wider, then rounded to ``dtype``."""
+    return (heads + bias).to(dtype)
 
 
 def duquant_attention(
@@ -135,7 +201,10 @@ def duquant_attention(
     quantizer = getattr(module, "attention_quantizer", None)
     attend: AttentionFunction = sdpa_attention_forward
     if quantizer is not None:
-        query, key, value = quantizer(query, key, value)
+        if quantizer.biases is not None and BIASES not in kwargs:
+            raise ValueError(f"{type(module).__name__} passes no keyword arguments on to attention")
+        biases, are_quantized = kwargs.pop(BIASES, (NO_BIASES, False))
+        query, key, value = quantizer(query, key, value, biases, are_quantized=are_quantized)
         attend = _implementation(module, quantizer.implementation())
     return attend(module, query, key, value, attention_mask, **kwargs)
 

@@ -9,6 +9,11 @@ last bit.
 
 The layers are transformers' own dynamic ones, with another kind of tensor in them: cropping,
 reordering for beams and repeating for batches are theirs.
+
+Where K has a bias (:mod:`duquant.nn.attention_bias`) its integers are of the rest, and the bias is
+added when a token is read. That takes the rotation of the token's position, which is the same in
+all layers and kept once (:mod:`duquant.nn.cached_rotations`); behind the bytes of K stands its
+number.
 """
 
 from typing import Any
@@ -17,6 +22,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from duquant.nn.attention import AttentionQuantizer
+from duquant.nn.attention_bias import PositionEmbeddings, Rotation
+from duquant.nn.cached_rotations import CachedRotations, join_number, split_number
 from duquant.ops.gradient import records_gradient
 from duquant.ops.integer_product import WIDEST_BITS
 
@@ -27,15 +34,22 @@ class _PackedLayer(DynamicLayer):
         self.quantizer = quantizer
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        *args: Any,
+        numbers: Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Encode the new tokens and return all, encoded."""
+        """Encode the new tokens and return all, encoded; ``numbers`` are of their rotations."""
         if records_gradient(key_states) or records_gradient(value_states):
             raise ValueError(
                 "PackedCache passes no gradient on: train with use_cache=False, and run the model "
                 "under torch.no_grad()"
             )
         key, value = self.quantizer.encode(key_states, value_states)
+        if numbers is not None:
+            key = join_number(key, numbers)
         encoded: tuple[Tensor, Tensor] = super().update(key, value, *args, **kwargs)
         return encoded
 
@@ -63,7 +77,42 @@ class PackedCache(Cache):
                 f"transformers' DynamicCache"
             )
         self._quantizer = quantizers[0]
+        self._rotations = CachedRotations()
         super().__init__(layers=[_PackedLayer(quantizer) for quantizer in quantizers])
+
+    def update_biased(
+        self,
+        key: Tensor,
+        value: Tensor,
+        layer_idx: int,
+        positions: PositionEmbeddings | None,
+        rotation: Rotation | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Take in new tokens whose biases stand apart; all come back decoded, biases added.
+
+        Args:
+            key: K of the new tokens, ``(batch, heads, tokens, head_dim)``.
+            value: V, likewise.
+            layer_idx: which attention module they are of.
+            positions: cos and sin of the new tokens.
+            rotation: what the module does with them.
+        """
+        layer, dtype = self.layers[layer_idx], key.dtype
+        biases = layer.quantizer.biases
+        if biases.key is None or rotation is None or positions is None:
+            keys, values = layer.update(key, value)
+        else:
+            keys, values = layer.update(key, value, numbers=self._rotations.add(positions))
+            keys, numbers = split_number(keys)
+            positions = self._rotations.at(numbers)
+        decoded = layer.quantizer.decode_key(keys, dtype, biases.rotated_key(positions, rotation))
+        value_bias = biases(None, None).value
+        return decoded, layer.quantizer.decode_value(values, dtype, value_bias)
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        super().reset()
+        self._rotations = CachedRotations()
 
     def describe(self) -> str:
         """Its bits in words, ``packed, K 4 bits, V 4 bits``."""
@@ -72,9 +121,10 @@ class PackedCache(Cache):
 
     def num_bytes(self) -> int:
         """Bytes the cache takes now."""
-        return sum(
+        tokens = sum(
             tensor.nbytes
             for layer in self.layers
             for tensor in (layer.keys, layer.values)
             if tensor is not None
         )
+        return tokens + self._rotations.num_bytes()

@@ -17,7 +17,7 @@ passes its gradient straight through, so clip factors can be learned (DuQuant, L
 section 3.1); they learn through the scale alone, the zero point is a constant to them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,10 +41,19 @@ class AffineGrid(NamedTuple):
 
 
 def round_straight_through(x: Tensor) -> Tensor:
-    """Round to the nearest integer, with the gradient of the identity."""
-    if not torch.is_grad_enabled():
+    """Round to the nearest integer (infinities stay), with the gradient of the identity."""
+    rounded: Tensor = _RoundStraightThrough.apply(x)
+    return rounded
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.round()
-    return (x.round() - x).detach() + x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 def affine_grid(

@@ -93,7 +93,7 @@ class _FakeQuantizeRows(torch.autograd.Function):
             to_x.scatter_add_(-1, _position(x, highest), to_high * clip_high)
             to_x.scatter_add_(-1, _position(x, lowest), to_low * clip_low)
         if ctx.zero_point_gradient:
-            clamped = clamped * ((low / scale).abs() < LARGEST_SCALE)
+            clamped = clamped.masked_fill(~((low / scale).abs() < LARGEST_SCALE), 0)
             more = _gradient_of_ends(-clamped * low / scale, scale, high, low, ctx.bits, False)
             to_high, to_low = to_high + more[0], to_low + more[1] + clamped
         to_clip_high = to_high * highest if ctx.needs_input_grad[1] else None
@@ -125,13 +125,12 @@ def _sums(
         )
     levels = (x / grid.scale).round_().add_(grid.zero)
     q = levels.clamp(0, 2**bits - 1)
-    outside = levels.sub_(q).abs_().clamp_(max=1)  # floats: masks cost more than arithmetic
-    inside = 1 - outside
-    distance = dequantize(q, grid).addcmul_(inside, x, value=-1).mul_(grad)
+    outside = levels != q  # a mask: 0 times what is not finite would not be 0
+    distance = dequantize(q, grid).sub_(torch.where(outside, 0, x)).mul_(grad)
     return (
         distance.sum(dim=-1, keepdim=True),
-        outside.mul_(grad).sum(dim=-1, keepdim=True),
-        inside.mul_(grad) if wants_input else None,
+        torch.where(outside, grad, 0).sum(dim=-1, keepdim=True),
+        torch.where(outside, 0 * grid.scale, grad) if wants_input else None,
     )
 
 
@@ -146,7 +145,7 @@ def _gradient_of_ends(
     to_scale: Tensor, scale: Tensor, high: Tensor, low: Tensor, bits: int, symmetric: bool
 ) -> tuple[Tensor, Tensor]:
     """Pass the gradient of the scale on to ``high`` and ``low``; all ``(..., rows, 1)``."""
-    to_scale = to_scale * ((scale > SMALLEST_SCALE) & (scale < LARGEST_SCALE))
+    to_scale = to_scale.masked_fill(~((scale > SMALLEST_SCALE) & (scale < LARGEST_SCALE)), 0)
     if not symmetric:
         share = to_scale / (2**bits - 1)
         return share, -share

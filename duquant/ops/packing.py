@@ -36,8 +36,9 @@ def pack(q: Tensor, bits: int) -> Tensor:
     Raises:
         ValueError: if a value does not fit into ``bits`` bits.
     """
-    if q.numel() and not (int(q.min()) >= 0 and int(q.max()) < 2**bits):
-        raise ValueError(f"values {int(q.min())}…{int(q.max())} do not fit into {bits} bits")
+    low, high = (float(end) for end in q.aminmax()) if q.numel() else (0.0, 0.0)
+    if not (low >= 0 and high < 2**bits):  # nor does what is not a number
+        raise ValueError(f"values {low:g}…{high:g} do not fit into {bits} bits")
     chunks = [_pack_rows(rows, bits) for rows in q.to(integer_dtype(bits)).split(ROWS_AT_ONCE)]
     return torch.cat(chunks)
 

@@ -19,6 +19,7 @@ from duquant.data.streams import BlockSamples, Streams, StreamSizes
 from duquant.evaluation.perplexity import run_block
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
+from duquant.model.block_error import num_probed
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.structure import linear_shapes
 from duquant.modules.block import QuantBlock
@@ -90,7 +91,8 @@ def estimate_duration(
     size, sizes, recipe = job.block_weights / part.weights, job.streams, job.recipe
     tokens = sizes.samples * sizes.tokens
     passes = 1 + sizes.has_augmented
-    seconds = part.load + part.forward * tokens * passes + part.transform + part.store
+    probed = part.quantized * num_probed(sizes.tokens) * sizes.tokens
+    seconds = part.load + part.forward * tokens * passes + part.transform + part.store + probed
     if recipe.has_lwc:
         steps = recipe.lwc.epochs * -(-sizes.samples // job.batch_size)
         seconds += part.quantized * tokens + part.step * steps

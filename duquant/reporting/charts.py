@@ -8,6 +8,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+LARGEST = 1e30
+
 
 def draw_losses(curves: Mapping[str, Sequence[float]]) -> str:
     """LWC loss of every block over its epochs, each over its first value.
@@ -19,7 +21,7 @@ def draw_losses(curves: Mapping[str, Sequence[float]]) -> str:
     axis = figure.subplots()
     colors = colormaps["viridis"]
     for place, (name, losses) in enumerate(curves.items()):
-        relative = [loss / losses[0] for loss in losses]
+        relative = _drawable([loss / (losses[0] or 1.0) for loss in losses])
         color = colors(place / max(1, len(curves) - 1))
         axis.plot(range(1, len(losses) + 1), relative, color=color, label=name, linewidth=1.2)
     axis.set_xlabel("epoch")
@@ -39,10 +41,15 @@ def draw_bars(values: Sequence[float], unit: str) -> str:
     """
     figure = Figure(figsize=(6.4, 2.0))
     axis = figure.subplots()
-    axis.bar(range(len(values)), values, color="#4393c3")
+    axis.bar(range(len(values)), _drawable(values), color="#4393c3")
     axis.set_xlabel("block")
     axis.set_ylabel(unit)
     return _svg(figure)
+
+
+def _drawable(values: Sequence[float]) -> list[float]:
+    """Values whose products do not overflow; damaged files may say anything."""
+    return [min(max(value, -LARGEST), LARGEST) for value in values]
 
 
 def _svg(figure: Figure) -> str:

@@ -7,11 +7,11 @@ quoting them (protocol, limit, examples, backend, KV cache) is said above the ta
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from duquant.evaluation.results_table import format_value
 from duquant.evaluation.statistics import PERPLEXITY
 from duquant.reporting.run_contents import VARIANTS, RunContents
+from duquant.reporting.run_files import Apart, Evaluation, TaskResult
 from duquant.reporting.tables import Cells, Column, Table, join
 
 DIFFERENCE = "difference"
@@ -66,10 +66,10 @@ def _perplexities(run: RunContents) -> Iterator[Column]:
 
 
 def _title(name: str, protocol: str, sources: dict[str, str]) -> str:
-    return f"{name} ({Path(sources[name]).name}): {protocol}"
+    return f"{name} ({Path(sources.get(name, name)).name}): {protocol}"
 
 
-def _evaluated_cells(evaluation: dict[str, Any]) -> Cells:
+def _evaluated_cells(evaluation: Evaluation) -> Cells:
     """Perplexities of one evaluation, and the differences below."""
     cells = {}
     for corpus in evaluation["protocols"]:
@@ -83,9 +83,7 @@ def _evaluated_cells(evaluation: dict[str, Any]) -> Cells:
     return cells
 
 
-def _task_columns(
-    run: RunContents, evaluation: dict[str, Any], has_others: bool
-) -> Iterator[Column]:
+def _task_columns(run: RunContents, evaluation: Evaluation, has_others: bool) -> Iterator[Column]:
     """Items, every model, and their difference."""
     own = evaluation["results"]
     rows = {f"{task}, {m}": (task, m) for task in _tasks(evaluation) for m in own[task]["metrics"]}
@@ -110,16 +108,16 @@ def _task_columns(
         yield Column((), start + DIFFERENCE, apart)
 
 
-def _difference(apart: dict[str, Any], *, is_share: bool) -> str:
+def _difference(apart: Apart, *, is_share: bool) -> str:
     sign = "+" if apart["value"] >= 0 else ""
     mark = " *" if apart["exceeds_stderr"] else ""
     return f"{sign}{format_value(apart['value'], apart['stderr'], is_share=is_share)}{mark}"
 
 
-def _notes_of_tasks(evaluation: dict[str, Any]) -> tuple[str, ...]:
+def _notes_of_tasks(evaluation: Evaluation) -> tuple[str, ...]:
     """What the command said of its tasks, and seed and version."""
     asked = [part for part in evaluation["evaluated"]["parts"].values() if "lm_eval" in part]
-    versions = {f"seed {part['seed']}, lm-eval {part['lm_eval']}" for part in asked}
+    versions = {f"seed {part.get('seed')}, lm-eval {part['lm_eval']}" for part in asked}
     exceeds = "differences marked * are larger than their standard error"
     return (
         *evaluation["notes"],
@@ -128,7 +126,7 @@ def _notes_of_tasks(evaluation: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _backends(evaluation: dict[str, Any]) -> list[str]:
+def _backends(evaluation: Evaluation) -> list[str]:
     """How every model computed."""
     return [
         f"{label}: backend {backend}, KV cache {cache}"
@@ -137,13 +135,13 @@ def _backends(evaluation: dict[str, Any]) -> list[str]:
     ]
 
 
-def _models(evaluation: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _models(evaluation: Evaluation) -> list[tuple[str, dict[str, TaskResult]]]:
     """Results by what a model is called."""
-    results = [evaluation["results"], evaluation.get("compared_results")]
-    return list(zip(evaluation["labels"], filter(None, results), strict=True))
+    compared = [evaluation["compared_results"]] if "compared_results" in evaluation else []
+    return list(zip(evaluation["labels"], [evaluation["results"], *compared], strict=True))
 
 
-def _tasks(evaluation: dict[str, Any]) -> tuple[str, ...]:
+def _tasks(evaluation: Evaluation) -> tuple[str, ...]:
     return tuple(name for name in evaluation["results"] if not name.startswith(PERPLEXITY))
 
 

@@ -6,9 +6,7 @@ usually the full-precision original.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from duquant.evaluation.mt_bench.scores import ModelScore, PairScore, Tally
 from duquant.evaluation.mt_bench.tables import (
     PAIR_ROWS,
     SCORE_ROWS,
@@ -18,9 +16,10 @@ from duquant.evaluation.mt_bench.tables import (
     score_cells,
 )
 from duquant.reporting.run_contents import RunContents
+from duquant.reporting.run_files import Judged
 from duquant.reporting.tables import Column, Table, join
 
-Found = tuple[RunContents, dict[str, Any]]
+Found = tuple[RunContents, Judged]
 """A run, and what one judge found."""
 SCORES, COMPARISONS = "MT-Bench scores, 1 to 10", "MT-Bench comparisons, win/tie/loss"
 
@@ -42,14 +41,14 @@ def mt_bench_tables(runs: Sequence[RunContents]) -> list[Table]:
     return sorted(tables, key=lambda table: table.title != SCORES)
 
 
-def _key(judged: dict[str, Any]) -> tuple[str, ...]:
+def _key(judged: Judged) -> tuple[str, ...]:
     words = f"{judged['prompts']}; a bench of {judged['questions']} questions"
     return (f"judge {judged['judge']}; {words}",)
 
 
-def _name(run: RunContents, judged: dict[str, Any]) -> str:
+def _name(run: RunContents, judged: Judged) -> str:
     """What a run's model is called: its name in the bench too, if that is another."""
-    own: str = judged["model"]
+    own = judged["model"]
     return own if own == run.name else f"{run.name} ({own})"
 
 
@@ -58,8 +57,7 @@ def _scores(alike: Sequence[Found]) -> Iterator[Column]:
     own = {judged["model"] for _, judged in alike}
     others = []
     for run, judged in alike:
-        for values in judged["single"]:
-            score = ModelScore(**values)
+        for score in judged["single"]:
             cells = score_cells(score)
             if score.model == judged["model"]:
                 yield Column((), _name(run, judged), cells)
@@ -72,19 +70,12 @@ def _pairs(alike: Sequence[Found]) -> Iterator[Column]:
     """Every pair once, from the side of the run that is named first."""
     seen = set()
     for run, judged in alike:
-        for opponent, values in judged["pairwise"].items():
+        for opponent, score in judged["pairwise"].items():
             pair = frozenset((judged["model"], opponent))
             if pair not in seen:
                 seen.add(pair)
-                cells = pair_cells(_pair_score(values))
+                cells = pair_cells(score)
                 yield Column((), f"{_name(run, judged)} against {opponent}", cells)
-
-
-def _pair_score(values: dict[str, Any]) -> PairScore:
-    categories = {name: Tally(**tally) for name, tally in values["categories"].items()}
-    return PairScore(
-        values["model"], Tally(**values["overall"]), categories, int(values["malformed"])
-    )
 
 
 def _asked(alike: Sequence[Found], columns: Sequence[Column]) -> Iterator[str]:

@@ -8,19 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from duquant.durable import write_text
+from duquant.plain_text import plain
 from duquant.reporting.charts import draw_bars, draw_losses
+from duquant.reporting.markdown import as_markdown
 from duquant.reporting.measurements import perplexity_tables, task_tables
 from duquant.reporting.mt_bench import mt_bench_tables
 from duquant.reporting.run_contents import RunContents, read_run
 from duquant.reporting.tables import (
-    Table,
     block_table,
     cost_table,
     environment_table,
     recipe_table,
 )
+from duquant.terminal import say
 
 SETTINGS = (recipe_table, environment_table)
 HTML, MARKDOWN = "report.html", "report.md"
@@ -39,6 +42,7 @@ def write_report(directory: Path, runs: Sequence[RunContents]) -> list[Path]:
     environment = Environment(
         loader=PackageLoader("duquant.reporting", "templates"),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -57,7 +61,7 @@ def write_report(directory: Path, runs: Sequence[RunContents]) -> list[Path]:
     files = [directory / HTML, directory / MARKDOWN]
     write_text(files[0], page)
     write_text(
-        files[1], _markdown(title, [*results, *(block_table(run) for run in runs), *settings])
+        files[1], as_markdown(title, [*results, *(block_table(run) for run in runs), *settings])
     )
     return files
 
@@ -76,7 +80,12 @@ def report(runs: list[str], output_dir: str | None = None) -> None:
     if output_dir is None:
         output_dir = runs[0] if len(runs) == 1 else "."
     for file in write_report(Path(output_dir), contents):
-        print(file)
+        say(file)
+
+
+def _shown(value: object) -> object:
+    """A text without signs that a page cannot hold; what is escaped already stays as it is."""
+    return value if isinstance(value, Markup) else plain(value)
 
 
 def _names(runs: Sequence[str]) -> list[str]:
@@ -99,23 +108,3 @@ def _charts(run: RunContents) -> list[tuple[str, str]]:
         memory = [block["peak_memory_bytes"] / 1e9 for block in blocks]
         charts.append(("Memory", draw_bars(memory, "peak so far, GB")))
     return charts
-
-
-def _markdown(title: str, tables: Sequence[Table]) -> str:
-    parts = [f"# {title}"]
-    title = ""
-    for table in tables:
-        if table.title != title:
-            title = table.title
-            parts.append(f"## {title}")
-        if table.notes:
-            parts.append("  \n".join(table.notes))
-        if table.folded:
-            parts.append(f"### {table.folded}")
-        lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-        parts.append("\n".join(f"| {' | '.join(_cell(c) for c in line)} |" for line in lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -4,19 +4,23 @@ Nothing is computed again: the summary, the blocks' records, evaluations and pic
 run left. A part that is not there (no tasks evaluated, no model yet) is missing from the report.
 """
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from duquant.evaluation.mt_bench.run_scores import SCORES
 from duquant.export.model_card import size_breakdown
-from duquant.model.checkpoint import INDEX, read_json
+from duquant.model.checkpoint import INDEX
+from duquant.reporting.pictures import read_pictures
+from duquant.reporting.run_files import (
+    Evaluation,
+    Judged,
+    Summary,
+    read_evaluation,
+    read_judged,
+    read_summary,
+)
 
-EVALUATION = {"evaluated", "labels", "request", "protocols", "groups", "notes", "results"}
-"""What the results of an evaluation have at least."""
-MT_BENCH = {"judge", "prompts", "questions", "model", "asked", "single", "pairwise"}
-"""What the scores of a judge have at least."""
 VARIANTS = {
     "full_precision": "full precision",
     "round_to_nearest": "round to nearest",
@@ -39,10 +43,10 @@ class RunContents:
     """
 
     name: str
-    summary: dict[str, Any]
-    validation: dict[str, Any] | None
-    evaluations: list[dict[str, Any]]
-    mt_bench: list[dict[str, Any]]
+    summary: Summary
+    validation: Summary | None
+    evaluations: list[Evaluation]
+    mt_bench: list[Judged]
     pictures: list[str]
     sizes: dict[str, int]
 
@@ -69,29 +73,13 @@ def read_run(directory: Path, name: str | None = None) -> RunContents:
     model = directory / "model"
     return RunContents(
         name=name or directory.resolve().name,
-        summary=read_json(file),
-        validation=read_json(validation) if validation.is_file() else None,
-        evaluations=[
-            _read(found, EVALUATION, "evaluate")
-            for found in sorted(directory.rglob("results/*.json"))
-        ],
-        mt_bench=[
-            _read(found, MT_BENCH, "mtbench show")
-            for found in sorted((directory / SCORES).glob("*.json"))
-        ],
-        pictures=[
-            base64.b64encode(picture.read_bytes()).decode()
-            for picture in sorted((directory / "blocks").glob("outliers_*.png"))
-        ],
+        summary=read_summary(file),
+        validation=read_summary(validation) if validation.is_file() else None,
+        evaluations=[read_evaluation(f) for f in sorted(directory.rglob("results/*.json"))],
+        mt_bench=[read_judged(f) for f in sorted((directory / SCORES).glob("*.json"))],
+        pictures=read_pictures(directory),
         sizes=size_breakdown(model) if (model / INDEX).is_file() else {},
     )
-
-
-def _read(file: Path, keys: set[str], command: str) -> dict[str, Any]:
-    values = read_json(file)
-    if not isinstance(values, dict) or not keys.issubset(values):
-        raise ValueError(f"{file} is damaged: delete it, and the same {command} writes it again")
-    return values
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -92,10 +92,11 @@ def environment_table(runs: Sequence[RunContents]) -> Table:
 
 
 def block_table(run: RunContents) -> Table:
-    """Every block: loss before and after, peaks of every site, time and memory."""
+    """Every block: error, loss before and after, peaks of every site, time and memory."""
     rows = [
         [
             str(block["index"]),
+            _number(block.get("relative_error"), ".1%"),
             _number(block["lwc_loss_first"], ".4g"),
             _number(block["lwc_loss_last"], ".4g"),
             *(f"{s['peak_before']:.3g} → {s['peak_after']:.3g}" for s in block["sites"].values()),
@@ -106,9 +107,16 @@ def block_table(run: RunContents) -> Table:
     ]
     first = run.summary["blocks"][0]["sites"] if run.summary["blocks"] else {}
     sites = [site.replace("_", " ") for site in first]
-    columns = ["block", "first loss", "last loss", *sites, "seconds", "GB"]
-    notes = ("Largest activation of every site before → after its transform",) if sites else ()
-    return Table(columns, rows, f"Blocks of {run.name}", notes)
+    columns = ["block", "error", "first loss", "last loss", *sites, "seconds", "GB"]
+    notes = [
+        f"Block {block['index']}: {block['complaint']}"
+        for block in run.summary["blocks"]
+        if block.get("complaint")
+    ]
+    if sites:
+        notes.append("Error: what quantization changes, of what the block adds to its input")
+        notes.append("Largest activation of every site before → after its transform")
+    return Table(columns, rows, f"Blocks of {run.name}", tuple(notes))
 
 
 def _number(value: float | None, form: str) -> str:

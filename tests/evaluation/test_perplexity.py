@@ -142,11 +142,31 @@ def test_an_indifferent_model_has_a_perplexity_of_its_vocabulary() -> None:
     assert float(metric.compute()) == pytest.approx(VOCABULARY, rel=1e-6)
 
 
-def test_logits_of_half_precision_are_scored_in_float32() -> None:
+def test_logits_of_half_precision_are_scored_like_wide_ones() -> None:
     logits = torch.randn(2, 9, VOCABULARY).to(torch.bfloat16)
     losses = window_losses(logits, token_ids(2, 9))
-    assert losses.dtype == torch.float32
+    assert losses.dtype == torch.float64
     assert torch.equal(losses, window_losses(logits.float(), token_ids(2, 9)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, 49_152, 152_000])
+def test_losses_over_a_large_vocabulary_are_those_of_float64(
+    vocabulary: int, dtype: torch.dtype
+) -> None:
+    generator, tokens = torch.Generator().manual_seed(0), 5
+    ids = torch.randint(vocabulary, (2, tokens), generator=generator)
+    normal = torch.randn(2, tokens, vocabulary, generator=generator)
+    for spread, offset in ((0.0, 0.0), (1.0, 0.0), (3.0, -20.0), (3.0, 5.0), (9.0, 0.0)):
+        logits = (normal * spread + offset).to(dtype)
+        logits[:, 1, :7] += 12  # one confident prediction among indifferent ones
+        scores = logits[:, :-1].double().log_softmax(dim=-1)
+        expected = -scores.gather(-1, ids[:, 1:, None])[..., 0]
+        for given in (logits, logits.transpose(0, 1).contiguous().transpose(0, 1)):
+            for last in (1, 2, tokens - 1):
+                losses = window_losses(given, ids, last)
+                mean = expected[:, -last:].mean(dim=1)
+                torch.testing.assert_close(losses, mean, rtol=0, atol=1e-6)
 
 
 # The metric

@@ -14,6 +14,7 @@ from duquant.evaluation.statistics import (
     mean_of,
     perplexity_of,
 )
+from duquant.json_shapes import shaped
 
 
 def measurement(name: str, values: list[float], **options: int) -> Measurement:
@@ -87,6 +88,6 @@ def test_a_group_is_the_mean_over_items_not_over_tasks() -> None:
 
 def test_plain_values_and_back() -> None:
     one = measurement("one", [0.0, 1.0], fewest_shots=2)
-    assert Measurement.from_dict(one.to_dict()) == one
+    assert shaped(one.to_dict(), Measurement) == one
     assert "per_item" not in one.summary()["metrics"]["acc"]
     assert "log_likelihoods" not in one.summary()

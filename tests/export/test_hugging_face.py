@@ -473,12 +473,12 @@ def with_tensor(file: str, name: str, tensor: Tensor) -> Change:
 
 REFUSALS: dict[str, tuple[Change, str]] = {
     "newer format": (
-        quantization(format_version=3, colour="blue"),
-        "has format version 3; this duquant reads version 2: install a newer one",
+        quantization(format_version=4, colour="blue"),
+        "has format version 4; this duquant reads versions 2 to 3: install a newer one",
     ),
     "older format": (
         quantization(format_version=1, blocks=[]),
-        "has format version 1; this duquant reads version 2: quantize again",
+        "has format version 1; this duquant reads versions 2 to 3: quantize again",
     ),
     "no checksums": (
         quantization(checksums=None),

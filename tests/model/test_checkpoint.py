@@ -13,8 +13,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from duquant.json_files import read_json
 from duquant.model import checkpoint
-from duquant.model.checkpoint import INDEX, WEIGHTS, Checkpoint, find_model_directory, read_json
+from duquant.model.checkpoint import INDEX, WEIGHTS, Checkpoint, find_model_directory
 from duquant.model.decoder import Decoder
 from tests.block_by_block import run_blocks
 from tests.tiny_models import FAMILIES, tiny_model, token_ids, write_tiny_model

@@ -9,9 +9,11 @@ import pytest
 from duquant.durable import write_json
 from duquant.evaluation.mt_bench.run_scores import SCORES
 from duquant.evaluation.mt_bench.scores import ModelScore, PairScore, Tally
+from duquant.json_shapes import shaped
 from duquant.reporting.mt_bench import mt_bench_tables
 from duquant.reporting.report import report
 from duquant.reporting.run_contents import RunContents, read_run
+from duquant.reporting.run_files import Judged
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
 
 pytestmark = LIGHTNING_WARNINGS
@@ -38,7 +40,7 @@ def judged(model: str, *opponents: str, judge: str = "gpt-4") -> dict[str, Any]:
 
 
 def run(name: str, *found: dict[str, Any]) -> RunContents:
-    return RunContents(name, {}, None, [], list(found), [], {})
+    return RunContents(name, {}, None, [], shaped(list(found), list[Judged]), [], {})
 
 
 def test_the_run_stands_first_and_categories_in_their_order() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from duquant.durable import write_json
-from duquant.model.checkpoint import read_json
+from duquant.json_files import read_json
 from duquant.reporting.measurements import perplexity_tables, task_tables
 from duquant.reporting.report import report
 from duquant.reporting.run_contents import read_run
@@ -202,7 +202,7 @@ def test_tasks_of_two_runs_share_a_table_where_they_were_asked_alike(
 def test_damaged_results_are_named(run: Path) -> None:
     file = evaluate(run)
     file.write_text("[]", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"20\.json is damaged: delete it"):
+    with pytest.raises(ValueError, match=r"20\.json is damaged: .*; delete it"):
         report([str(run)])
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from duquant.durable import write_durably, write_json
 from duquant.evaluation.mt_bench.answers import answer_record, load_answers
-from duquant.evaluation.mt_bench.bench_directory import BenchDirectory
+from duquant.evaluation.mt_bench.bench_directory import AnswerSettings, BenchDirectory
 from duquant.evaluation.mt_bench.chat_model import ChatModel
 from duquant.evaluation.mt_bench.json_lines import append_record, recover_records
 from duquant.evaluation.mt_bench.progress import StepProgress
 from duquant.evaluation.mt_bench.questions import Question
-from duquant.model.checkpoint import read_json
+from duquant.json_files import read_json
 from duquant.modules.run_description import compare_runs
 
 
@@ -41,7 +41,7 @@ def answered(bench: BenchDirectory, model_id: str, settings: dict[str, Any]) -> 
             f"{file} holds answers but {stored.name} is missing, so nothing tells how they came "
             f"about; give another --model_id or --output_dir"
         )
-    differences = compare_runs(read_json(stored), settings)
+    differences = compare_runs(read_json(stored, AnswerSettings), settings)
     if differences:
         raise ValueError(
             f"{file} holds answers of another run ({'; '.join(differences)}); give another "

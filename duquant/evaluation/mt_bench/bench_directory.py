@@ -6,9 +6,25 @@ judgments as their own.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 Mode = Literal["single", "pairwise"]
+
+
+class AnswerSettings(TypedDict):
+    """How a model was asked, as far as it is told."""
+
+    model: str
+    chat_template: str
+    max_new_tokens: int
+    seed: int
+    dtype: str
+
+
+class RunPlace(TypedDict):
+    """Which run quantized a model, relative to the bench."""
+
+    run: str
 
 
 @dataclass(frozen=True)

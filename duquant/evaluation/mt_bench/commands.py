@@ -6,8 +6,6 @@ written before that, and everything that is written is finished: the same comman
 
 from pathlib import Path
 
-from rich.console import Console
-
 from duquant.durable import write_json
 from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.local_items import file_digest
@@ -26,22 +24,20 @@ from duquant.evaluation.mt_bench.chat_model import (
     load_model,
 )
 from duquant.evaluation.mt_bench.chat_template import TemplateName, choose_template
-from duquant.evaluation.mt_bench.endpoint import (
-    ChatEndpoint,
-    RequestPolicy,
-    key_from_environment,
-)
+from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, key_from_environment
 from duquant.evaluation.mt_bench.judge_prompts import load_judge_prompts
 from duquant.evaluation.mt_bench.judging import judge_matches
 from duquant.evaluation.mt_bench.matches import make_matches
 from duquant.evaluation.mt_bench.opponents import answers_of, choose_opponents
 from duquant.evaluation.mt_bench.questions import load_questions
 from duquant.evaluation.mt_bench.replies import Replies
+from duquant.evaluation.mt_bench.request_policy import RequestPolicy
 from duquant.evaluation.mt_bench.results import collect_results
 from duquant.evaluation.mt_bench.run_scores import remember_run, tell_runs
 from duquant.evaluation.mt_bench.scores import Categories
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
+from duquant.terminal import say, show_table
 
 
 def answer(
@@ -95,15 +91,15 @@ def answer(
     }
     done = answered(bench, name, settings)
     if all(question.question_id in done for question in asked):
-        print(f"{name} has answered all {len(asked)} questions: {bench.answers(name)}")
+        say(f"{name} has answered all {len(asked)} questions: {bench.answers(name)}")
         return
     chat = ChatModel(load_model(directory, dtype, place), template, max_new_tokens)
     begin(bench, name, settings, questions)
     remember_run(bench, name, directory)
     answer_questions(chat, asked, bench, name, seed, done)
     if chat.turns_without_room:
-        print(f"{chat.turns_without_room} turns are empty: no room in {chat.context} positions")
-    print(f"answers of {name}: {bench.answers(name)}")
+        say(f"{chat.turns_without_room} turns are empty: no room in {chat.context} positions")
+    say(f"answers of {name}: {bench.answers(name)}")
 
 
 def judge(
@@ -157,8 +153,11 @@ def judge(
     client = ChatEndpoint(endpoint, judge_model, key_from_environment(), request)
     client.check()
     path, replies = bench.judgments(judge_model, mode), bench.replies(judge_model)
-    judge_matches(matches, path, judge_model, Replies(replies, client), attempts, parallel)
-    print(f"judgments of {judge_model}: {path}")
+    asker = Replies(replies, client)
+    unclear = judge_matches(matches, path, judge_model, asker, attempts, parallel)
+    say(f"judgments of {judge_model}: {path}")
+    if unclear:
+        say(f"{unclear} of {len(matches)} judgments have no verdict and count as malformed")
     _report(bench, judge_model, _categories(bench, questions))
 
 
@@ -187,12 +186,11 @@ def show(
         raise ValueError(f"{output_dir} holds no judgments; mtbench judge makes them")
     categories = _categories(bench, questions)
     found = [collect_results(bench, j, categories, _names(models), baseline) for j in judges]
-    console = Console()
     for results in found:
         for table in results.tables():
-            console.print(table)
+            show_table(table)
         write_json(bench.results(results.judge), results.to_dict())
-        print(f"the same as JSON: {bench.results(results.judge)}")
+        say(f"the same as JSON: {bench.results(results.judge)}")
         _report(bench, results.judge, categories)
 
 
@@ -205,7 +203,7 @@ def _report(bench: BenchDirectory, judge: str, categories: Categories) -> None:
     """Put a judge's scores into the reports of the runs that they are of."""
     for run in tell_runs(bench, judge, categories):
         page, _ = write_report(run, [read_run(run)])
-        print(f"report with these scores: {page}")
+        say(f"report with these scores: {page}")
 
 
 def _model_name(model_id: str | None, directory: Path) -> str:

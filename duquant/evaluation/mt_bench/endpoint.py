@@ -6,88 +6,64 @@ seconds, at most a minute, or as long as the server asks for in ``Retry-After``:
 protocol. What will not pass (a wrong key, an unknown model) ends the run at once.
 """
 
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
-import requests
-from requests.auth import AuthBase
+from duquant.evaluation.mt_bench.completion import completion_text
+from duquant.evaluation.mt_bench.credentials import (
+    KEY_VARIABLE,
+    Cover,
+    checked_key,
+    secrets_of,
+    shown_address,
+)
+from duquant.evaluation.mt_bench.exchange import Answer, ExchangeError, exchange
+from duquant.evaluation.mt_bench.request_policy import RequestPolicy
+from duquant.evaluation.mt_bench.surrogates import joined
+from duquant.plain_text import plain
 
-KEY_VARIABLE = "OPENAI_API_KEY"
 LONGEST_DELAY = 60.0
 """Seconds."""
 PASSING_STATUSES = frozenset({408, 409, 425, 429})
 Payload = dict[str, Any]
 
 
-class _Transient(Exception):
-    """A failure that may pass; ``after`` is how long the server asks to wait, in seconds."""
+class UnreadableReply(ValueError):
+    """Everything went well, but what came is no chat completion; ``received`` is what came."""
 
-    def __init__(self, reason: str, after: float | None = None) -> None:
+    def __init__(self, message: str, received: str) -> None:
+        super().__init__(message)
+        self.received = received
+
+
+class _Transient(Exception):
+    """A failure that may pass.
+
+    Attributes:
+        after: seconds that the server asks to wait.
+        received: what came, if it was paid for.
+    """
+
+    def __init__(
+        self, reason: str, after: float | None = None, received: str | None = None
+    ) -> None:
         super().__init__(reason)
         self.after = after
-
-
-class _Bearer(AuthBase):
-    # Given as auth, not as a header: requests would replace that by an entry of ~/.netrc.
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self.key}"
-        return request
+        self.received = received
 
 
 def key_from_environment() -> str:
     """The endpoint's key, which is taken from nowhere else and written nowhere.
 
     Raises:
-        ValueError: if it is not set.
+        ValueError: if it is not set, or cannot be a key.
     """
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key:
-        raise ValueError(
-            f"the environment variable {KEY_VARIABLE} is not set; it holds the endpoint's key "
-            f"(any text for an endpoint that asks for none)"
-        )
-    return key
-
-
-@dataclass(frozen=True)
-class RequestPolicy:
-    """How a judge is asked.
-
-    Args:
-        temperature: sampling temperature; null leaves it to the endpoint.
-        max_tokens: tokens a judgment may have; null leaves it to the endpoint.
-        timeout: seconds to wait for a reply.
-        retries: repetitions after 429, 5xx, timeouts and broken connections.
-        first_delay: seconds before the first repetition, doubled every time.
-
-    Raises:
-        ValueError: for numbers that make no sense.
-    """
-
-    temperature: float | None = 0.0
-    max_tokens: int | None = 2048
-    timeout: float = 120.0
-    retries: int = 6
-    first_delay: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.temperature is not None and self.temperature < 0:
-            raise ValueError(f"request.temperature is {self.temperature}; it must be at least 0")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"request.max_tokens is {self.max_tokens}; it must be at least 1")
-        if self.timeout <= 0:
-            raise ValueError(f"request.timeout is {self.timeout}; it must be more than 0 seconds")
-        if self.retries < 0:
-            raise ValueError(f"request.retries is {self.retries}; it must be at least 0")
-        if self.first_delay < 0:
-            raise ValueError(f"request.first_delay is {self.first_delay}; it must be at least 0")
+    return checked_key(os.environ.get(KEY_VARIABLE, ""))
 
 
 @dataclass(frozen=True)
@@ -105,7 +81,7 @@ class ChatEndpoint:
         ValueError: for an address that is none.
     """
 
-    url: str
+    url: str = field(repr=False)
     model: str
     key: str = field(repr=False)
     policy: RequestPolicy = RequestPolicy()
@@ -113,15 +89,26 @@ class ChatEndpoint:
 
     def __post_init__(self) -> None:
         """Check what can be checked offline."""
-        if not self.url.startswith(("http://", "https://")):
+        object.__setattr__(self, "key", checked_key(self.key))
+        if not _is_address(self.url):
             raise ValueError(
-                f"endpoint is {self.url!r}; an address looks like https://api.openai.com/v1"
+                f"endpoint is {self.shown!r}; an address looks like https://api.openai.com/v1"
             )
 
     @property
-    def base(self) -> str:
-        """The address without what is appended to it."""
-        return self.url.rstrip("/").removesuffix("/chat/completions")
+    def shown(self) -> str:
+        """The address in messages: nothing that may be a secret, nothing that is appended."""
+        return self._cover.parts(_base(shown_address(self.url)))
+
+    @property
+    def _cover(self) -> Cover:
+        return Cover(self.key, json.dumps(self.key)[1:-1], *secrets_of(self.url))
+
+    def _address(self, path: str) -> str:
+        """Where to ask; a user and a password are left out, since the key is what counts."""
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2]
+        return parts._replace(netloc=host, path=_base(parts.path) + path, fragment="").geturl()
 
     def check(self) -> None:
         """Ask for the list of models: anything but silence and a refused key will do.
@@ -130,18 +117,15 @@ class ChatEndpoint:
             ValueError: if nothing is reached there, or the key is refused.
         """
         try:
-            response = requests.get(
-                f"{self.base}/models",
-                auth=_Bearer(self.key),
-                timeout=min(self.policy.timeout, 30.0),
-            )
-        except requests.RequestException as error:
+            seconds = min(self.policy.timeout, 30.0)
+            answer = exchange("GET", self._address("/models"), self.key, seconds)
+        except ExchangeError as error:
             raise ValueError(
-                f"the endpoint {self.base} cannot be reached ({_kind(error)}): check the address "
+                f"the endpoint {self.shown} cannot be reached ({error}): check the address "
                 f"and that its server runs"
-            ) from error
-        if response.status_code in (401, 403):
-            raise ValueError(self._refused(response))
+            ) from None
+        if answer.status in (401, 403):
+            raise ValueError(self._refused(answer))
 
     def payload(self, system: str, user: str) -> Payload:
         """The request that asks for one reply."""
@@ -166,6 +150,7 @@ class ChatEndpoint:
             The text of the reply, empty if the endpoint gives none.
 
         Raises:
+            UnreadableReply: if all repetitions failed, the last one by what came.
             ValueError: if the endpoint refuses, or all repetitions failed.
         """
         for attempt in range(self.policy.retries + 1):
@@ -179,56 +164,68 @@ class ChatEndpoint:
                 )
                 self.sleep(min(delay, LONGEST_DELAY))
         times = self.policy.retries + 1
-        raise ValueError(f"the endpoint {self.base} failed {times} times, at last with {failure}")
+        message = f"the endpoint {self.shown} failed {times} times, at last with {failure}"
+        if failure.received is not None:
+            raise UnreadableReply(message, failure.received)
+        raise ValueError(message)
 
     def _post(self, payload: Payload) -> str:
         try:
-            response = requests.post(
-                f"{self.base}/chat/completions",
-                json=payload,
-                auth=_Bearer(self.key),
-                timeout=self.policy.timeout,
+            answer = exchange(
+                "POST",
+                self._address("/chat/completions"),
+                self.key,
+                self.policy.timeout,
+                self.policy.max_bytes,
+                payload,
             )
-        except requests.RequestException as error:
-            raise _Transient(_kind(error)) from error
-        status = response.status_code
-        if status in PASSING_STATUSES or status >= 500:
-            raise _Transient(f"HTTP {status}", _retry_after(response))
-        if status != 200:
-            raise ValueError(self._refused(response))
-        return _content(response)
+        except ExchangeError as error:
+            raise _Transient(str(error)) from None
+        if answer.status in PASSING_STATUSES or answer.status >= 500:
+            raise _Transient(f"HTTP {answer.status}", _retry_after(answer.headers))
+        if answer.status != 200:
+            raise ValueError(self._refused(answer))
+        try:
+            return self._cover.whole(completion_text(answer.body))
+        except ValueError as error:
+            received = joined(answer.body.decode("utf-8", "surrogateescape"))
+            raise _Transient(str(error), received=self._cover.whole(received)) from None
 
-    def _refused(self, response: requests.Response) -> str:
+    def _refused(self, answer: Answer) -> str:
         remedies = {
             401: f"check {KEY_VARIABLE}",
             403: f"check {KEY_VARIABLE}",
             404: "check --endpoint and --judge_model",
         }
-        remedy = remedies.get(response.status_code, "check --judge_model and its options")
-        said = " ".join(response.text.replace(self.key, "…").split())[:200]
-        return f"the endpoint {self.base} says HTTP {response.status_code} ({said}): {remedy}"
+        if 300 <= answer.status < 400:
+            said = f"it redirects to {answer.headers.get('Location', 'nowhere')}"
+            remedy = "give the address itself as --endpoint, a key is not sent elsewhere"
+        else:
+            said = answer.body.decode("utf-8", "replace")
+            remedy = remedies.get(answer.status, "check --judge_model and its options")
+        said = plain(" ".join(self._cover.parts(said).split()))[:200]
+        return f"the endpoint {self.shown} says HTTP {answer.status} ({said}): {remedy}"
 
 
-def _content(response: requests.Response) -> str:
+def _is_address(url: str) -> bool:
+    """Whether there is a host to ask."""
     try:
-        content = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise _Transient("an answer that is no chat completion") from error
-    return content if isinstance(content, str) else ""
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return is_one and url.isprintable() and " " not in url
 
 
-def _retry_after(response: requests.Response) -> float | None:
+def _base(address: str) -> str:
+    """The address without what is appended to it."""
+    return address.rstrip("/").removesuffix("/chat/completions")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds the server asks to wait; dates, which the header also allows, are left out."""
     try:
-        seconds = float(response.headers["Retry-After"])
+        seconds = float(headers["Retry-After"])
     except (KeyError, ValueError):
         return None
     return seconds if seconds >= 0 else None
-
-
-def _kind(error: Exception) -> str:
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    if isinstance(error, requests.ConnectionError):
-        return "connection failed"
-    return type(error).__name__

@@ -60,14 +60,14 @@ def append_record(path: Path, record: Record) -> None:
     """Add a record and wait until it is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        file.write(_line(record).encode())
+        file.write(_line(record))
         file.flush()
         os.fsync(file.fileno())
 
 
 def rewrite_records(path: Path, records: Iterable[Record]) -> None:
     """Replace a file in one step."""
-    content = "".join(map(_line, records)).encode()
+    content = b"".join(map(_line, records))
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(content)
@@ -75,8 +75,11 @@ def rewrite_records(path: Path, records: Iterable[Record]) -> None:
     write_durably(path, write)
 
 
-def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+def _line(record: Record) -> bytes:
+    try:
+        return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
+        return (json.dumps(record) + "\n").encode()
 
 
 def _text_lines(path: Path) -> list[str]:
@@ -97,6 +100,10 @@ def _parse(path: Path, number: int, line: str) -> Record:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from error
+    except ValueError:
+        raise ValueError(f"{path}, line {number}: a number has thousands of digits") from None
+    except RecursionError:
+        raise ValueError(f"{path}, line {number}: nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError(f"{path}, line {number}: not a JSON object")
     return record

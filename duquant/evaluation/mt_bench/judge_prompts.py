@@ -13,6 +13,7 @@ from string import Formatter
 
 from duquant.evaluation.mt_bench.bench_directory import Mode
 from duquant.evaluation.mt_bench.json_lines import Record, read_records
+from duquant.evaluation.mt_bench.surrogates import require_whole
 
 OWN_PROMPTS = Path(__file__).with_name("judge_prompts.jsonl")
 OWN_PREFIX = "duquant-"
@@ -78,6 +79,7 @@ def _prompt(record: Record, where: str, mode: Mode, allowed: set[str]) -> JudgeP
     for key in ("system_prompt", "prompt_template"):
         if not isinstance(record.get(key), str):
             raise ValueError(f"{where}: {key} must be a text")
+        require_whole(record[key], f"{where}: {key}")
     expected = VERDICT_FORMATS[mode]
     if record.get("output_format", expected) != expected:
         raise ValueError(f"{where}: output_format is {record['output_format']}, not {expected}")

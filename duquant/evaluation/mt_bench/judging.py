@@ -8,18 +8,21 @@ too: the next run does not ask again.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from duquant.evaluation.mt_bench.endpoint import UnreadableReply
 from duquant.evaluation.mt_bench.json_lines import (
     Record,
     append_record,
     recover_records,
     rewrite_records,
 )
-from duquant.evaluation.mt_bench.judgments import match_key
+from duquant.evaluation.mt_bench.judgments import has_verdict, match_key
 from duquant.evaluation.mt_bench.matches import Match, MatchKey
 from duquant.evaluation.mt_bench.progress import StepProgress
 from duquant.evaluation.mt_bench.replies import Replies
@@ -27,6 +30,8 @@ from duquant.evaluation.mt_bench.verdicts import NO_SCORE, score, winner
 
 WINNERS = ({"A": "model_1", "B": "model_2"}, {"A": "model_2", "B": "model_1"})
 """Who A and B are, in the first order and in the second."""
+UNREAD = 2
+"""Matches whose reply cannot be read, before any could be, that end a run."""
 
 
 def judge_matches(
@@ -36,7 +41,7 @@ def judge_matches(
     replies: Replies,
     attempts: int,
     parallel: int,
-) -> None:
+) -> int:
     """Judge what is not judged yet.
 
     Args:
@@ -47,52 +52,89 @@ def judge_matches(
         attempts: replies asked for at most, until one has a verdict.
         parallel: requests at a time.
 
+    Returns:
+        How many of the matches are judged without a verdict.
+
     Raises:
-        ValueError: if the endpoint does not answer; what was judged before is kept.
+        ValueError: if the endpoint does not answer, or nothing that it says can be read; what was
+            judged before is kept.
     """
     done = keep_current(path, matches, judge)
     left = [match for match in matches if match.key not in done]
-    stopped = threading.Event()
+    with StepProgress("judging", len(matches), done=len(matches) - len(left)) as progress:
 
-    def work(match: Match) -> Record | None:
-        if stopped.is_set():
-            return None
+        def judge_some(some: list[Match]) -> list[Match]:
+            """Judge these matches; returns those whose judge could not be understood yet."""
+            aside = []
+            work = partial(judge_match, judge=judge, replies=replies, attempts=attempts)
+            with closing(_in_parallel(work, some, parallel, replies)) as found:
+                for match, record in found:
+                    if record is None:
+                        aside.append(match)
+                        continue
+                    append_record(path, record)
+                    progress.step(f"question {match.question_id}, turn {match.turn}")
+            return aside
+
+        judge_some(judge_some(left))
+    return sum(not has_verdict(found) for found in keep_current(path, matches, judge).values())
+
+
+def _in_parallel(
+    work: Callable[[Match], Record],
+    matches: list[Match],
+    parallel: int,
+    replies: Replies,
+) -> Generator[tuple[Match, Record | None], None, None]:
+    """What each match gives, in the order they are done; the first error ends all that follow.
+
+    A match gives nothing if its reply cannot be read and none could be so far. Where that is so of
+    several matches, or of all, there is no judge but something else at that address.
+    """
+    stopped = threading.Event()
+    unread: list[UnreadableReply] = []
+
+    def guarded(match: Match) -> Record | None:
         try:
-            return judge_match(match, judge, replies, attempts)
+            return None if stopped.is_set() else work(match)
+        except UnreadableReply as error:
+            unread.append(error)
+            if len(unread) < UNREAD or replies.has_read:
+                return None
+            stopped.set()
+            raise
         except BaseException:
             stopped.set()
             raise
 
-    with (
-        StepProgress("judging", len(matches), done=len(matches) - len(left)) as progress,
-        ThreadPoolExecutor(parallel) as pool,
-    ):
-        futures = {pool.submit(work, match): match for match in left}
+    with ThreadPoolExecutor(parallel) as pool:
+        futures = {pool.submit(guarded, match): match for match in matches}
         try:
             for future in as_completed(futures):
                 record = future.result()
-                if record is not None:
-                    append_record(path, record)
-                    match = futures[future]
-                    progress.step(f"question {match.question_id}, turn {match.turn}")
+                if record is not None or not stopped.is_set():
+                    yield futures[future], record
         finally:
             stopped.set()
+    if unread and not replies.has_read:
+        raise unread[0]
 
 
-def keep_current(path: Path, matches: list[Match], judge: str) -> set[MatchKey]:
-    """Drop judgments of these matches that are of other prompts; returns what is judged."""
+def keep_current(path: Path, matches: list[Match], judge: str) -> dict[MatchKey, Record]:
+    """Drop judgments of these matches that are of other prompts; returns those that are left."""
     wanted = {match.key: match for match in matches}
     records = recover_records(path)
-    kept, done = [], set()
+    kept, done = [], {}
     for record in records:
         key = match_key(record, str(path))
         if key in wanted and not _is_of(record, wanted[key], judge):
             continue
         kept.append(record)
-        done.add(key)
+        if key in wanted:
+            done[key] = record
     if len(kept) < len(records):
         rewrite_records(path, kept)
-    return done & wanted.keys()
+    return done
 
 
 def judge_match(match: Match, judge: str, replies: Replies, attempts: int) -> Record:

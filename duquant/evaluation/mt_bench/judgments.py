@@ -14,6 +14,7 @@ from pathlib import Path
 
 from duquant.evaluation.mt_bench.json_lines import Record, read_records
 from duquant.evaluation.mt_bench.matches import MatchKey
+from duquant.evaluation.mt_bench.verdicts import NO_SCORE
 
 NEEDED: dict[str, tuple[type, ...]] = {"question_id": (int,), "turn": (int,)}
 NEEDED_OF_SCORES: dict[str, tuple[type, ...]] = {"model": (str,), "score": (int, float)}
@@ -25,6 +26,11 @@ NEEDED_OF_COMPARISONS: dict[str, tuple[type, ...]] = {
 }
 
 
+OUTCOMES = {"model_1", "model_2", "tie", "error"}
+LARGEST_SCORE = 1000
+"""Scores end at 10; this keeps out what is no number."""
+
+
 def match_key(record: Record, where: str) -> MatchKey:
     """What a judgment is about.
 
@@ -34,10 +40,21 @@ def match_key(record: Record, where: str) -> MatchKey:
     is_comparison = "model_1" in record
     kind = NEEDED_OF_COMPARISONS if is_comparison else NEEDED_OF_SCORES
     for name, types in {**NEEDED, **kind}.items():
-        if not isinstance(record.get(name), types):
+        if not isinstance(record.get(name), types) or isinstance(record[name], bool):
             raise ValueError(f"{where}: a judgment has no usable {name}")
+    if not is_comparison and not abs(record["score"]) <= LARGEST_SCORE:
+        raise ValueError(f"{where}: a judgment has no usable score")
+    if is_comparison and not OUTCOMES.issuperset((record["g1_winner"], record["g2_winner"])):
+        raise ValueError(f"{where}: a winner is one of {', '.join(sorted(OUTCOMES))}")
     names = ("model_1", "model_2") if is_comparison else ("model",)
     return record["question_id"], record["turn"], tuple(record[name] for name in names)
+
+
+def has_verdict(record: Record) -> bool:
+    """Whether the judge of a judgment came to a verdict."""
+    if "model_1" in record:
+        return "error" not in (record["g1_winner"], record["g2_winner"])
+    return bool(record["score"] != NO_SCORE)
 
 
 def load_judgments(path: Path) -> list[Record]:

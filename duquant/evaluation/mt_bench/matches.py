@@ -12,6 +12,7 @@ from duquant.evaluation.mt_bench.answers import Answers
 from duquant.evaluation.mt_bench.judge_prompts import JudgePrompt, Kind
 from duquant.evaluation.mt_bench.opponents import Opponents
 from duquant.evaluation.mt_bench.questions import Question
+from duquant.evaluation.mt_bench.surrogates import readable
 
 MatchKey = tuple[int, int, Opponents]
 """Question, turn and models."""
@@ -91,7 +92,7 @@ def _match(
             for label, turns in zip(labels, order, strict=True)
             for name, text in _texts(label, turns, turn)
         }
-        filled.append(prompt.template.format(**shown, **said))
+        filled.append(readable(prompt.template.format(**shown, **said)))
     return Match(question.question_id, turn, models, prompt, tuple(filled))
 
 

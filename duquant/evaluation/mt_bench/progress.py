@@ -6,6 +6,7 @@ from types import TracebackType
 from rich.console import Console
 
 from duquant.progress_bar import clock, progress_bar
+from duquant.terminal import say
 
 
 class StepProgress:
@@ -59,4 +60,4 @@ class StepProgress:
             self._say(f"interrupted: {kept}; the same command continues")
 
     def _say(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        say(line, self.console)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from duquant.evaluation.mt_bench.json_lines import Record, read_records
+from duquant.evaluation.mt_bench.surrogates import require_whole
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -23,6 +24,8 @@ TEMPERATURES = {
 }
 """Sampling temperature per category, as FastChat sets it."""
 OTHER_TEMPERATURE = 0.7
+LARGEST_NUMBER = 2**53
+"""Of a question: seeds are counted from it, and readers of JSON agree on it."""
 JUDGED_BY_REFERENCE = ("math", "reasoning", "coding")
 """Categories whose judge sees a reference answer."""
 
@@ -95,6 +98,8 @@ def identifier(record: Record, where: str) -> int:
     value = record.get("question_id")
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{where}: question_id must be a whole number, not {value!r}")
+    if abs(value) > LARGEST_NUMBER:
+        raise ValueError(f"{where}: question_id must be at most {LARGEST_NUMBER}")
     return value
 
 
@@ -105,4 +110,6 @@ def _question(record: Record, where: str) -> Question:
     turns = texts(record.get("turns"), where, "turns")
     if not all(turn.strip() for turn in turns):
         raise ValueError(f"{where}: a turn is empty")
+    for text in (category, *turns):
+        require_whole(text, f"{where}: a text")
     return Question(identifier(record, where), category, turns)

@@ -11,22 +11,29 @@ import threading
 import time
 from pathlib import Path
 
-from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, Payload
-from duquant.evaluation.mt_bench.json_lines import append_record, recover_records
+from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, Payload, UnreadableReply
+from duquant.evaluation.mt_bench.json_lines import Record, append_record, recover_records
 
 
 class Replies:
     """Asks an endpoint, unless it has already answered; may be used by several threads.
 
+    What came and could not be read is a reply without words, as soon as anything else that was
+    asked has shown that this is a judge.
+
     Args:
         path: file of the replies.
         endpoint: who is asked.
+
+    Attributes:
+        has_read: whether the endpoint has given a reply that could be read.
     """
 
     def __init__(self, path: Path, endpoint: ChatEndpoint) -> None:
         self.path = path
         self.endpoint = endpoint
         self._lock = threading.Lock()
+        self.has_read = False
         self._known: dict[str, str] = {
             record["request"]: record["reply"]
             for record in recover_records(path)
@@ -42,6 +49,7 @@ class Replies:
             attempt: counts replies to the same prompt, from 0.
 
         Raises:
+            UnreadableReply: if what came cannot be read, and nothing could be so far.
             ValueError: if the endpoint does not answer.
         """
         payload = self.endpoint.payload(system, user)
@@ -49,8 +57,14 @@ class Replies:
         with self._lock:
             if request in self._known:
                 return self._known[request]
-        reply = self.endpoint.ask(payload)
-        record = {"request": request, "reply": reply, "tstamp": time.time()}
+        record: Record = {"request": request, "reply": "", "tstamp": time.time()}
+        try:
+            record["reply"] = reply = self.endpoint.ask(payload)
+            self.has_read = True
+        except UnreadableReply as error:
+            if not self.has_read:
+                raise
+            record["received"], reply = error.received, ""
         with self._lock:
             self._known[request] = reply
             append_record(self.path, record)

@@ -3,8 +3,6 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.table import Table
-
 from duquant.evaluation.mt_bench.bench_directory import BenchDirectory
 from duquant.evaluation.mt_bench.judgments import load_judgments
 from duquant.evaluation.mt_bench.scores import (
@@ -15,6 +13,7 @@ from duquant.evaluation.mt_bench.scores import (
     score_pairs,
 )
 from duquant.evaluation.mt_bench.tables import pair_table, score_table
+from duquant.terminal import PlainTable
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Results:
     single: list[ModelScore]
     pairwise: list[PairScore]
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[PlainTable]:
         """A table for each way of judging that was used."""
         tables = [score_table(self.single, self.judge)] if self.single else []
         return tables + ([pair_table(self.pairwise, self.judge)] if self.pairwise else [])

@@ -15,13 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from duquant.durable import write_json
-from duquant.evaluation.mt_bench.bench_directory import BenchDirectory, Mode, file_name
+from duquant.evaluation.mt_bench.bench_directory import (
+    AnswerSettings,
+    BenchDirectory,
+    Mode,
+    RunPlace,
+    file_name,
+)
 from duquant.evaluation.mt_bench.chat_template import TEMPLATES
 from duquant.evaluation.mt_bench.json_lines import Record
 from duquant.evaluation.mt_bench.judge_prompts import OWN_PREFIX
 from duquant.evaluation.mt_bench.judgments import load_judgments
 from duquant.evaluation.mt_bench.scores import Categories, score_models, score_pairs
-from duquant.model.checkpoint import Checkpoint, read_json
+from duquant.json_files import read_json
+from duquant.model.checkpoint import Checkpoint
 
 SCORES = "mt_bench_scores"
 """Folder of a run."""
@@ -92,10 +99,10 @@ def _run_of(bench: BenchDirectory, model: str) -> Path | None:
     file = bench.run(model)
     if not file.is_file():
         return None
-    run = Path(os.path.normpath(bench.path.resolve() / read_json(file)["run"]))
+    run = Path(os.path.normpath(bench.path.resolve() / read_json(file, RunPlace)["run"]))
     if not (run / SUMMARY).is_file() or not (run / "model" / "config.json").is_file():
         return None
-    answered = read_json(bench.settings(model))["model"]
+    answered = read_json(bench.settings(model), AnswerSettings)["model"]
     return run if Checkpoint(run / "model").digest() == answered else None
 
 
@@ -124,7 +131,8 @@ def _found(
 
 def _prompts(records: Sequence[Record]) -> str:
     """Whose prompts the judge was given."""
-    names = [str((record.get("judge") or [""])[-1]) for record in records]
+    judges = [record.get("judge") for record in records]
+    names = [str(judge[-1]) if judge and isinstance(judge, list) else "" for judge in judges]
     own = {name.startswith(OWN_PREFIX) for name in names}
     if own == {True}:
         return "the judge prompts of duquant, which compare with no published score"
@@ -136,7 +144,7 @@ def _asked(bench: BenchDirectory, model: str) -> str:
     file = bench.settings(model)
     if not file.is_file():
         return "asked elsewhere"
-    settings = read_json(file)
+    settings = read_json(file, AnswerSettings)
     names = (name for name, source in TEMPLATES.items() if source == settings["chat_template"])
     template = next(names, "the tokenizer's own")
     return (

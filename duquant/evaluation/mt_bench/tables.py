@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from rich.table import Table
-
 from duquant.evaluation.mt_bench.questions import TEMPERATURES
 from duquant.evaluation.mt_bench.scores import ModelScore, PairScore, Tally
+from duquant.terminal import PlainTable
 
 Cells = dict[str, str]
 """Rows of one column by their names."""
@@ -16,18 +15,16 @@ PAIR_ROWS = (("all", "win rate"), ("malformed",))
 """What stands below the categories, in sections."""
 
 
-def score_table(scores: list[ModelScore], judge: str) -> Table:
+def score_table(scores: list[ModelScore], judge: str) -> PlainTable:
     """Mean scores: a row per category and turn."""
     title = f"MT-Bench scores, 1 to 10, by {judge}"
     return _table(title, scores, [score_cells(score) for score in scores], SCORE_ROWS)
 
 
-def pair_table(scores: list[PairScore], judge: str) -> Table:
+def pair_table(scores: list[PairScore], judge: str) -> PlainTable:
     """Wins, ties and losses as ``win/tie/loss``: a row per category."""
     title = f"MT-Bench comparisons (win/tie/loss) by {judge}"
-    table = _table(title, scores, [pair_cells(score) for score in scores], PAIR_ROWS)
-    table.caption = TIES
-    return table
+    return _table(title, scores, [pair_cells(score) for score in scores], PAIR_ROWS, TIES)
 
 
 def score_cells(score: ModelScore) -> Cells:
@@ -64,8 +61,9 @@ def _table(
     scores: Sequence[ModelScore | PairScore],
     columns: list[Cells],
     sections: Sequence[Sequence[str]],
-) -> Table:
-    table = Table(title=title)
+    caption: str | None = None,
+) -> PlainTable:
+    table = PlainTable(title, caption)
     table.add_column("")
     for score in scores:
         table.add_column(score.model, justify="right", overflow="fold")

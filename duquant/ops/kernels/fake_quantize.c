@@ -6,7 +6,8 @@
 
    An entry is inside when the clamp did not touch it. Arithmetic and its order are PyTorch's, so
    values are equal to the last bit; only sums over a row are added in another order. An entry that is
-   NaN makes the row's scale NaN, and so all its values. */
+   NaN makes the row's scale NaN, and so all its values and their gradients; an infinite one is
+   clamped like any other. What is not inside is left out of sums, not multiplied by 0. */
 
 #include <math.h>
 #include <stdint.h>
@@ -19,8 +20,14 @@ static int useful(int threads, int64_t rows, int64_t columns) {
     return rows * columns < SMALL ? 1 : threads;
 }
 
-/* Written so that it compiles to a maximum and a minimum, without branches. */
+/* Written so that it compiles to a maximum and a minimum, without branches, and keeps NaN. */
 static inline float clamp(float level, float largest) {
+    level = 0 > level ? 0 : level;
+    return largest < level ? largest : level;
+}
+
+/* For the integers of a row, which are 0 where they are not a number. */
+static inline float clamp_to_number(float level, float largest) {
     level = level > 0 ? level : 0;
     return level < largest ? level : largest;
 }
@@ -67,7 +74,7 @@ void encode_rows(const float *x, const float *scale, const float *zero, uint8_t 
         const int16_t integer_zero = (int16_t)z;
 #pragma omp simd
         for (int64_t c = 0; c < columns; c++)
-            to[c] = (uint8_t)(int32_t)clamp(rintf(row[c] / s) + z, largest);
+            to[c] = (uint8_t)(int32_t)clamp_to_number(rintf(row[c] / s) + z, largest);
         memcpy(to + columns, &s, sizeof s);
         memcpy(to + columns + sizeof s, &integer_zero, sizeof integer_zero);
     }
@@ -80,9 +87,9 @@ static __attribute__((noinline)) void row_sums(const float *restrict row, const 
 #pragma omp simd reduction(+ : of_scale, of_clamped)
     for (int64_t c = 0; c < columns; c++) {
         const float level = rintf(row[c] / s) + z, q = clamp(level, largest);
-        const float inside = level == q ? 1.0f : 0.0f;
-        of_scale += ((q - z) * s - inside * row[c]) * g[c];
-        of_clamped += (1.0f - inside) * g[c];
+        const float inside = level == q ? row[c] : 0.0f, outside = level == q ? 0.0f : g[c];
+        of_scale += ((q - z) * s - inside) * g[c];
+        of_clamped += outside;
     }
     *to_scale = of_scale;
     *clamped = of_clamped;
@@ -91,10 +98,11 @@ static __attribute__((noinline)) void row_sums(const float *restrict row, const 
 static __attribute__((noinline)) void row_inside(const float *restrict row, const float *restrict g,
                                                  float s, float z, float largest, int64_t columns,
                                                  float *restrict to) {
+    const float nothing = 0 * s; /* NaN for a row of NaN */
 #pragma omp simd
     for (int64_t c = 0; c < columns; c++) {
         const float level = rintf(row[c] / s) + z;
-        to[c] = level == clamp(level, largest) ? g[c] : 0.0f;
+        to[c] = level == clamp(level, largest) ? g[c] : nothing;
     }
 }
 

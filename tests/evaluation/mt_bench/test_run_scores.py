@@ -9,7 +9,8 @@ from duquant.durable import write_json
 from duquant.evaluation.mt_bench.bench_directory import BenchDirectory
 from duquant.evaluation.mt_bench.chat_template import TEMPLATES
 from duquant.evaluation.mt_bench.run_scores import SCORES, remember_run, tell_runs
-from duquant.model.checkpoint import Checkpoint, read_json
+from duquant.json_files import read_json
+from duquant.model.checkpoint import Checkpoint
 from tests.chat_bench import QUESTIONS, write_bench, write_chat_model, write_lines
 
 CATEGORIES = {q["question_id"]: q["category"] for q in QUESTIONS}

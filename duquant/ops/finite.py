@@ -1,0 +1,47 @@
+"""Whether values are finite numbers; where they are not, what helps.
+
+The two extremes of a tensor tell, without memory for an answer per value: a NaN anywhere makes both
+of them NaN.
+"""
+
+import torch
+from torch import Tensor
+
+WIDER = {torch.float16: "float32 or bfloat16", torch.bfloat16: "float32"}
+"""Dtypes with larger numbers: float16 ends at 65504, bfloat16 shortly before float32."""
+
+
+def is_finite(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether every value is finite, also when it is cast to ``dtype``; integers always are."""
+    if not x.dtype.is_floating_point or not x.numel():
+        return True
+    return all(bool(end.to(dtype or x.dtype).isfinite()) for end in x.detach().aminmax())
+
+
+def require_finite(x: Tensor, what: str, dtype: torch.dtype) -> None:
+    """Refuse computed values of which some are not finite.
+
+    Args:
+        x: the values.
+        what: what the message calls them, as in "input values of mlp_output".
+        dtype: dtype they were computed in.
+
+    Raises:
+        ValueError: naming them, how many they are, and what helps.
+    """
+    if not is_finite(x):
+        undefined = x.numel() - int(x.isfinite().sum())
+        raise ValueError(
+            f"{undefined} of {x.numel()} {what} are not finite in {_name(dtype)}: {remedy(dtype)}"
+        )
+
+
+def remedy(dtype: torch.dtype) -> str:
+    """What helps where numbers of ``dtype`` overflow."""
+    if dtype in WIDER:
+        return f"calibrate in another precision, --model.dtype {WIDER[dtype]}"
+    return "check the model's weights and its config.json"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,51 @@
+"""Pictures of a run, as they stand in its report.
+
+A report is passed on, so nothing gets into it but what the run drew: PNG files of ordinary size
+that lie in the run's directory themselves. A link could lead to anything.
+"""
+
+import base64
+import os
+import stat
+from pathlib import Path
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+LARGEST = 2**24
+"""Bytes; the outlier picture of a block has about 2**17."""
+
+
+def read_pictures(directory: Path) -> list[str]:
+    """The outlier picture of each block, as PNG bytes in base64.
+
+    Args:
+        directory: of the run.
+
+    Raises:
+        ValueError: if a file with the name of one is something else, naming it.
+    """
+    files = sorted((directory / "blocks").glob("outliers_*.png"))
+    return [base64.b64encode(_read(file, directory)).decode() for file in files]
+
+
+def _read(file: Path, directory: Path) -> bytes:
+    """The bytes of a picture."""
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(directory)):
+        raise _no_picture(file, "a link that leads out of the run")
+    try:
+        opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise _no_picture(file, "a link, or not readable") from error
+    with os.fdopen(opened, "rb") as stream:
+        kind = os.fstat(opened)
+        if not stat.S_ISREG(kind.st_mode):
+            raise _no_picture(file, "no regular file")
+        content = stream.read(LARGEST + 1)
+    if not content.startswith(SIGNATURE):
+        raise _no_picture(file, "no PNG")
+    if len(content) > LARGEST:
+        raise _no_picture(file, f"larger than {LARGEST} bytes")
+    return content
+
+
+def _no_picture(file: Path, what: str) -> ValueError:
+    return ValueError(f"{file} is {what}, but its name is that of a picture: delete it")
