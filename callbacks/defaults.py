@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint
+from callbacks.known_full_precision import KnownFullPrecision
 from callbacks.preflight import Preflight
 from callbacks.progress import CalibrationProgress
 from callbacks.run_directory import RequireRunDirectory
@@ -22,6 +23,7 @@ def default_callbacks(
     checkpoints = [LastCheckpoint(output_dir)] if with_checkpoints else []
     return [
         RequireRunDirectory(),
+        KnownFullPrecision(),
         Preflight(output_dir),
         *progress,
         BlockProgression(),
