@@ -7,6 +7,7 @@ from lightning import Callback
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint
 from callbacks.interruption import Interruption
+from callbacks.known_full_precision import KnownFullPrecision
 from callbacks.preflight import Preflight
 from callbacks.progress import CalibrationProgress
 from callbacks.run_directory import RequireRunDirectory
@@ -22,9 +23,10 @@ def default_callbacks(
     progress = [CalibrationProgress()] if with_progress else []
     checkpoints = [LastCheckpoint(output_dir)] if with_checkpoints else []
     return [
+        RequireRunDirectory(),
+        KnownFullPrecision(),
         Preflight(output_dir),
         *progress,
-        RequireRunDirectory(),
         Interruption(),
         BlockProgression(),
         TensorBoardViews(),

@@ -152,6 +152,7 @@ def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
         windows=tuple(-(-len(data.corpus_windows(name)) // count) for name in data.validation),
         validation_chunk=data.validation_chunk,
         has_plain=model.report_round_to_nearest,
+        has_full_precision=not data.validation.keys() <= model.known_full_precision.keys(),
         processes=count,
     )
 

@@ -109,7 +109,9 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         self._started = time.monotonic()
         self._open("perplexity", batches * pl_module.num_blocks, 0)
         pl_module.on_block_evaluated = self._on_block_evaluated
-        names = ", ".join(variant.replace("_", " ") for variant in pl_module.variants)
+        corpora = trainer.datamodule.validation  # type: ignore[attr-defined]
+        measured = {v for corpus in corpora for v in pl_module.measured_variants(corpus)}
+        names = ", ".join(v.replace("_", " ") for v in pl_module.variants if v in measured)
         self._say(f"measuring perplexity: {names}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

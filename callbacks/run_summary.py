@@ -21,13 +21,9 @@ from duquant.durable import write_json
 from duquant.evaluation.perplexity import describe_windows
 from duquant.export.model_card import write_model_card
 from duquant.json_files import read_json
-from duquant.modules.language_model import (
-    FULL_PRECISION,
-    QUANTIZED,
-    ROUND_TO_NEAREST,
-    LanguageModel,
-)
+from duquant.modules.language_model import LanguageModel
 from duquant.modules.run_description import RunDescription
+from duquant.modules.variants import FULL_PRECISION, QUANTIZED, ROUND_TO_NEAREST
 from duquant.reporting.measurements import UNMEASURED
 from duquant.reporting.report import HTML, MARKDOWN, write_report
 from duquant.reporting.run_contents import read_run
@@ -81,7 +77,7 @@ class RunSummary(Callback):
         if not is_later:
             summary["preflight"] = compare_with_estimate(
                 output_dir,
-                memory=peak_memory_bytes(trainer.strategy.root_device),
+                memory=summary["peak_memory_bytes"],
                 calibration=summary["seconds"]["total"],
                 validation=seconds,
             )
@@ -116,6 +112,7 @@ def summarize(
     return {
         "pretrained": model.decoder.pretrained,
         "perplexity": model.perplexities,
+        "known_before": sorted(model.known_full_precision),
         **describe_measurement(data),
         "calibration": calibration,
         "recipe": model.recipe.to_dict(),
@@ -132,7 +129,9 @@ def summarize(
             "total": sum(record.seconds for record in records),
             "per_block": [record.seconds for record in records],
         },
-        "peak_memory_bytes": max((record.peak_memory_bytes for record in records), default=0),
+        "peak_memory_bytes": max(
+            peak_memory_bytes(device), *(record.peak_memory_bytes for record in records)
+        ),
         "blocks": [record.to_dict() for record in records],
         "artifact": str(model.directory.path),
     }

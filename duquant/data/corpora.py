@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from duquant.data.local_text import is_readable, read_documents, readable_names
 from duquant.data.python_topics import python_topics
 from duquant.model.checkpoint import first_line
 from duquant.model.hub import hub_answers
 from duquant.user_paths import user_path
 
 Split = Literal["train", "validation"]
-READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-TEXT_COLUMNS = ("text", "content", "sentence", "document", "page")
 PYTHON_TOPICS = "python_topics"
 MIX = "mix"
 MIX_PARTS = ("wikitext2", "ptb", "c4")
@@ -95,8 +94,8 @@ def load_texts(source: str, split: Split) -> list[str]:
     """Texts of a corpus; a mix gives one per part, every other corpus a single one.
 
     Args:
-        source: a name of :data:`CORPUS_NAMES` or a local ``.txt``, ``.json``, ``.jsonl`` or
-            ``.parquet`` file.
+        source: a name of :data:`CORPUS_NAMES` or a local file, see
+            :mod:`duquant.data.local_text`.
         split: what a named corpus is wanted for; local files have no splits.
 
     Raises:
@@ -119,7 +118,7 @@ def load_documents(source: str, split: Split) -> tuple[list[str], str]:
         return list(python_topics(split)), "\n\n"
     if source in HUB_CORPORA:
         return _load_from_hub(HUB_CORPORA[source], source, split), HUB_CORPORA[source].joint
-    return _load_local(require_source(source)), "\n\n"
+    return read_documents(require_source(source)), "\n\n"
 
 
 def require_source(source: str) -> Path:
@@ -129,40 +128,16 @@ def require_source(source: str) -> Path:
         ValueError: naming what is wrong and what would do.
     """
     path = user_path(source)
+    if path.is_dir():
+        raise ValueError(f"{source} is a folder: give one of the files in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{source} is no regular file: copy what it gives into one")
     if not path.is_file():
         known = ", ".join(CORPUS_NAMES)
         raise ValueError(f"there is no text {source}: give a file or one of {known}")
-    if path.suffix not in READERS:
-        raise ValueError(f"{source}: text files end in {', '.join(READERS)}, not {path.suffix!r}")
+    if not is_readable(path):
+        raise ValueError(f"{source}: text files end in {readable_names()}, not {path.suffix!r}")
     return path
-
-
-def _load_local(path: Path) -> list[str]:
-    from datasets import load_dataset  # a second of import time that bad input need not wait for
-
-    if path.suffix == ".txt":
-        try:
-            return [path.read_text(encoding="utf-8")]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    try:
-        with without_progress():
-            rows = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read: {first_line(error.__cause__ or error)}"
-        ) from error
-    column = next((name for name in TEXT_COLUMNS if name in rows.column_names), None)
-    if column is None:
-        raise ValueError(
-            f"{path} has columns {', '.join(rows.column_names)}; the text must be in one of "
-            f"{', '.join(TEXT_COLUMNS)}"
-        )
-    texts = list(rows[column])
-    wrong = next((n for n, text in enumerate(texts, 1) if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise ValueError(f"{path}: {column} of row {wrong} is not text")
-    return texts
 
 
 def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> list[str]:

@@ -28,7 +28,8 @@ class CalibrationDataModule(LightningDataModule):
     Args:
         tokenizer: model directory or hub id that holds the tokenizer.
         calibration: corpus to calibrate on: wikitext2, c4, ptb, pile, mix (from the hub),
-            python_topics (from the interpreter), or a local .txt, .json, .jsonl or .parquet file.
+            python_topics (from the interpreter), or a local .txt, .json, .jsonl (each also with .gz
+            or .zst) or .parquet file.
         validation: corpora to measure perplexity on, by the name they get in logs and reports; the
             names c4_joined and c4_drawn choose between the two protocols of C4; {} measures
             nothing.

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 from duquant.evaluation.command import BatchSize
 from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.mmlu import FittingTask
+from duquant.evaluation.prompting import Prompting
 from duquant.evaluation.quiet import quiet
 from duquant.evaluation.statistics import Measurement, Metric
 from duquant.model.execution import describe_execution
@@ -140,6 +141,7 @@ def measure_task(
     num_fewshot: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    prompting: Prompting = Prompting(),
 ) -> Measurement:
     """Everything lm-eval says about one task.
 
@@ -150,6 +152,7 @@ def measure_task(
         num_fewshot: examples in a prompt (default: what the task says).
         limit: items at most (default: all).
         seed: of examples and of sampled text.
+        prompting: how prompts are put.
     """
     if num_fewshot is not None or task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
@@ -168,6 +171,7 @@ def measure_task(
             limit=limit,
             bootstrap_iters=BOOTSTRAP_ITERATIONS,
             log_samples=True,
+            **asdict(prompting),
         )
     measured = _measurement(name, task, results)
     return replace(
