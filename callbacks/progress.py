@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -110,7 +109,9 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         self._started = time.monotonic()
         self._open("perplexity", batches * pl_module.num_blocks, 0)
         pl_module.on_block_evaluated = self._on_block_evaluated
-        names = ", ".join(variant.replace("_", " ") for variant in pl_module.variants)
+        corpora = trainer.datamodule.validation  # type: ignore[attr-defined]
+        measured = {v for corpus in corpora for v in pl_module.measured_variants(corpus)}
+        names = ", ".join(v.replace("_", " ") for v in pl_module.variants if v in measured)
         self._say(f"measuring perplexity: {names}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,10 +121,8 @@ class CalibrationProgress(BlockObserver, ProgressBar):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Close the bar and say how to continue."""
+        """Close the bar."""
         self._close()
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
-            self._say("interrupted; the same command with --ckpt_path last continues")
 
     def _open(self, what: str, total: float, completed: float) -> None:
         self._close()

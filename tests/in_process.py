@@ -60,7 +60,7 @@ def small_data(model: Path, text: Path, **options: Any) -> CalibrationDataModule
 
 def small_language_model(model: Path, output: Path, **options: Any) -> LanguageModel:
     """A language model whose blocks calibrate in a fraction of a second."""
-    settings: dict[str, Any] = {"rotation": ROTATION, "lwc": LWC}
+    settings: dict[str, Any] = {"rotation": ROTATION, "lwc": LWC, "reuse_full_precision": False}
     return LanguageModel(str(model), str(output), **{**settings, **options})
 
 

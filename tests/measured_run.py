@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.assets import REPOSITORY
 
+OPTIONS = ("--model.reuse_full_precision", "false")
 MEASURE = """
 import json
 import cli
@@ -34,7 +35,7 @@ def measured_run(output: Path, *options: str, threads: int = 1) -> dict[str, Any
     """
     environment = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.run(
-        [sys.executable, "-c", MEASURE, "fit", *options, "--output_dir", str(output)],
+        [sys.executable, "-c", MEASURE, "fit", *OPTIONS, *options, "--output_dir", str(output)],
         capture_output=True,
         text=True,
         check=False,

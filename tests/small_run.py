@@ -37,6 +37,7 @@ def arguments(model: Path | str, output: Path, *extra: str) -> list[str]:
         "--model.rotation.max_steps", "8",
         "--model.lwc.epochs", "4",
         "--model.lwc.batch_size", "2",
+        "--model.reuse_full_precision", "false",
         "--data.calibration", "python_topics",
         "--data.validation", "{topics: python_topics}",
         "--data.num_samples", "8",

@@ -46,6 +46,9 @@ FLOORS = {
     "duquant.durable": 0,
     "duquant.json_files": 0,
     "duquant.json_shapes": 0,
+    "duquant.write_errors": 0,
+    "duquant.interruption": 0,
+    "duquant.user_paths": 0,
     "duquant.progress_bar": 0,
     "duquant.plain_text": 0,
     "duquant.terminal": 0,
@@ -73,6 +76,7 @@ DOORS = [
     ("duquant.rounding", "duquant.ops"),
     ("duquant.formats", "duquant.ops"),
     ("duquant.formats", "duquant.registry"),
+    ("duquant.durable", "duquant.write_errors"),
 ]
 """Doors between rooms below the third floor, importer first."""
 

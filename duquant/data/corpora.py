@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from duquant.data.local_text import is_readable, read_documents, readable_names
 from duquant.data.python_topics import python_topics
 from duquant.model.checkpoint import first_line
 from duquant.model.hub import hub_answers
+from duquant.user_paths import user_path
 
 Split = Literal["train", "validation"]
-READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-TEXT_COLUMNS = ("text", "content", "sentence", "document", "page")
 PYTHON_TOPICS = "python_topics"
 MIX = "mix"
 MIX_PARTS = ("wikitext2", "ptb", "c4")
@@ -94,8 +94,8 @@ def load_texts(source: str, split: Split) -> list[str]:
     """Texts of a corpus; a mix gives one per part, every other corpus a single one.
 
     Args:
-        source: a name of :data:`CORPUS_NAMES` or a local ``.txt``, ``.json``, ``.jsonl`` or
-            ``.parquet`` file.
+        source: a name of :data:`CORPUS_NAMES` or a local file, see
+            :mod:`duquant.data.local_text`.
         split: what a named corpus is wanted for; local files have no splits.
 
     Raises:
@@ -118,7 +118,7 @@ def load_documents(source: str, split: Split) -> tuple[list[str], str]:
         return list(python_topics(split)), "\n\n"
     if source in HUB_CORPORA:
         return _load_from_hub(HUB_CORPORA[source], source, split), HUB_CORPORA[source].joint
-    return _load_local(require_source(source)), "\n\n"
+    return read_documents(require_source(source)), "\n\n"
 
 
 def require_source(source: str) -> Path:
@@ -127,40 +127,17 @@ def require_source(source: str) -> Path:
     Raises:
         ValueError: naming what is wrong and what would do.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
+    if path.is_dir():
+        raise ValueError(f"{source} is a folder: give one of the files in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{source} is no regular file: copy what it gives into one")
     if not path.is_file():
         known = ", ".join(CORPUS_NAMES)
         raise ValueError(f"there is no text {source}: give a file or one of {known}")
-    if path.suffix not in READERS:
-        raise ValueError(f"{source}: text files end in {', '.join(READERS)}, not {path.suffix!r}")
+    if not is_readable(path):
+        raise ValueError(f"{source}: text files end in {readable_names()}, not {path.suffix!r}")
     return path
-
-
-def _load_local(path: Path) -> list[str]:
-    from datasets import load_dataset  # a second of import time that bad input need not wait for
-
-    if path.suffix == ".txt":
-        try:
-            return [path.read_text(encoding="utf-8")]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    try:
-        rows = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read: {first_line(error.__cause__ or error)}"
-        ) from error
-    column = next((name for name in TEXT_COLUMNS if name in rows.column_names), None)
-    if column is None:
-        raise ValueError(
-            f"{path} has columns {', '.join(rows.column_names)}; the text must be in one of "
-            f"{', '.join(TEXT_COLUMNS)}"
-        )
-    texts = list(rows[column])
-    wrong = next((n for n, text in enumerate(texts, 1) if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise ValueError(f"{path}: {column} of row {wrong} is not text")
-    return texts
 
 
 def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> list[str]:
@@ -169,7 +146,7 @@ def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> list[str]:
     part = corpus.splits[split]
     files = corpus.files and {part: corpus.files[part]}
     try:
-        with straight_to_the_cache_without_a_hub():
+        with straight_to_the_cache_without_a_hub(), without_progress():
             rows = load_dataset(
                 corpus.path,
                 corpus.name,
@@ -197,3 +174,17 @@ def straight_to_the_cache_without_a_hub() -> Iterator[None]:
         yield
     finally:
         config.HF_HUB_OFFLINE = was_offline
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Keep datasets' own progress bars from appearing between our lines."""
+    import datasets
+
+    was_silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_silent:
+            datasets.enable_progress_bars()

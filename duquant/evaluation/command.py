@@ -11,9 +11,11 @@ from typing import Literal
 
 from rich.console import Console
 
+from duquant.evaluation.prompting import Prompting
 from duquant.nn.execution import Backend
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
+from duquant.user_paths import user_path
 
 DEFAULT_SEED = 1234
 """lm-eval's own."""
@@ -34,6 +36,10 @@ class Evaluate:
         compare: another model, usually the full-precision original, to measure beside it.
         tasks: names separated by commas: any of lm-eval's tasks, groups and tags.
         num_fewshot: examples in every prompt (default: what each task says, else 0).
+        apply_chat_template: put prompts by the tokenizer's chat template, as lm-eval does.
+        fewshot_as_multiturn: examples are turns of that conversation (default: yes; no puts them
+            into one message).
+        system_instruction: text before every prompt.
         limit: items of each task at most, for a taste (default: all).
         batch_size: rows of a batch; auto is what fits.
         data_dir: folder of local files arc_easy.jsonl, arc_challenge.jsonl, hellaswag.jsonl,
@@ -66,6 +72,9 @@ class Evaluate:
     compare: str | None = None
     tasks: str = ""
     num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
     limit: int | None = None
     batch_size: BatchSize = "auto"
     data_dir: str | None = None
@@ -93,6 +102,12 @@ class Evaluate:
             raise ValueError("nothing to evaluate: give --tasks, --mmlu or --perplexity")
         if self.mmlu_data_dir and not any(name.startswith("mmlu") for name in self.task_names):
             raise ValueError("--mmlu_data_dir is given, but MMLU is not asked for: add --mmlu")
+        if self.fewshot_as_multiturn is not None and not self.apply_chat_template:
+            raise ValueError("--fewshot_as_multiturn needs --apply_chat_template")
+        if (self.apply_chat_template or self.system_instruction) and not self.task_names:
+            raise ValueError(
+                "--apply_chat_template and --system_instruction are for tasks: give --tasks"
+            )
         for name, least in (("limit", 1), ("batch_size", 1), ("num_fewshot", 0)):
             value = getattr(self, name)
             if value not in (None, "auto") and value < least:
@@ -113,7 +128,7 @@ class Evaluate:
     @property
     def run_directory(self) -> Path | None:
         """Directory of the run that is evaluated; ``None`` for a model directory."""
-        given = Path(str(self.run or self.config)).expanduser().resolve()
+        given = user_path(str(self.run or self.config)).resolve()
         if self.model is not None:
             return None
         return given.parent if given.is_file() else given
@@ -123,6 +138,12 @@ class Evaluate:
         """Tasks, groups and tags, in their order."""
         names = [name.strip() for name in self.tasks.split(",") if name.strip()]
         return [*names, *(["mmlu"] if self.mmlu else [])]
+
+    @property
+    def prompting(self) -> Prompting:
+        """How the prompts of tasks are put."""
+        as_turns = self.apply_chat_template and self.fewshot_as_multiturn is not False
+        return Prompting(self.apply_chat_template, as_turns, self.system_instruction or None)
 
     @property
     def source(self) -> str:
@@ -139,12 +160,12 @@ class Evaluate:
     def output(self) -> Path:
         """Where results go."""
         if self.output_dir is not None:
-            return Path(self.output_dir).expanduser()
+            return user_path(self.output_dir)
         if self.model is None:
             return Path(self.source).parent / "evaluation"
-        return Path("runs") / "evaluation" / Path(self.model).expanduser().resolve().name
+        return Path("runs") / "evaluation" / user_path(self.model).resolve().name
 
     def folder(self, name: Literal["data_dir", "tasks_dir", "mmlu_data_dir"]) -> Path | None:
         """One of the folders, if it is given."""
         text = getattr(self, name)
-        return None if text is None else Path(text).expanduser()
+        return None if text is None else user_path(text)

@@ -21,6 +21,8 @@ from duquant.evaluation.progress import EvaluationProgress
 from duquant.evaluation.results_table import notes, print_results
 from duquant.evaluation.statistics import PERPLEXITY, Measurement, combine, differences
 from duquant.evaluation.task_list import find_tasks
+from duquant.interruption import ToldInterrupt
+from duquant.model.tokenizer import require_known_tokens
 from duquant.terminal import say
 
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "tokenizers")
@@ -45,6 +47,8 @@ class Evaluation:
         names = [request.source, *([request.compare] if request.compare else [])]
         find_device(request.device)
         self.sources = [ModelSource.find(name, request.tokenizer) for name in names]
+        for source in self.sources:
+            request.prompting.require(source.tokenizer, source.name)
         self.tasks = find_tasks(
             request.task_names,
             data_dir=request.folder("data_dir"),
@@ -75,7 +79,8 @@ class Evaluation:
             stride=self.request.stride,
         )
         for name in texts.validation:
-            texts.corpus_windows(name)
+            tokens = [int(texts.corpus_windows(name).max())]
+            require_known_tokens(tokens, source.vocab_size, source.tokenizer)
         return texts
 
     def settings(self, index: int, name: str) -> dict[str, Any]:
@@ -97,6 +102,7 @@ class Evaluation:
             "num_fewshot": request.num_fewshot,
             "limit": request.limit,
             "seed": request.seed,
+            **request.prompting.settings(self.sources[index].tokenizer),
             "lm_eval": version("lm_eval"),
         }
 
@@ -113,14 +119,13 @@ class Evaluation:
             ]
         except KeyboardInterrupt:
             progress.say(f"interrupted; the same command continues in {self.directory.path}")
-            raise
+            raise ToldInterrupt from None
         finally:
             progress.close()
         file, covered = self.directory.write_results(self._words(), self._results(measured))
         title = f"Evaluation of {self.sources[0].name}"
-        print_results(
-            title, self.labels, list(measured), self.tasks.groups, self.request.limit, output
-        )
+        groups, limit, prompts = self.tasks.groups, self.request.limit, self._prompts()
+        print_results(title, self.labels, list(measured), groups, limit, output, prompts)
         for corpus, protocol in self._protocols().items():
             say(f"{corpus}: {protocol}", output)
         say(f"results: {file}", output)
@@ -156,6 +161,7 @@ class Evaluation:
                     num_fewshot=self.request.num_fewshot,
                     limit=self.request.limit,
                     seed=self.request.seed,
+                    prompting=self.request.prompting,
                 )
             else:
                 assert texts is not None
@@ -208,8 +214,13 @@ class Evaluation:
         texts = self.texts[0]
         return {} if texts is None else {name: _protocol(texts, name) for name in texts.validation}
 
+    def _prompts(self) -> list[str]:
+        tokenizers = [source.tokenizer for source in self.sources]
+        return self.request.prompting.notes(tokenizers, self.tasks.tasks.values())
+
     def _results(self, measured: list[Measurements]) -> dict[str, Any]:
-        request = {k: v for k, v in asdict(self.request).items() if v not in (None, "", False)}
+        request = self.request
+        given = {k: v for k, v in asdict(request).items() if v not in (None, "", False)}
         results: dict[str, Any] = {
             "evaluated": {
                 "model": self.descriptions[0],
@@ -217,9 +228,9 @@ class Evaluation:
                 "parts": {name: self.settings(0, name) for name in self._parts()},
             },
             "labels": self.labels,
-            "request": request,
+            "request": given,
             "protocols": self._protocols(),
-            "notes": notes(measured[0], self.tasks.groups, self.request.limit),
+            "notes": notes(measured[0], self.tasks.groups, request.limit, self._prompts()),
             "results": {name: one.summary() for name, one in measured[0].items()},
             "groups": {name: list(members) for name, members in self.tasks.groups.items()},
             "recipe": self.sources[0].recipe,

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,11 @@ from torch import Tensor
 from duquant.evaluation.command import BatchSize
 from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.mmlu import FittingTask
+from duquant.evaluation.prompting import Prompting
 from duquant.evaluation.quiet import quiet
 from duquant.evaluation.statistics import Measurement, Metric
 from duquant.model.execution import describe_execution
+from duquant.model.tokenizer import require_known_tokens
 from duquant.nn.packed_cache import PackedCache
 
 BOOTSTRAP_ITERATIONS = 1000
@@ -53,6 +55,7 @@ class EvaluatedModel(HFLM):
         batch_size: BatchSize = "auto",
         on_request: Callable[[], Any] | None = None,
     ) -> None:
+        self.vocab_size = source.vocab_size
         with quiet():
             super().__init__(
                 pretrained=model,
@@ -64,12 +67,23 @@ class EvaluatedModel(HFLM):
         self._next_batch = self._rows = 0
         self.set_cache_hook(_Ticker(on_request))
 
+    def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            ValueError: if one of them is none of the model's.
+        """
+        tokens: list[int] = super().tok_encode(string, *args, **options)
+        require_known_tokens(tokens, self.vocab_size, self.tokenizer)
+        return tokens
+
     def _model_call(self, inps: Tensor, **unused: Any) -> Tensor:
         with torch.no_grad():
             logits: Tensor = self.model(input_ids=inps, use_cache=False).logits
         return logits
 
     def _model_generate(self, context: Tensor, *args: Any, **options: Any) -> Any:
+        require_known_tokens([int(context.max())], self.vocab_size, self.tokenizer)
         with contextlib.suppress(ValueError):  # full precision, or too many bits
             options["past_key_values"] = PackedCache(self.model)
         return super()._model_generate(context, *args, **options)
@@ -127,6 +141,7 @@ def measure_task(
     num_fewshot: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    prompting: Prompting = Prompting(),
 ) -> Measurement:
     """Everything lm-eval says about one task.
 
@@ -137,6 +152,7 @@ def measure_task(
         num_fewshot: examples in a prompt (default: what the task says).
         limit: items at most (default: all).
         seed: of examples and of sampled text.
+        prompting: how prompts are put.
     """
     if num_fewshot is not None or task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
@@ -155,6 +171,7 @@ def measure_task(
             limit=limit,
             bootstrap_iters=BOOTSTRAP_ITERATIONS,
             log_samples=True,
+            **asdict(prompting),
         )
     measured = _measurement(name, task, results)
     return replace(

@@ -1,6 +1,6 @@
 """Results on a terminal: one row per task and metric, means of groups below their tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -21,6 +21,7 @@ def print_results(
     groups: Groups,
     limit: int | None,
     console: Console,
+    prompts: Sequence[str] = (),
 ) -> None:
     """Show one model, or two and how they differ.
 
@@ -31,6 +32,7 @@ def print_results(
         groups: names that are means over several tasks, and these tasks.
         limit: items of a task at most.
         console: where to print.
+        prompts: how they were put.
     """
     table = PlainTable()
     table.add_column("", overflow="fold")
@@ -51,7 +53,7 @@ def print_results(
         console.width = WIDEST
     say(title, console, "italic")
     show_table(table, console)
-    for note in [*notes(measured[0], groups, limit), *backends(labels, measured)]:
+    for note in [*notes(measured[0], groups, limit, prompts), *backends(labels, measured)]:
         say(note, console)
 
 
@@ -81,14 +83,16 @@ def _error(stderr: float | None, factor: int) -> str:
     return "" if stderr is None else f" ± {_number(stderr * factor)}"
 
 
-def notes(measured: Measurements, groups: Groups, limit: int | None) -> list[str]:
+def notes(
+    measured: Measurements, groups: Groups, limit: int | None, prompts: Sequence[str] = ()
+) -> list[str]:
     """What a reader must know before quoting the numbers."""
     found = ["± one standard error"]
     tasks = [own for name, own in measured.items() if not name.startswith(PERPLEXITY)]
     if tasks:
         shots = sorted({own.num_fewshot for own in tasks})
         asked = f"{'/'.join(map(str, shots))}-shot{'; all items' if limit is None else ''}"
-        found = [f"{asked}; accuracies in percent, ± one standard error"]
+        found = [f"{asked}; accuracies in percent, ± one standard error", *prompts]
     if tasks and limit is not None:
         found.append(f"--limit {limit}: a taste, not the published protocol")
     for name, own in measured.items():

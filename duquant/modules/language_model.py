@@ -9,29 +9,30 @@ Weights live in :class:`~duquant.model.decoder.Decoder`, outside of the module t
 happen is decided by ``callbacks/block_progression.py``.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Container, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from duquant.config import Recipe, round_to_nearest
+from duquant.config import Recipe
 from duquant.evaluation.perplexity import Perplexity, stream_losses
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
 from duquant.model.decoder import Decoder
-from duquant.model.structure import LINEARS, linear_shapes, require_fitting_widths
-from duquant.model.surgery import insert_quantizers
+from duquant.model.structure import linear_shapes, require_fitting_widths
 from duquant.modules.block import QuantBlock, block_generator
 from duquant.modules.block_optimizer import block_optimizer, merged_groups, set_learning_rate
 from duquant.modules.run_description import compare_runs
-from duquant.nn.clipping import FixedClip
-
-FULL_PRECISION = "full_precision"
-ROUND_TO_NEAREST = "round_to_nearest"
-QUANTIZED = "quantized"
+from duquant.modules.variants import (
+    FULL_PRECISION,
+    QUANTIZED,
+    ROUND_TO_NEAREST,
+    load_variants,
+)
+from duquant.user_paths import user_path
 
 
 class LanguageModel(LightningModule):
@@ -43,6 +44,8 @@ class LanguageModel(LightningModule):
         dtype: dtype in which the model is read and run.
         seed: draws the random rotations (set by data.seed).
         report_round_to_nearest: also measure plain rounding to the same bits.
+        reuse_full_precision: take the original's perplexity from an earlier run where nothing that
+            decides it has changed.
         recipe: fields of :class:`duquant.config.Recipe`, which declares and documents them.
 
     Raises:
@@ -58,13 +61,16 @@ class LanguageModel(LightningModule):
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         seed: int = 2,
         report_round_to_nearest: bool = False,
+        reuse_full_precision: bool = True,
         **recipe: Any,
     ) -> None:
         super().__init__()
         self.recipe = Recipe(**recipe)
         self.seed = seed
         self.report_round_to_nearest = report_round_to_nearest
-        self.output_dir = Path(output_dir)
+        self.reuse_full_precision = reuse_full_precision
+        self.known_full_precision: dict[str, float] = {}
+        self.output_dir = user_path(output_dir)
         self.decoder = Decoder(pretrained, getattr(torch, dtype))
         require_fitting_widths(self.decoder.meta_block(), self.recipe)
         shapes = linear_shapes(self.decoder.meta_block())
@@ -100,9 +106,13 @@ class LanguageModel(LightningModule):
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Variants of the model that are measured."""
+        """Variants of the model that are compared."""
         plain = (ROUND_TO_NEAREST,) if self.report_round_to_nearest else ()
         return (FULL_PRECISION, *plain, QUANTIZED)
+
+    def measured_variants(self, corpus: str) -> tuple[str, ...]:
+        """Those that have to be measured on a corpus."""
+        return self.variants[1 if corpus in self.known_full_precision else 0 :]
 
     def generator(self, index: int) -> torch.Generator:
         """Randomness of block ``index``, the same in every run with this seed, resumed or not."""
@@ -130,21 +140,12 @@ class LanguageModel(LightningModule):
         groups = merged_groups([_quant_block(each).parameter_groups() for each in self.blocks])
         return block_optimizer(groups) if groups else None
 
-    def load_variants(self, index: int) -> Iterator[tuple[str, nn.Module]]:
-        """Block ``index`` of every measured variant by name, on the CPU.
-
-        One at a time: asking for the next variant may change the block of the one before.
-        """
-        block = self.decoder.load_block(index)
-        yield FULL_PRECISION, block
-        if self.report_round_to_nearest:
-            clips = dict.fromkeys(LINEARS, FixedClip(1.0))
-            quantized = insert_quantizers(block, round_to_nearest(self.recipe), clips, {}, {})
-            quantized.round_to_nearest()
-            yield ROUND_TO_NEAREST, quantized.layer
-            del quantized
-        del block
-        yield QUANTIZED, self.directory.read_block(index, self.decoder)
+    def load_variants(
+        self, index: int, wanted: Container[str] | None = None
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Block ``index`` of every variant, or of those wanted: see :func:`load_variants`."""
+        names = self.variants if wanted is None else wanted
+        return load_variants(names, index, self.decoder, self.directory, self.recipe)
 
     def on_validation_start(self) -> None:
         """Refuse to measure half a model, and begin new sums."""
@@ -155,7 +156,7 @@ class LanguageModel(LightningModule):
                 f"run fit with --ckpt_path last to finish it"
             )
         self._metrics = {
-            corpus: {variant: Perplexity(self.device) for variant in self.variants}
+            corpus: {v: Perplexity(self.device) for v in self.measured_variants(corpus)}
             for corpus in self.trainer.datamodule.validation  # type: ignore[attr-defined]
         }
 
@@ -171,8 +172,8 @@ class LanguageModel(LightningModule):
             return
         losses = stream_losses(
             self.decoder,
-            self.load_variants,
-            self.variants,
+            partial(self.load_variants, wanted=metrics),
+            metrics,
             windows,
             self.device,
             on_block=self.on_block_evaluated,
@@ -183,10 +184,12 @@ class LanguageModel(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log and keep the perplexities by corpus and variant."""
-        self.perplexities = {
-            corpus: {v: metric.finite(f"{v}, {corpus}") for v, metric in metrics.items()}
-            for corpus, metrics in self._metrics.items()
-        }
+        self.perplexities = {}
+        for corpus, metrics in self._metrics.items():
+            known = self.known_full_precision.get(corpus)
+            values = {} if known is None else {FULL_PRECISION: known}
+            values |= {v: metric.finite(f"{v}, {corpus}") for v, metric in metrics.items()}
+            self.perplexities[corpus] = values
         for corpus, values in self.perplexities.items():
             for variant, perplexity in values.items():
                 self.log(f"perplexity/{corpus}/{variant}", perplexity, rank_zero_only=True)

@@ -108,9 +108,10 @@ def estimate_duration(
 
 def _validation(job: Job, part: BlockSeconds, size: float) -> float:
     tokens = sum(job.windows) * job.streams.tokens
-    quantized = job.num_variants - 1
-    reading = (part.load + part.restore * quantized) * job.num_chunks
-    running = (part.forward + part.quantized * quantized) * tokens
+    quantized = 1 + job.has_plain
+    load = part.load if job.has_plain or job.has_full_precision else 0.0
+    reading = (load + part.restore * quantized) * job.num_chunks
+    running = (part.forward * job.has_full_precision + part.quantized * quantized) * tokens
     head = job.embeddings / job.block_weights * part.forward * tokens * job.num_variants
     return (job.decoder.num_blocks * (reading + running) + head) * size
 

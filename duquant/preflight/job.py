@@ -26,6 +26,7 @@ class Job:
         windows: validation windows of every corpus, in one process.
         validation_chunk: windows that are measured together.
         has_plain: whether plain rounding is measured beside full precision and the result.
+        has_full_precision: whether full precision is; not where it is known.
         processes: how many share the run directory.
     """
 
@@ -37,6 +38,7 @@ class Job:
     windows: tuple[int, ...]
     validation_chunk: int
     has_plain: bool = False
+    has_full_precision: bool = True
     processes: int = 1
 
     @property
@@ -47,7 +49,7 @@ class Job:
     @property
     def num_variants(self) -> int:
         """Variants of the model whose perplexity is measured."""
-        return 3 if self.has_plain else 2
+        return 1 + self.has_plain + self.has_full_precision
 
     @property
     def num_chunks(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from callbacks.block_progression import BlockProgression
+from callbacks.interruption import Interruption
 from callbacks.progress import CalibrationProgress
 from tests.in_process import (
     LIGHTNING_WARNINGS,
@@ -139,7 +140,7 @@ def test_an_interruption_closes_the_bar_and_says_how_to_continue(
     source: Path, text: Path, tmp_path: Path, is_terminal: bool
 ) -> None:
     callback, file = progress(is_terminal=is_terminal)
-    trainer = small_trainer(Interrupt(), callback)
+    trainer = small_trainer(Interrupt(), callback, Interruption(callback.console))
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         trainer.fit(small_language_model(source, tmp_path), datamodule=small_data(source, text))
     assert callback._bar is None

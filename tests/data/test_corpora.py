@@ -1,6 +1,7 @@
 """Corpora: local files of every kind, hub corpora without the hub."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from duquant.data.corpora import (
     CORPUS_NAMES,
     HUB_CORPORA,
     MIX_PARTS,
-    TEXT_COLUMNS,
     load_texts,
     require_source,
 )
+from duquant.data.local_text import TEXT_COLUMNS
 from duquant.data.python_topics import python_topics
 
 DOCUMENTS = ["The first document.", "Der zweite, mit Umlauten: äöü.", "The third."]
@@ -66,6 +67,17 @@ def test_rows_are_joined_by_blank_lines(tmp_path: Path, suffix: str) -> None:
     assert load_texts(str(path), "validation") == ["\n\n".join(DOCUMENTS)]
 
 
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
+def test_datasets_shows_no_progress_of_its_own(
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_documents(tmp_path / f"text.{suffix}")
+    capfd.readouterr()
+    load_texts(str(path), "train")
+    assert capfd.readouterr().err == ""
+    assert not datasets.are_progress_bars_disabled(), "others may want it"
+
+
 @pytest.mark.parametrize("column", TEXT_COLUMNS)
 def test_every_usual_column_is_found(tmp_path: Path, column: str) -> None:
     path = write_documents(tmp_path / "text.jsonl", column)
@@ -83,8 +95,11 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
         load_texts("nowhere", "train")
     for name in CORPUS_NAMES:
         assert name in str(refused.value)
-    with pytest.raises(ValueError, match="there is no text"):
-        require_source(str(tmp_path))  # a folder is no text
+    with pytest.raises(ValueError, match="is a folder: give one of the files in it"):
+        require_source(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(ValueError, match=r"pipe\.txt is no regular file"):
+        require_source(str(tmp_path / "pipe.txt"))
 
 
 def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
@@ -106,7 +121,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, suffix: str) -> None:
 def test_an_empty_json_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl"
     path.touch()
-    with pytest.raises(ValueError, match=r"text\.jsonl cannot be read: \S"):
+    with pytest.raises(ValueError, match=r"text\.jsonl is empty: it holds no rows"):
         load_texts(str(path), "train")
 
 

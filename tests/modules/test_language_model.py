@@ -16,12 +16,8 @@ from duquant.config import LWCConfig
 from duquant.data.streams import BlockSamples
 from duquant.evaluation.perplexity import stream_losses
 from duquant.model.site_report import SiteReport
-from duquant.modules.language_model import (
-    FULL_PRECISION,
-    QUANTIZED,
-    ROUND_TO_NEAREST,
-    LanguageModel,
-)
+from duquant.modules.language_model import LanguageModel
+from duquant.modules.variants import FULL_PRECISION, QUANTIZED, ROUND_TO_NEAREST
 from tests.block_by_block import CPU
 from tests.in_process import (
     LIGHTNING_WARNINGS,

@@ -1,0 +1,45 @@
+"""The variants of a model whose perplexity is measured, one block at a time."""
+
+from collections.abc import Container, Iterator
+
+from torch import nn
+
+from duquant.config import Recipe, round_to_nearest
+from duquant.export.model_directory import ModelDirectory
+from duquant.model.decoder import Decoder
+from duquant.model.structure import LINEARS
+from duquant.model.surgery import insert_quantizers
+from duquant.nn.clipping import FixedClip
+
+FULL_PRECISION = "full_precision"
+ROUND_TO_NEAREST = "round_to_nearest"
+QUANTIZED = "quantized"
+
+
+def load_variants(
+    wanted: Container[str], index: int, decoder: Decoder, directory: ModelDirectory, recipe: Recipe
+) -> Iterator[tuple[str, nn.Module]]:
+    """One block of every variant by name, on the CPU.
+
+    One at a time: asking for the next variant may change the block of the one before.
+
+    Args:
+        wanted: names of the variants.
+        index: which block.
+        decoder: the original model.
+        directory: the quantized one.
+        recipe: its recipe, whose bits plain rounding has too.
+    """
+    if FULL_PRECISION in wanted or ROUND_TO_NEAREST in wanted:
+        block = decoder.load_block(index)
+        if FULL_PRECISION in wanted:
+            yield FULL_PRECISION, block
+        if ROUND_TO_NEAREST in wanted:
+            clips = dict.fromkeys(LINEARS, FixedClip(1.0))
+            quantized = insert_quantizers(block, round_to_nearest(recipe), clips, {}, {})
+            quantized.freeze()
+            yield ROUND_TO_NEAREST, quantized.layer
+            del quantized
+        del block
+    if QUANTIZED in wanted:
+        yield QUANTIZED, directory.read_block(index, decoder)
