@@ -37,7 +37,7 @@ def load_variants(
         if ROUND_TO_NEAREST in wanted:
             clips = dict.fromkeys(LINEARS, FixedClip(1.0))
             quantized = insert_quantizers(block, round_to_nearest(recipe), clips, {}, {})
-            quantized.freeze()
+            quantized.round_to_nearest()
             yield ROUND_TO_NEAREST, quantized.layer
             del quantized
         del block
