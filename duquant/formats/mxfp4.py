@@ -68,6 +68,7 @@ class MXFP4:
                 f"that does not divide a row"
             )
 
+    @torch.no_grad()
     def grid(self, x: Tensor, clip: Clip = NO_CLIP, peak: Tensor | None = None) -> Grid:
         """The scale; of a row of zeros the smallest, ``2^-127``."""
         magnitude = largest_magnitude(widened(x), clip)

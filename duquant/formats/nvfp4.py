@@ -74,14 +74,15 @@ class NVFP4:
                 f"where that does not divide a row"
             )
 
+    @torch.no_grad()
     def grid(self, x: Tensor, clip: Clip = NO_CLIP, peak: Tensor | None = None) -> Grid:
         """Scale and global scale; clip factors do not touch the peak."""
-        wide = widened(x.detach())
+        wide = widened(x)
         if peak is None:
             peak = wide.abs().amax() if wide.numel() else wide.new_zeros(())
         global_scale = _global_scale(peak)
         scale = e4m3.e4m3_scales(largest_magnitude(wide, clip) / e2m1.LARGEST / global_scale)
-        return scale.detach(), global_scale.expand_as(scale)
+        return scale, global_scale.expand_as(scale)
 
     def codes(self, x: Tensor, grid: Grid) -> Tensor:
         """E2M1 bit patterns."""

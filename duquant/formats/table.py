@@ -1,8 +1,8 @@
 """Every number format by the name that recipes use.
 
-| name | numbers | shared by a group | its entries | bits per entry |
+| name | numbers | a group shares | its entries | bits per entry |
 |---|---|---|---|---|
-| ``integer`` | integers | float32 scale, int16 zero point | a row, or chosen | bits + 48 / entries |
+| ``integer`` | integers | float32 scale, int16 zero | a row, or chosen | bits + 48 / entries |
 | ``mxfp4`` | E2M1 | E8M0 scale, a power of two | 32 | 4.25 |
 | ``nvfp4`` | E2M1 | E4M3 scale; a float32 for the tensor | 16 | 4.5 |
 | ``unquantized`` | as they are | | | 16 |

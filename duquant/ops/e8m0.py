@@ -27,7 +27,7 @@ def e8m0_at_most(x: Tensor, *, exponent: int = 0) -> Tensor:
         >>> e8m0_at_most(torch.tensor([0.0, 1.0, 7.9, 8.0]), exponent=2).tolist()
         [0, 125, 127, 128]
     """
-    biased = (x.detach().float().contiguous().view(torch.int32) >> MANTISSA_BITS) & 0xFF
+    biased = (x.float().contiguous().view(torch.int32) >> MANTISSA_BITS) & 0xFF
     return (biased - exponent).clamp_(min=0).masked_fill_(x.isnan(), NAN).to(torch.uint8)
 
 

@@ -65,6 +65,7 @@ class GPTQ:
     ) -> Rounded:
         """Codes and grid of a weight ``(out, in)``, and the damping that was needed."""
         assert gram is not None, "gptq needs the Gram matrix of the linear's inputs"
+        gram = gram.to(weight.device)
         nearest = Nearest()(weight, form, clip)
         columns = torch.arange(weight.shape[1], device=gram.device)
         if self.order == "diagonal":

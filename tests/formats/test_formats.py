@@ -166,6 +166,7 @@ def test_rounding_passes_its_gradient_straight_through(form: NumberFormat) -> No
     y = form.fake_quantize(x)
     (gradient,) = torch.autograd.grad(y, x, upstream)
     assert torch.equal(gradient, upstream)
+    assert not any(tensor.requires_grad for tensor in form.grid(x))
     assert torch.equal(y.detach(), form.fake_quantize(x.detach()))
 
 
