@@ -1,6 +1,6 @@
 """Biases of Q, K and V are added after the quantization, rotated as the model itself rotates."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ Heads = list[tuple[Tensor, Tensor, Tensor]]
 
 
 @pytest.fixture
-def attended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heads]:
+def attended(monkeypatch: pytest.MonkeyPatch) -> Heads:
     """Q, K and V of every attention from now on, as they are attended with."""
     seen: Heads = []
     attend = attention.sdpa_attention_forward
@@ -50,7 +50,7 @@ def attended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heads]:
         return attend(module, *heads, **options)
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", record)
-    yield seen
+    return seen
 
 
 def decoder_of(options: Mapping[str, Any], directory: Path, bias: float = LARGE) -> Decoder:

@@ -1,4 +1,4 @@
-"""Models with biases run as any other: caches of every kind, padding, beams, positions, compiled."""
+"""Models with biases run as any other: caches of every kind, padding, beams, positions."""
 
 import copy
 import io
