@@ -127,10 +127,13 @@ class Recipe:
 
     @property
     def searches_clips(self) -> bool:
-        """Whether LWC is on for weights whose scales cannot learn: their ratios are searched."""
+        """Whether LWC is on for weights whose scales cannot learn: their ratios are searched.
+
+        Not where rounding itself reads the Gram matrix: it does better from the formats' own scales.
+        """
         weights = self.formats.weights
-        is_quantized = weights.bits < UNQUANTIZED_BITS
-        return self.lwc.epochs > 0 and is_quantized and not weights.learns_clip_factors
+        is_learnable = weights.bits >= UNQUANTIZED_BITS or weights.learns_clip_factors
+        return self.lwc.epochs > 0 and not is_learnable and not self.weight_rounding.needs_gram
 
     @property
     def weight_rounding(self) -> WeightRounding:

@@ -4,7 +4,7 @@ The arithmetic is :mod:`duquant.ops.affine`; the fake quantization that training
 its gradient written out and, on a CPU, its kernels (:mod:`duquant.ops.fake_quantize`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -49,6 +49,8 @@ class Integer:
     name: ClassVar[str] = "integer"
     learns_clip_factors: ClassVar[bool] = True
     needs_peak: ClassVar[bool] = False
+    # Learned factors start at a logit of 4, 0.98.
+    clip_ratios: ClassVar[Sequence[float]] = [0.98 - 0.02 * step for step in range(30)]
     stored_rules: ClassVar[Mapping[str, ValueRule]] = {
         "packed": BYTES,
         "scale": POSITIVE_FLOAT32,

@@ -10,7 +10,7 @@ useful gradient, and is searched instead. Factors above 1 make sense here: 2 kee
 from saturating.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -52,6 +52,7 @@ class MXFP4:
     name: ClassVar[str] = "mxfp4"
     learns_clip_factors: ClassVar[bool] = False
     needs_peak: ClassVar[bool] = False
+    clip_ratios: ClassVar[Sequence[float]] = (1.0, 0.5, 2.0)  # its scales are powers of two
     stored_rules: ClassVar[Mapping[str, ValueRule]] = {
         "packed": BYTES,
         "scale": in_range(torch.uint8, 0, 254),  # 255 is E8M0's NaN

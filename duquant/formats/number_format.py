@@ -8,7 +8,7 @@ by groups of consecutive entries is split into such rows beforehand, by :func:`s
 A format is a frozen dataclass: it is part of the recipe, it is compared, and it holds no tensors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -53,12 +53,14 @@ class NumberFormat(Protocol):
             scale that is a power of two, or is rounded to 8 bits, does not.
         needs_peak: whether a row's grid depends on the largest magnitude of the whole tensor, which
             has to be calibrated where tokens arrive one by one.
+        clip_ratios: factors on a row's range that a search tries, the first one first.
         stored_rules: what the stored tensors may hold, by name.
     """
 
     name: ClassVar[str]
     learns_clip_factors: ClassVar[bool]
     needs_peak: ClassVar[bool]
+    clip_ratios: ClassVar[Sequence[float]]
     stored_rules: ClassVar[Mapping[str, ValueRule]]
 
     @property

@@ -12,7 +12,7 @@ Where tokens arrive one by one the tensor's peak is not known; it is calibrated,
 saturates. The scale is rounded to four significant bits, which hides the gradient of a clip factor.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -57,6 +57,7 @@ class NVFP4:
     name: ClassVar[str] = "nvfp4"
     learns_clip_factors: ClassVar[bool] = False
     needs_peak: ClassVar[bool] = True
+    clip_ratios: ClassVar[Sequence[float]] = [1.0, *(1.05 - 0.025 * step for step in range(15))]
     stored_rules: ClassVar[Mapping[str, ValueRule]] = {
         "packed": BYTES,
         "scale": in_range(torch.uint8, 1, 126),  # positive E4M3 numbers; 127 is NaN

@@ -4,7 +4,7 @@ It is a format so that a recipe can name it for any operand, but it has no codes
 multiplies codes asks for ``bits < 16`` first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NoReturn
 
@@ -22,6 +22,7 @@ class Unquantized:
     name: ClassVar[str] = "unquantized"
     learns_clip_factors: ClassVar[bool] = False
     needs_peak: ClassVar[bool] = False
+    clip_ratios: ClassVar[Sequence[float]] = ()
     stored_rules: ClassVar[Mapping[str, ValueRule]] = {}
     bits: ClassVar[int] = UNQUANTIZED_BITS
     group_size: ClassVar[None] = None

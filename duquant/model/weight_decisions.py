@@ -42,7 +42,7 @@ def search_clips(quantized: QuantizedBlock, grams: Mapping[str, SiteGram]) -> No
             if isinstance(linear.clip, ClipFactors):
                 linear.clip.start_at(search_clip_ratios(weight, gram, linear.form))
             else:
-                linear.clip = FixedClip(search_clip_ratios(weight, gram, linear.form, largest=1.0))
+                linear.clip = FixedClip(search_clip_ratios(weight, gram, linear.form))
 
 
 @torch.no_grad()

@@ -5,7 +5,10 @@ another model, recipe or text would give a model that is neither, so it is refus
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypedDict
+
+from duquant.config import Recipe
 
 
 class RunData(TypedDict):
@@ -27,8 +30,12 @@ def compare_runs(
 ) -> list[str]:
     """Differences between two nested descriptions, as ``key was stored, now wanted``.
 
-    Keys of ``wanted`` decide what is compared.
+    Keys of ``wanted`` decide what is compared. A recipe of an earlier release is completed by the
+    options that it did not have yet.
     """
+    if not prefix and isinstance(stored.get("recipe"), dict):
+        with suppress(ValueError):
+            stored = {**stored, "recipe": Recipe.from_dict(stored["recipe"]).to_dict()}
     differences = []
     for key, value in wanted.items():
         name = f"{prefix}{key}"

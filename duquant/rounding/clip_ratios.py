@@ -21,34 +21,25 @@ from torch import Tensor
 
 from duquant.formats.number_format import Clip, NumberFormat, split_rows
 
-LARGEST_RATIO = 0.98
-"""Where learned factors start: a logit of 4."""
-SMALLEST_RATIO = 0.4
-RATIO_STEP = 0.02
 
-
-def search_clip_ratios(
-    weight: Tensor, gram: Tensor, form: NumberFormat, *, largest: float = LARGEST_RATIO
-) -> Tensor:
+def search_clip_ratios(weight: Tensor, gram: Tensor, form: NumberFormat) -> Tensor:
     """Choose one clip ratio, for both ends, for every row.
 
     Args:
         weight: ``(out, in)``, float32.
         gram: ``Xᵀ X`` of the linear's inputs, ``(in, in)``, float32.
-        form: number format of the weight.
-        largest: first ratio of the ladder.
+        form: number format of the weight; says which ratios are tried.
 
     Returns:
-        Ratios from ``SMALLEST_RATIO`` to ``largest``, shape ``(rows, 1)``, rows by group; a row
-        whose errors are not finite keeps the largest.
+        Ratios of shape ``(rows, 1)``, rows by group; a row whose errors are not finite keeps the
+        first ratio of the ladder.
     """
     blocks = _diagonal_blocks(gram, form.group_size or weight.shape[1])
     rows = split_rows(weight, form.group_size)
-    ratios = torch.full_like(rows[:, :1], largest)
+    ratios = torch.full_like(rows[:, :1], form.clip_ratios[0])
     least = torch.full_like(ratios, torch.inf)
     peak = weight.abs().amax()
-    for step in range(round((largest - SMALLEST_RATIO) / RATIO_STEP) + 1):
-        ratio = largest - step * RATIO_STEP
+    for ratio in form.clip_ratios:
         difference = rows - form.fake_quantize(rows, Clip(ratio, ratio), peak)
         error = _output_error(difference, blocks)
         better = error < least
