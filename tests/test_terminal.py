@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-import cli
+from callbacks.endings import fail
 from callbacks.run_summary import print_summary
 from duquant.evaluation.mt_bench.progress import StepProgress
 from duquant.evaluation.mt_bench.scores import ModelScore, PairScore, Tally
@@ -106,7 +106,7 @@ def test_lines_without_a_console(name: str, capsys: pytest.CaptureFixture[str]) 
     say(NAMES[name])
     complain(NAMES[name])
     with pytest.raises(SystemExit):
-        cli.fail(NAMES[name])
+        fail(NAMES[name])
     printed = capsys.readouterr()
     assert printed.out == plain(NAMES[name]) + "\n"
     first, second = printed.err.splitlines()
