@@ -129,7 +129,7 @@ class Recipe:
     def searches_clips(self) -> bool:
         """Whether LWC is on for weights whose scales cannot learn: their ratios are searched.
 
-        Not where rounding itself reads the Gram matrix: it does better from the formats' own scales.
+        Not where rounding reads the Gram matrix itself: it does better with the formats' scales.
         """
         weights = self.formats.weights
         is_learnable = weights.bits >= UNQUANTIZED_BITS or weights.learns_clip_factors

@@ -9,6 +9,8 @@ from duquant.ops.affine import fake_quantize, split_groups
 from duquant.rounding.clip_ratios import search_clip_ratios
 from tests.outliers import outlier_activation
 
+LARGEST_RATIO, SMALLEST_RATIO = max(Integer().clip_ratios), min(Integer().clip_ratios)
+
 OUT, WIDTH = 6, 32
 
 
@@ -37,7 +39,7 @@ def test_no_ratio_of_the_ladder_is_better(weight: Tensor, x: Tensor, symmetric: 
     assert found.shape == (OUT, 1)
     least = output_errors(weight, x, found, symmetric=symmetric)
     for step in range(30):
-        ratio = torch.full((OUT, 1), max(Integer().clip_ratios) - 0.02 * step)
+        ratio = torch.full((OUT, 1), LARGEST_RATIO - 0.02 * step)
         # float32 sums of 32 x 32 terms may decide a tie the other way.
         assert (least <= 1.001 * output_errors(weight, x, ratio, symmetric=symmetric)).all()
 
@@ -75,7 +77,7 @@ def test_errors_that_are_not_finite_choose_nothing(weight: Tensor) -> None:
     gram = torch.full((WIDTH, WIDTH), float("nan"))
     assert torch.equal(
         search_clip_ratios(weight, gram, Integer(4)),
-        torch.full((OUT, 1), max(Integer().clip_ratios)),
+        torch.full((OUT, 1), LARGEST_RATIO),
     )
 
 
@@ -85,4 +87,4 @@ def test_more_bits_need_less_clipping(weight: Tensor) -> None:
         for bits in (2, 4, 8)
     ]
     assert means == sorted(means)
-    assert means[0] >= min(Integer().clip_ratios) - 1e-6
+    assert means[0] >= SMALLEST_RATIO - 1e-6
