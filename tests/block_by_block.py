@@ -52,7 +52,7 @@ def run_blocks(
 
 @torch.no_grad()
 def quantize_decoder(
-    decoder: Decoder, recipe: Recipe, input_ids: Tensor, *, seed: int = 0
+    decoder: Decoder, recipe: Recipe, input_ids: Tensor, *, seed: int = 0, rounded: bool = True
 ) -> list[QuantizedBlock]:
     """Smooth, transform, quantize and round every block, calibrated on ``input_ids``."""
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +67,8 @@ def quantize_decoder(
         clips = {name: FixedClip(recipe.weight_ratio) for name in LINEARS}
         quantized = insert_quantizers(block, recipe, clips, scales, online)
         statistic = calibrate_once(quantized, statistic, context, recipe, generator)
-        quantized.round_to_nearest()
+        if rounded:
+            quantized.round_to_nearest()
         quantized_blocks.append(quantized)
     return quantized_blocks
 

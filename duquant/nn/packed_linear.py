@@ -105,10 +105,15 @@ class PackedLinear(ExactBuffers):
         return pack(self.codes(), self.form.bits) if self.packed is None else self.packed
 
     @property
+    def grid_device(self) -> torch.device:
+        """Where the scales lie: the meta device while they are offloaded."""
+        return self.get_buffer(self.EXACT[-1]).device
+
+    @property
     def is_integer(self) -> bool:
         """Whether this linear takes integers, on the device it is on."""
         return self.execution.is_integer(
-            self.output_like.device,
+            self.grid_device,
             activations=self.activations,
             weights=self.form,
             columns=self.group_size,

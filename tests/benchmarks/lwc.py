@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from duquant.modules.clip_optimizer import clip_optimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
@@ -33,6 +32,7 @@ from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.smoothing import observe_peaks, smooth_block
 from duquant.model.structure import ATTENTION, LINEARS, SITES, linear_shapes
 from duquant.modules.block import QuantBlock
+from duquant.modules.block_optimizer import block_optimizer
 from duquant.nn.attention import ATTENTION_NAME
 from duquant.nn.clipping import ClipFactors
 from duquant.nn.site import SiteTransform
@@ -159,7 +159,7 @@ class Bench:
 
     def lwc_step(self, size: int) -> Callable[[], None]:
         """A training step as the trainer takes it, without the trainer."""
-        optimizer, batch = clip_optimizer(self.block.parameters(), self.recipe), self.batch(size)
+        optimizer, batch = block_optimizer(self.block.parameter_groups()), self.batch(size)
 
         def step() -> None:
             optimizer.zero_grad()
@@ -171,7 +171,9 @@ class Bench:
 
     def naive_step(self) -> Callable[[], None]:
         """One sample through the naive block."""
-        optimizer = clip_optimizer(self.naive_clips.parameters(), self.recipe)
+        optimizer = block_optimizer(
+            [{"params": list(self.naive_clips.parameters()), "lr": self.recipe.lwc.learning_rate}]
+        )
         batch = self.batch(1)
 
         def step() -> None:

@@ -15,7 +15,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from duquant.modules.clip_optimizer import clip_optimizer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
@@ -28,6 +27,7 @@ from duquant.data.streams import BlockSamples, Streams, StreamSizes
 from duquant.model.batch import BlockBatch
 from duquant.model.structure import linear_shapes
 from duquant.modules.block import QuantBlock, block_generator
+from duquant.modules.block_optimizer import block_optimizer
 from duquant.nn.attention import ATTENTION_NAME
 from tests.benchmarks.execution import plain_block
 
@@ -64,7 +64,7 @@ def measure(hidden: int, samples: int) -> tuple[float, float]:
 def _train(block: QuantBlock, samples: BlockSamples, recipe: Recipe) -> None:
     """One epoch as the trainer takes it, without the trainer."""
     loader = DataLoader(samples, batch_size=recipe.lwc.batch_size, collate_fn=BlockBatch.collate)
-    optimizer = clip_optimizer(block.parameters(), recipe)
+    optimizer = block_optimizer(block.parameter_groups())
     for index, batch in enumerate(loader):
         optimizer.zero_grad()
         loss = block.training_step(batch, index)

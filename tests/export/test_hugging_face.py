@@ -506,8 +506,8 @@ REFUSALS: dict[str, tuple[Change, str]] = {
         "block 1 .* lacks input_layernorm.norm.weight",
     ),
     "no rotation": (
-        without(BLOCK, "model.layers.1.mlp.down_proj.site.rotations"),
-        "block 1 .* lacks mlp.down_proj.site.rotations",
+        without(BLOCK, "model.layers.1.mlp.down_proj.site.transform.rotations"),
+        "block 1 .* lacks mlp.down_proj.site.transform.rotations",
     ),
     "no final norm": (without(OUTSIDE, "model.norm.weight"), "lacks model.norm.weight"),
     "no embeddings": (

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from duquant.config import Recipe
 from duquant.export import model_directory
-from duquant.export.hugging_face import OLDEST_VERSION
+from duquant.export.hugging_face import FORMAT_VERSION
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.decoder import Decoder
 from tests.block_by_block import quantize_decoder, small_recipe
@@ -48,7 +48,7 @@ def test_the_configuration_says_how_it_is_quantized(finished_run: FinishedRun) -
     config = read(finished_run.output / "model" / "config.json")
     quantization = config.pop("quantization_config")
     assert quantization["quant_method"] == "duquant"
-    assert quantization["format_version"] == OLDEST_VERSION
+    assert quantization["format_version"] == FORMAT_VERSION
     assert Recipe.from_dict(quantization["recipe"]) == finished_run.model.recipe
     assert config.pop("dtype") == "float32"
     original.pop("dtype", None)

@@ -148,7 +148,7 @@ def test_the_names_are_those_of_the_modules(decoder: Decoder) -> None:
     tensors = pack_block(quantized_block(decoder))
     linears = {f"{name}.{part}" for name in LINEARS for part in ("packed", "scale", "zero")}
     sites = {
-        f"{place}.site.{part}"
+        f"{place}.site.transform.{part}"
         for place in ("input_layernorm", "self_attn.o_proj", "post_attention_layernorm",
                       "mlp.down_proj")
         for part in ("rotations", "permutations")
@@ -214,8 +214,8 @@ def test_a_missing_tensor_is_named(decoder: Decoder, missing: str) -> None:
 def test_a_missing_transform_is_named(decoder: Decoder, site: str, part: str) -> None:
     """Without it the block would run, and compute nonsense."""
     tensors = pack_block(quantized_block(decoder))
-    del tensors[f"{site}.{part}"]
-    with pytest.raises(ValueError, match=f"lacks {site}.{part}"):
+    del tensors[f"{site}.transform.{part}"]
+    with pytest.raises(ValueError, match=f"lacks {site}.transform.{part}"):
         unpack_block(fresh_block(decoder), tensors, PLAIN, decoder.dtype)
 
 

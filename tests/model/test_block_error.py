@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from duquant.config import ClippingConfig, Recipe
+from duquant.formats.integer import Integer
+from duquant.formats.number_format import NumberFormat
 from duquant.model import block_error, surgery
 from duquant.model.block_error import (
     PROBED_TOKENS,
@@ -51,7 +53,7 @@ class Bench:
         self.inputs = decoder.embed(IDS, CPU)
         with torch.no_grad():
             self.targets = decoder.load_block(0)(self.inputs, **self.context)
-        self.quantized: QuantizedBlock = quantize_decoder(decoder, recipe, IDS)[0]
+        self.quantized: QuantizedBlock = quantize_decoder(decoder, recipe, IDS, rounded=False)[0]
 
     def forward(self, hidden: Tensor) -> Tensor:
         output: Tensor = self.quantized.layer(hidden, **self.context)
@@ -69,9 +71,9 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return Decoder(str(path), torch.float32)
 
 
-def bits(bench: Bench) -> list[int]:
+def formats(bench: Bench) -> list[NumberFormat]:
     parts = block_error._parts(bench.quantized, bench.recipe)
-    return [quantizer.bits for part in parts for quantizer in part.quantizers]
+    return [quantizer.form for part in parts for quantizer in part.quantizers]
 
 
 def test_unquantized_nothing_is_lost(decoder: Decoder) -> None:
@@ -123,12 +125,12 @@ def test_whoever_is_to_blame_is_named(
     bench = Bench(decoder, recipe)
     (part,) = (p for p in block_error._parts(bench.quantized, bench.recipe) if p.name == name)
     for quantizer in part.quantizers:
-        quantizer.bits = 2
-    before = bits(bench)
+        quantizer.form = Integer(2)
+    before = formats(bench)
     complaint = bench.measure().complaint
     assert f"; {name} is to blame (" in complaint
     assert complaint.endswith(f"without it): {PARTS[name]}")
-    assert bits(bench) == before, "everything is switched on again"
+    assert formats(bench) == before, "everything is switched on again"
 
 
 def test_at_4_bits_8_are_the_remedy(decoder: Decoder) -> None:

@@ -62,7 +62,7 @@ class Bench:
             self.peaks,
             self.context,
             self.stream.mean(dim=0, keepdim=True),
-            [self.stream if samples is None else samples],
+            lambda: [self.stream if samples is None else samples],
             torch.Generator().manual_seed(seed),
         )
 

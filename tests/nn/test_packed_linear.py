@@ -395,7 +395,7 @@ def test_a_gradient_passes_whatever_the_backend(backend: Any, memory: Any) -> No
     """Behind a site of its own, in a layout that inference has left behind."""
     linear = packed_linear(group_size=8, bias=True)
     linear.execution = Execution(backend, memory)
-    linear.site = SiteTransform(24, ActivationQuantizer(4, 0.9))
+    linear.site = SiteTransform(24, ActivationQuantizer(Integer(4), 0.9))
     linear.site.emits_integers = backend == "integer"
     x = outlier_activation(5, 24, seed=0)
     with torch.no_grad():
@@ -403,7 +403,7 @@ def test_a_gradient_passes_whatever_the_backend(backend: Any, memory: Any) -> No
     leaf, expected_leaf = x.clone().requires_grad_(), x.clone().requires_grad_()
     output = linear(leaf)
     output.square().sum().backward()
-    site = SiteTransform(24, ActivationQuantizer(4, 0.9))
+    site = SiteTransform(24, ActivationQuantizer(Integer(4), 0.9))
     expected = F.linear(site(expected_leaf), linear.dequantized(), linear.bias)
     expected.square().sum().backward()
     torch.testing.assert_close(output, expected)

@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from duquant.config import Recipe
+from duquant.formats.integer import Integer
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention import AttentionQuantizer
 from duquant.nn.site import SiteTransform
 from duquant.ops.dual_transform import DualTransform
 from duquant.transforms.exact_buffers import ExactBuffers
+from duquant.transforms.rotate_permute import RotatePermute
 
 
 class Scaled(ExactBuffers):
@@ -37,19 +40,18 @@ def test_named_buffers_are_moved() -> None:
 
 
 def test_a_rotation_stays_orthogonal_when_its_model_is_cast() -> None:
-    site = SiteTransform(16, ActivationQuantizer(4, 1.0))
+    site = SiteTransform(16, ActivationQuantizer(Integer(4)))
     rotation = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0))).Q
-    site.install(DualTransform(rotation.view(1, 1, 16, 16), site.permutations))
+    none = torch.zeros(0, 16, dtype=torch.int64)
+    site.transform = RotatePermute(16, DualTransform(rotation.view(1, 1, 16, 16), none))
     site.divide_online(torch.full((16,), 1 / 3))
     site.to(torch.bfloat16)
-    assert torch.equal(site.rotations, rotation.view(1, 1, 16, 16))
+    assert torch.equal(site.transform.rotations, rotation.view(1, 1, 16, 16))
     assert torch.equal(site.online_scale, torch.full((16,), 1 / 3))
 
 
 def test_the_rotation_of_heads_stays_orthogonal_when_its_model_is_cast() -> None:
     """1/√32 has no bfloat16: cast, the rotation would change every score."""
-    heads = AttentionQuantizer(
-        32, query_bits=4, key_bits=4, value_bits=4, clip_ratio=1.0, block_size=32
-    )
+    heads = AttentionQuantizer(32, Recipe().formats, clip_ratio=1.0, block_size=32)
     before = heads.hadamard.clone()
     assert torch.equal(heads.to(torch.bfloat16).hadamard, before)
