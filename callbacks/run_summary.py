@@ -175,7 +175,9 @@ def describe_recipe(model: LanguageModel) -> str:
     """``W4A4 DuQuant+LWC`` and the like."""
     recipe = model.recipe
     name = "DuQuant" if recipe.rotation.selector != "none" else "no rotation"
-    return f"{recipe.bits_in_words} {name}{'+LWC' if recipe.has_lwc else ''}"
+    parts = [f"{recipe.bits_in_words} {name}", *(["LWC"] if recipe.has_lwc else [])]
+    method = recipe.rounding.method
+    return "+".join([*parts, *([method.upper()] if method != "nearest" else [])])
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:

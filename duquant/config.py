@@ -154,6 +154,12 @@ class Recipe:
         return starts or self.searches_clips or self.weight_rounding.needs_gram
 
     @property
+    def needs_quantized_stream(self) -> bool:
+        """Whether anything learns from what the quantized model sees, or is calibrated on it."""
+        peaks = any(form.needs_peak for form in self.formats[1:])
+        return self.has_lwc or self.needs_grams or peaks
+
+    @property
     def alpha(self) -> float:
         """Smoothing strength in force."""
         if self.smoothing.alpha is not None:

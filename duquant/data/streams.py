@@ -51,7 +51,7 @@ class StreamSizes:
     ) -> "StreamSizes":
         """What a recipe needs."""
         augmented = recipe.has_lwc and recipe.lwc.augmented_loss
-        return cls(samples, tokens, hidden, dtype, recipe.has_lwc, augmented)
+        return cls(samples, tokens, hidden, dtype, recipe.needs_quantized_stream, augmented)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -91,7 +91,7 @@ class Streams:
     Attributes:
         full_precision: ``(samples, tokens, hidden)``.
         quantized: likewise; the same object as ``full_precision`` before block 0, and empty where
-            nothing trains on it (without LWC).
+            nothing reads it (without LWC, GPTQ or calibrated peaks).
         statistic: ``(1, tokens, hidden)``.
         augmented: in a draft, room for the augmented loss's target, which no boundary needs.
     """

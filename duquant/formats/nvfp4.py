@@ -107,7 +107,7 @@ class NVFP4:
         return {
             "packed": pack(codes, self.bits),
             "scale": e4m3.e4m3_bytes(scale).reshape(len(codes), groups),
-            "global_scale": global_scale.reshape(-1)[:1].clone(),
+            "global_scale": global_scale.reshape(-1)[0].reshape(1).clone(),
         }
 
     def restore(self, tensors: dict[str, Tensor], columns: int) -> tuple[Tensor, Grid]:

@@ -103,7 +103,7 @@ def _quantized_forward(job: Job, tokens: int) -> int:
 def _search(job: Job) -> int:
     weights = job.block_weights * (WIDE if job.item == WIDE else WIDE + job.item)
     copies = 3 * job.largest_linear * WIDE
-    tokens = job.tokens_at_once if job.recipe.has_lwc else job.streams.tokens
+    tokens = job.tokens_at_once if job.recipe.needs_quantized_stream else job.streams.tokens
     if job.recipe.needs_grams:
         copies += 2 * _mlp_width(job) ** 2 * WIDE  # Gram matrices
     return weights + max(copies, _quantized_forward(job, tokens))
