@@ -8,6 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+TEXTS = {"system_instruction", "model_id", "models", "baseline", "judge_model"}
+"""Options that are words, whatever they begin with."""
+
 
 def user_path(text: str | Path) -> Path:
     """A path, home directories put in.
@@ -22,6 +25,7 @@ def expand_all(values: Any) -> Any:
     """Parsed options with home directories in everything that begins with ``~``.
 
     Nothing but a path begins so: no number, no name of a model on the hub, of a corpus or a task.
+    Options that are :data:`TEXTS` are left as they are.
 
     Args:
         values: texts and paths, alone or in mappings (of any kind) and lists; others are left.
@@ -37,7 +41,8 @@ def expand_all(values: Any) -> Any:
         return [expand_all(value) for value in values]
     if hasattr(values, "items") and hasattr(values, "__setitem__"):
         for key, value in list(values.items()):
-            values[key] = expand_all(value)
+            if str(key).rpartition(".")[2] not in TEXTS:
+                values[key] = expand_all(value)
     return values
 
 

@@ -15,7 +15,7 @@ from duquant.evaluation.mt_bench.chat_model import find_chat_model
 from duquant.model.checkpoint import find_model_directory
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
-from duquant.user_paths import expand_all, user_path
+from duquant.user_paths import TEXTS, expand_all, user_path
 from tests.small_run import write_small_model
 
 REQUIRED = {
@@ -145,3 +145,14 @@ def test_the_python_interface(home: Path) -> None:
         report(["~/out"])
     assert LanguageModel("~/model", "~/run", rotation=recipe.rotation).output_dir == home / "run"
     assert not (home / "~").exists()
+
+
+def test_texts_are_no_paths(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "~ you are"
+    config = parse(monkeypatch, "evaluate", f"--system_instruction={said}", "--model=~/m").config
+    assert config["evaluate"].system_instruction == said
+    assert config["evaluate"].model == str(home / "m")
+    for option in TEXTS:
+        assert expand_all({option: said, f"verb.{option}": said}) == {
+            option: said, f"verb.{option}": said,
+        }  # fmt: skip

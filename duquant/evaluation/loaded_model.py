@@ -11,6 +11,7 @@ import torch
 
 from duquant.config import Recipe
 from duquant.evaluation.command import Dtype
+from duquant.evaluation.every_tensor import require_every_tensor
 from duquant.evaluation.quiet import quiet
 from duquant.export.hugging_face import QUANT_METHOD, set_execution
 from duquant.json_files import read_json
@@ -23,6 +24,9 @@ from duquant.model.tokenizer import (
 )
 from duquant.nn.execution import Backend
 from duquant.user_paths import user_path
+
+PACKED = ".packed"
+"""What names of packed weights end in."""
 
 
 class QuantizationConfig(TypedDict, total=False):
@@ -41,6 +45,8 @@ class ModelConfig(_SizeOfVocabulary, total=False):
 
     max_position_embeddings: int | None
     quantization_config: QuantizationConfig | None
+    dtype: str | None
+    torch_dtype: str | None
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,9 @@ class ModelSource:
             ValueError: if weights or tokenizer are missing, damaged, or do not belong together.
         """
         directory = find_model_directory(name)
-        Checkpoint(directory)
+        checkpoint = Checkpoint(directory)
         config = read_json(directory / "config.json", ModelConfig)
+        _require_known_packing(checkpoint, config)
         source = directory if tokenizer is None else find_model_directory(tokenizer)
         loaded = load_tokenizer(source)
         require_matching_vocabulary(loaded, config["vocab_size"], source)
@@ -122,29 +129,66 @@ class ModelSource:
             backend: arithmetic of a quantized model.
 
         Raises:
-            ValueError: if transformers cannot load it.
+            ValueError: as :meth:`read`, or if there is no such device.
         """
-        from transformers import AutoModelForCausalLM
-
         place = find_device(device)
         if dtype == "auto" and place.type == "cpu":
             dtype = "float32"
         spread = device == "auto" and torch.cuda.device_count() > 1
-        if self.recipe is None:  # a quantized model is checked while it is loaded
-            require_finite_weights(Checkpoint(self.directory))
-        try:
-            with quiet():
-                model = AutoModelForCausalLM.from_pretrained(
-                    self.directory,
-                    dtype="auto" if dtype == "auto" else getattr(torch, dtype),
-                    local_files_only=True,
-                    device_map="auto" if spread else {"": place},
-                ).eval()
-        except Exception as error:
-            raise ValueError(f"{self.directory} cannot be loaded: {first_line(error)}") from error
+        model = self.read(dtype, "auto" if spread else {"": place})
         if self.recipe is not None:
             set_execution(model, backend)
         return model
+
+    def read(self, dtype: Dtype, places: Any) -> Any:
+        """Read the weights, every one of them, in this dtype ("auto": as config.json has it).
+
+        Args:
+            dtype: what the model computes in.
+            places: the ``device_map`` of transformers.
+
+        Raises:
+            ValueError: if a value is not finite in that dtype, if the model's tensors and those
+                stored are not the same, or if transformers cannot load it.
+        """
+        from transformers import AutoModelForCausalLM
+
+        if self.recipe is None:  # a quantized model is checked while it is loaded
+            require_finite_weights(Checkpoint(self.directory), self._dtype(dtype), "--dtype")
+        try:
+            with quiet():
+                model, found = AutoModelForCausalLM.from_pretrained(
+                    self.directory,
+                    dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+                    local_files_only=True,
+                    use_safetensors=True,
+                    device_map=places,
+                    output_loading_info=True,
+                )
+        except Exception as error:
+            raise ValueError(f"{self.directory} cannot be loaded: {first_line(error)}") from error
+        require_every_tensor(self.directory, found, bool(model.config.tie_word_embeddings))
+        return model.eval()
+
+    def _dtype(self, dtype: Dtype) -> torch.dtype | None:
+        """The dtype by name; none where tensors stay as they are stored."""
+        name = dtype
+        if dtype == "auto":
+            name = self.config.get("dtype") or self.config.get("torch_dtype") or ""
+        found = getattr(torch, name, None)
+        return found if isinstance(found, torch.dtype) else None
+
+
+def _require_known_packing(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """Refuse packed weights whose configuration no longer says that duquant packed them."""
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    packed = [name for name in checkpoint.files if name.endswith(PACKED)]
+    if packed and method != QUANT_METHOD:
+        raise ValueError(
+            f"{checkpoint.directory / 'config.json'}: quantization_config.quant_method is "
+            f"{method!r}, but the weights are packed by {QUANT_METHOD} ({min(packed)}): put "
+            f"config.json back, or quantize again"
+        )
 
 
 def find_device(device: str) -> torch.device:

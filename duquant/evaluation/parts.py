@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 from urllib.parse import quote
 
+from duquant.checksum import check_values, with_checksum
 from duquant.durable import write_json
 from duquant.evaluation.statistics import Measurement
 from duquant.json_files import read_json
 
 PARTS, RESULTS = "parts", "results"
+AGAIN = "delete it to measure it again"
 Settings = Mapping[str, Any]
 """What decides a number, as plain values."""
 
@@ -86,10 +88,15 @@ class EvaluationDirectory:
         """
         file = self._part(name, settings)
         if not file.exists():
-            write_json(file, {"settings": settings, "measured": measure().to_dict()})
-        stored = read_json(file, Part, "delete it to measure it again")
+            measured = measure().to_dict()
+            write_json(file, with_checksum({"settings": settings, "measured": measured}))
+        stored = read_json(file, Part, AGAIN)
         if stored["settings"] != settings:
             raise ValueError(f"{file} has other settings than its name says; delete it")
+        try:
+            check_values(read_json(file), file)
+        except ValueError as error:
+            raise ValueError(f"{error}: {AGAIN}") from error
         return stored["measured"]
 
     def write_results(self, words: str, results: dict[str, Any]) -> tuple[Path, list[Path]]:

@@ -11,26 +11,33 @@ import torch
 from torch import Tensor
 
 from duquant.model.checkpoint import Checkpoint
-from duquant.ops.finite import is_finite, remedy
+from duquant.ops.finite import DTYPE_OPTION, is_finite, remedy
 
 
-def require_finite_weights(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
+def require_finite_weights(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, option: str = DTYPE_OPTION
+) -> None:
     """Check every tensor of a model.
 
     Args:
         checkpoint: the model's tensors.
         dtype: dtype they are going to be read in, which may be too narrow for them (default: each
             as it is stored).
+        option: what chooses the dtype.
 
     Raises:
         ValueError: naming the first tensor with such values, its file, and how many they are.
     """
     for name, tensor in checkpoint.tensors(checkpoint.files):
-        require_finite_tensor(tensor, name, checkpoint.files[name], dtype)
+        require_finite_tensor(tensor, name, checkpoint.files[name], dtype, option)
 
 
 def require_finite_tensor(
-    tensor: Tensor, name: str, file: Path, dtype: torch.dtype | None = None
+    tensor: Tensor,
+    name: str,
+    file: Path,
+    dtype: torch.dtype | None = None,
+    option: str = DTYPE_OPTION,
 ) -> None:
     """Check one stored tensor; the rest is as in :func:`require_finite_weights`."""
     if is_finite(tensor, dtype):
@@ -39,7 +46,7 @@ def require_finite_tensor(
         beyond, limit = tensor.abs() > torch.finfo(dtype).max, f"{torch.finfo(dtype).max:g}"
         raise ValueError(
             f"{file}: {int(beyond.sum())} of {tensor.numel()} values of {name} are beyond {limit}, "
-            f"the largest number of this dtype: {remedy(dtype)}"
+            f"the largest number of this dtype: {remedy(dtype, option)}"
         )
     undefined = tensor.numel() - int(tensor.isfinite().sum())
     raise ValueError(

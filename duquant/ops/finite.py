@@ -10,6 +10,8 @@ from torch import Tensor
 WIDER = {torch.float16: "float32 or bfloat16", torch.bfloat16: "float32"}
 """Dtypes with larger numbers: float16 ends at 65504, bfloat16 shortly before float32."""
 
+DTYPE_OPTION = "--model.dtype"
+
 
 def is_finite(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether every value is finite, also when it is cast to ``dtype``; integers always are."""
@@ -36,10 +38,10 @@ def require_finite(x: Tensor, what: str, dtype: torch.dtype) -> None:
         )
 
 
-def remedy(dtype: torch.dtype) -> str:
+def remedy(dtype: torch.dtype, option: str = DTYPE_OPTION) -> str:
     """What helps where numbers of ``dtype`` overflow."""
     if dtype in WIDER:
-        return f"calibrate in another precision, --model.dtype {WIDER[dtype]}"
+        return f"compute in another precision, {option} {WIDER[dtype]}"
     return "check the model's weights and its config.json"
 
 

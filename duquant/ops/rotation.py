@@ -137,7 +137,7 @@ def find_rotation(
         undefined = x.numel() - int(torch.isfinite(x).sum())
         raise ValueError(
             f"{undefined} of {x.numel()} calibration values of an activation are not finite: "
-            f"calibrate in another precision (--model.dtype) or check the model's weights"
+            f"compute in another precision (--model.dtype) or check the model's weights"
         )
     base = (draw_base or random_base(generator))(num_searches, block_size).to(x.device)
     blocks = x.reshape(-1, num_searches, x.shape[-1] // num_searches).transpose(0, 1)

@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 import duquant
 from callbacks.block_events import BlockRecord
-from callbacks.run_summary import RunSummary, describe_recipe, print_stored_summary, print_summary
+from callbacks.run_summary import (
+    RunSummary,
+    describe_recipe,
+    print_stored_summary,
+    print_summary,
+    summarize,
+)
 from duquant.config import Recipe, RotationConfig
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.model.block_error import TOLERABLE
@@ -222,3 +229,13 @@ def test_blocks_that_lose_too_much_are_counted_and_the_worst_is_named(
     for block in (first, second):  # of a version that did not measure this
         del block["relative_error"], block["complaint"]
     assert words not in printed(summary)
+
+
+def test_no_records_at_all_are_summed_up(
+    finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlockRecord, "load_all", lambda *_: [])
+    summary = summarize(finished_run.model, finished_run.data, torch.device("cpu"))
+    assert summary["blocks"] == []
+    assert summary["peak_memory_bytes"] > 0
+    assert summary["seconds"]["total"] == 0

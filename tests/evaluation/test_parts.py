@@ -107,3 +107,19 @@ def test_an_edited_task_covers_itself() -> None:
     new["parts"]["a"] |= {"definition": "1f", "version": "2.0"}
     old["parts"]["a"] |= {"definition": "2f", "version": "1.0"}
     assert cover(new, old)
+
+
+def test_a_digit_that_flipped_is_no_number(tmp_path: Path) -> None:
+    directory = EvaluationDirectory(tmp_path)
+    directory.part("task", SETTINGS, measured)
+    (file,) = (tmp_path / "parts").iterdir()
+    text = file.read_text()
+    places = [i for i, sign in enumerate(text) if sign.isdigit() and text[i - 1] not in "-e"]
+    for place in places:
+        file.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}")
+        with pytest.raises(ValueError, match=r"task-\w+\.json"):
+            directory.part("task", SETTINGS, measured)
+    stored = json.loads(text)
+    del stored["checksum"]  # as earlier releases wrote it
+    file.write_text(json.dumps(stored))
+    assert directory.part("task", SETTINGS, measured) == measured()

@@ -1,4 +1,4 @@
-"""A model that chats: load it, and let it answer turn after turn.
+"""A model that chats: find it, and let it answer turn after turn.
 
 A quantized model runs with the integers it has and keeps K and V in their few bits
 (:class:`duquant.nn.packed_cache.PackedCache`); any other model runs as transformers runs it. Every
@@ -8,20 +8,17 @@ FastChat, all but temperature is as the model's ``generation_config.json`` has i
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from duquant.evaluation.mt_bench.chat_template import ChatTemplate, Message
 from duquant.evaluation.mt_bench.questions import Question
-from duquant.evaluation.quiet import quiet
-from duquant.model.checkpoint import find_model_directory, first_line
+from duquant.model.checkpoint import find_model_directory
 from duquant.nn.packed_cache import PackedCache
 from duquant.user_paths import user_path
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 GREEDY_BELOW = 1e-4
 """Temperatures below this choose the likeliest token."""
 
@@ -36,27 +33,6 @@ def find_chat_model(pretrained: str) -> Path:
     if not (run / "config.json").is_file() and (run / "model" / "config.json").is_file():
         return run / "model"
     return find_model_directory(pretrained)
-
-
-def load_model(directory: Path, dtype: Dtype, device: torch.device) -> Any:
-    """Load a model for inference.
-
-    Args:
-        directory: full precision or quantized.
-        dtype: what it computes in; "auto" is what it was stored in.
-        device: where it runs.
-
-    Raises:
-        ValueError: if it cannot be loaded.
-    """
-    try:
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, local_files_only=True, use_safetensors=True
-            )
-        return model.to(device).eval()
-    except Exception as error:
-        raise ValueError(f"{directory} cannot be loaded: {first_line(error)}") from error
 
 
 class ChatModel:

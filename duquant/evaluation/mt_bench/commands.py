@@ -7,6 +7,7 @@ written before that, and everything that is written is finished: the same comman
 from pathlib import Path
 
 from duquant.durable import write_json
+from duquant.evaluation.command import Dtype
 from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.local_items import file_digest
 from duquant.evaluation.mt_bench.answering import (
@@ -19,9 +20,7 @@ from duquant.evaluation.mt_bench.answers import load_references
 from duquant.evaluation.mt_bench.bench_directory import BenchDirectory, Mode
 from duquant.evaluation.mt_bench.chat_model import (
     ChatModel,
-    Dtype,
     find_chat_model,
-    load_model,
 )
 from duquant.evaluation.mt_bench.chat_template import TemplateName, choose_template
 from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, key_from_environment
@@ -96,7 +95,7 @@ def answer(
     if all(question.question_id in done for question in asked):
         say(f"{name} has answered all {len(asked)} questions: {bench.answers(name)}")
         return
-    chat = ChatModel(load_model(directory, dtype, place), template, max_new_tokens)
+    chat = ChatModel(source.read(dtype, {"": place}), template, max_new_tokens)
     begin(bench, name, settings, questions)
     remember_run(bench, name, directory)
     answer_questions(chat, asked, bench, name, seed, done)

@@ -12,7 +12,10 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 PART = 6
 """Characters of a key that must not be seen; what is shorter than that is no secret."""
 COVER = "…"
-KEY_OPTION = re.compile(r"(--\S*(?:key|token|secret|password)[^\s=]*[= ]\s*)\S+", re.IGNORECASE)
+KEY_OPTION = re.compile(
+    r"(--(?:[^\s=]*[._-])?(?:(?:api)?key|token|secret|password)[= ]\s*)\S+", re.IGNORECASE
+)
+"""An option whose last word says that it is a secret, and its value."""
 
 
 def checked_key(text: str) -> str:

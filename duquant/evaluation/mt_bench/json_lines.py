@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from duquant.durable import write_durably
+from duquant.write_errors import naming
 
 Record = dict[str, Any]
 
@@ -57,10 +58,19 @@ def recover_records(path: Path) -> list[Record]:
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Add a record and wait until it is on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Add a record and wait until it is on disk.
+
+    Raises:
+        CannotWriteError: naming the file, and what helps.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _append(path, _line(record))
+
+
+def _append(path: Path, line: bytes) -> None:
     with path.open("ab") as file:
-        file.write(_line(record))
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 

@@ -26,19 +26,19 @@ class Replies:
         endpoint: who is asked.
 
     Attributes:
-        has_read: whether the endpoint has given a reply that could be read.
+        has_read: whether the endpoint has given a reply that could be read, now or before.
     """
 
     def __init__(self, path: Path, endpoint: ChatEndpoint) -> None:
         self.path = path
         self.endpoint = endpoint
         self._lock = threading.Lock()
-        self.has_read = False
         self._known: dict[str, str] = {
             record["request"]: record["reply"]
             for record in recover_records(path)
             if isinstance(record.get("request"), str) and isinstance(record.get("reply"), str)
         }
+        self.has_read = bool(self._known)
 
     def ask(self, system: str, user: str, attempt: int) -> str:
         """The reply to a prompt.

@@ -93,7 +93,7 @@ def test_a_finished_run_loads_no_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run(model, questions, tmp_path / "bench", limit=1)
-    monkeypatch.delattr(commands, "load_model")
+    monkeypatch.delattr(commands.ModelSource, "read")
     run(model, questions, tmp_path / "bench", limit=1)
     assert "tiny has answered all 1 questions" in capsys.readouterr().out
 

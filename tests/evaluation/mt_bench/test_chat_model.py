@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from duquant.evaluation.loaded_model import find_device
+from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.mt_bench.chat_model import (
     ChatModel,
     find_chat_model,
-    load_model,
 )
 from duquant.evaluation.mt_bench.chat_template import choose_template
 from duquant.evaluation.mt_bench.questions import Question
@@ -32,7 +31,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chat_with(directory: Path, max_new_tokens: int = 8) -> ChatModel:
     template = choose_template(load_tokenizer(directory), "mistral", "model")
     return ChatModel(
-        load_model(directory, "float32", torch.device("cpu")), template, max_new_tokens
+        ModelSource.find(str(directory)).read("float32", {"": "cpu"}), template, max_new_tokens
     )
 
 
@@ -104,8 +103,6 @@ def test_quantized_model_answers_from_a_packed_cache(
 
 
 def test_unusable_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be loaded: "):
-        load_model(tmp_path, "float32", torch.device("cpu"))
     with pytest.raises(ValueError, match="there is no device nonsense"):
         find_device("nonsense")
     with pytest.raises(ValueError, match="no usable tokenizer"):

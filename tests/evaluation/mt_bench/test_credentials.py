@@ -248,3 +248,25 @@ def test_a_key_in_the_wrong_place(message: str, monkeypatch: pytest.MonkeyPatch)
     with mock.patch.object(endings, "complain") as said, pytest.raises(SystemExit):
         endings.fail(message)
     assert not any(part in said.call_args[0][0] for part in parts(SECRET))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "give a --tokenizer that has one",
+        "--model.key_bits 16 is too much",
+        "--max_new_tokens=7 is less",
+        "--data.tokenizer ~/x is missing",
+        "--keys_of none",
+    ],
+)
+def test_options_that_hold_no_key_keep_their_words(message: str) -> None:
+    assert without_keys(message) == message
+
+
+@pytest.mark.parametrize("name", ["key", "api_key", "api-key", "apikey", "openai.key", "x_TOKEN",
+                                  "token", "hf-token", "secret", "a.password"])  # fmt: skip
+@pytest.mark.parametrize("between", ["=", " "])
+def test_options_that_hold_one_do_not(name: str, between: str) -> None:
+    said = without_keys(f"unrecognized arguments: --{name}{between}{SECRET} more")
+    assert said == f"unrecognized arguments: --{name}{between}… more"

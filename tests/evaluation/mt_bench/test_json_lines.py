@@ -1,5 +1,7 @@
 """Records survive whatever happens to the process that writes them."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,15 @@ def test_damage_in_the_middle_of_our_own_file_is_reported(file: Path) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no file"):
         read_records(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_names_file_and_remedy(
+    file: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"records\.jsonl cannot be written: .*another directory"):
+        append_record(file, {"text": "three"})
