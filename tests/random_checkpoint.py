@@ -1,7 +1,7 @@
 """Random checkpoints of any size, written block by block: a shape to measure costs with.
 
 Nothing is ever whole in memory, so a model larger than memory can be written, too. The tokenizer is
-the embedded model's: its ids are small, and rows of the embeddings that no text reaches do no harm.
+the embedded model's, with tokens that no text reaches for all further rows of the embeddings.
 """
 
 import json
@@ -62,8 +62,7 @@ def write_random_checkpoint(directory: Path, shape: Shape, *, sharded: bool = Tr
         dtype=shape.dtype,
         architectures=["LlamaForCausalLM"],
     ).save_pretrained(directory)
-    for file in MODEL_DIRECTORY.glob("tokenizer*"):
-        shutil.copy(file, directory)
+    _write_tokenizer(directory, shape.vocabulary)
     generator = torch.Generator().manual_seed(0)
     parts = _parts(shape, generator)
     if not sharded:
@@ -78,6 +77,16 @@ def write_random_checkpoint(directory: Path, shape: Shape, *, sharded: bool = Tr
     index = {"metadata": {"total_size": size}, "weight_map": names}
     (directory / INDEX).write_text(json.dumps(index))
     return directory
+
+
+def _write_tokenizer(directory: Path, vocabulary: int) -> None:
+    for file in MODEL_DIRECTORY.glob("tokenizer*"):
+        shutil.copy(file, directory)
+    file = directory / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    tokens = tokenizer["model"]["vocab"]
+    tokens |= {f"<unused {index}>": index for index in range(len(tokens), vocabulary)}
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 def _parts(shape: Shape, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:

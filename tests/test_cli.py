@@ -109,6 +109,17 @@ BAD_OPTIONS = {
         ["--trainer.devices", "2", "--trainer.accelerator", "cpu"],
         ["trainer.strategy must be ddp with 2 processes", "trainer.devices"],
     ),
+    "an accelerator without its library": (
+        ["--trainer.accelerator", "tpu"],
+        ["trainer: Requirement 'torch_xla", "pip install"],
+    ),
+    "early stopping on nothing": (
+        [
+            "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping",
+            "--trainer.callbacks.monitor=nowhere",
+        ],
+        ["EarlyStopping on the metric nowhere", "lwc/loss alone"],
+    ),
     "samples that cannot be shared": (
         ["--trainer.strategy", "ddp", "--trainer.devices", "3", "--trainer.accelerator", "cpu"],
         ["data.num_samples is 8", "a multiple of 3", "trainer.devices"],
@@ -134,6 +145,19 @@ def test_unknown_key_in_a_file(
     output = tmp_path / "run"
     outcome = command("fit", "-c", str(config), *arguments(model, output))
     assert_refused(outcome, ["weight_bit"], output)
+
+
+def test_tasks_of_slurm_that_are_no_processes_of_a_node(
+    model: Path,
+    tmp_path: Path,
+    command: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NAME", "job")
+    output = tmp_path / "run"
+    outcome = command("fit", *arguments(model, output))
+    assert_refused(outcome, ["--ntasks=4", "--ntasks-per-node=4"], output)
 
 
 def test_text_shorter_than_a_window(

@@ -57,6 +57,17 @@ def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:
     assert not leftover[0].exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_json_lacks_is_never_written(value: float, tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"perplexity": 1.0})
+    for content in (value, [1.0, value], {"perplexity": {"text": value}}):
+        with pytest.raises(ValueError, match=r"summary\.json cannot be written: a number in it is"):
+            write_json(path, content)
+    assert json.loads(path.read_text()) == {"perplexity": 1.0}
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_the_content_is_flushed_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

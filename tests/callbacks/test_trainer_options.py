@@ -4,10 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning import Callback
+from lightning.pytorch import callbacks
 from lightning.pytorch.strategies import DDPStrategy
 
 from callbacks.block_progression import BlockProgression
-from callbacks.trainer_options import CALIBRATING, MEASURING, require_supported
+from callbacks.trainer_options import (
+    CALIBRATING,
+    CHANGING,
+    MEASURING,
+    building_a_trainer,
+    require_supported,
+)
 from tests.in_process import (
     LIGHTNING_WARNINGS,
     FinishedRun,
@@ -91,3 +99,64 @@ def test_a_measurement_refuses_its_own(finished_run: FinishedRun) -> None:
     trainer = small_trainer(BlockProgression(), limit_val_batches=1)
     with pytest.raises(ValueError, match=r"limit_val_batches is 1; it must be 1\.0"):
         trainer.validate(model, finished_run.data, verbose=False)
+
+
+def changing() -> list[Callback]:
+    return [
+        callbacks.BatchSizeFinder(),
+        callbacks.GradientAccumulationScheduler({0: 2}),
+        callbacks.LearningRateFinder(),
+        callbacks.StochasticWeightAveraging(0.1),
+        callbacks.WeightAveraging(),
+        callbacks.EMAWeightAveraging(),
+    ]
+
+
+@pytest.mark.parametrize("callback", changing(), ids=lambda callback: type(callback).__name__)
+def test_callbacks_that_would_change_the_numbers_are_refused(callback: Callback) -> None:
+    trainer = small_trainer(callback)
+    with pytest.raises(ValueError, match=f"has a {type(callback).__name__}: "):
+        require_supported(trainer, "fit")
+    require_supported(trainer, "validate")
+
+
+def test_every_such_callback_has_its_case() -> None:
+    assert {type(callback) for callback in changing()} >= CHANGING.keys()
+
+
+@pytest.mark.parametrize(
+    ("metric", "has_lwc", "words"),
+    [
+        ("nowhere", True, "on the metric nowhere, but a fit has lwc/loss alone"),
+        ("perplexity/text/quantized", True, "but a fit has lwc/loss alone"),
+        ("lwc/loss", False, "without LWC a fit has none"),
+    ],
+)
+def test_early_stopping_needs_a_metric_that_exists(metric: str, has_lwc: bool, words: str) -> None:
+    trainer = small_trainer(callbacks.EarlyStopping(metric))
+    with pytest.raises(ValueError, match=words):
+        require_supported(trainer, "fit", has_lwc=has_lwc)
+    require_supported(small_trainer(callbacks.EarlyStopping("lwc/loss")), "fit")
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "words"),
+    [
+        ({"SLURM_NTASKS": "4"}, {}, "--ntasks-per-node"),
+        ({"SLURM_NTASKS": "many"}, {}, "many"),
+        ({}, {"accelerator": "tpu"}, "torch_xla"),
+        ({}, {"devices": -1}, "should be an int > 0"),
+        ({}, {"devices": "x"}, "should be an int > 0"),
+        ({}, {"num_nodes": 0}, "num_nodes"),
+    ],
+)
+def test_what_lightning_cannot_build_is_one_mistake(
+    environment: dict[str, str],
+    options: dict[str, Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"SLURM_JOB_NAME": "job", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=words), building_a_trainer():
+        small_trainer(**options)

@@ -237,3 +237,17 @@ def test_how_windows_are_laid_stands_in_words() -> None:
         perplexity.describe_windows(8, 2)
         == "windows of 8 tokens every 2, mean loss of their last 2"
     )
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 1e4])
+def test_a_perplexity_that_is_no_number_is_refused(loss: float) -> None:
+    metric = Perplexity()
+    metric.update(torch.tensor([1.0, loss], dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"\(quantized, text\) is (nan|inf): the model"):
+        metric.finite("quantized, text")
+
+
+def test_one_that_is_a_number_is_given() -> None:
+    metric = Perplexity()
+    metric.update(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    assert metric.finite("quantized, text") == pytest.approx(math.exp(2.0))

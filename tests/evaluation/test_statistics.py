@@ -3,6 +3,7 @@
 import math
 import random
 import statistics
+from typing import Any
 
 import pytest
 
@@ -91,3 +92,19 @@ def test_plain_values_and_back() -> None:
     assert shaped(one.to_dict(), Measurement) == one
     assert "per_item" not in one.summary()["metrics"]["acc"]
     assert "log_likelihoods" not in one.summary()
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 800.0])
+def test_a_measurement_of_no_numbers_is_refused(loss: float) -> None:
+    def measure(metrics: dict[str, Metric], **options: Any) -> Measurement:
+        return Measurement("text", "1", 0, 2, 2, metrics, **options)
+
+    with pytest.raises(ValueError, match=r"^text: perplexity is (nan|inf): the model's numbers"):
+        measure({"perplexity": perplexity_of([1.0, 2 * loss])})
+    unlikely = -loss if math.isfinite(loss) else -math.inf
+    measured = [[-1.0, -2.0], [-1.0, loss if math.isnan(loss) else unlikely]]
+    if math.isfinite(loss):
+        measure({}, log_likelihoods=measured)
+        return
+    with pytest.raises(ValueError, match=r"^text: log-likelihood is .*--dtype float32"):
+        measure({}, log_likelihoods=measured)

@@ -93,3 +93,11 @@ def test_bytes_that_are_not_contiguous_unpack_too(bits: int) -> None:
     q = random_integers(4, 9, bits, seed=0)
     packed = torch.cat([pack(q, bits), torch.full((4, 2), 255, dtype=torch.uint8)], dim=1)
     assert torch.equal(unpack(packed[:, :-2], bits, 9).int(), q)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 16.0])
+def test_what_is_no_integer_of_this_width_is_refused(value: float) -> None:
+    q = torch.zeros(3, 8)
+    q[1, 5] = value
+    with pytest.raises(ValueError, match=r"values .* do not fit into 4 bits"):
+        pack(q, 4)
