@@ -10,7 +10,6 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
 
 import psutil
 import torch
@@ -19,11 +18,11 @@ from rich.console import Console
 
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.outlier_picture import draw_outliers
-from duquant.checksum import check_values, with_checksum
+from callbacks.preflight_file import PREFLIGHT_FILE, read_preflight
+from duquant.checksum import with_checksum
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.streams import StreamSizes
 from duquant.durable import write_json
-from duquant.json_files import read_json
 from duquant.model.site_report import SiteReport
 from duquant.model.structure import SITES
 from duquant.modules.language_model import LanguageModel
@@ -34,30 +33,6 @@ from duquant.preflight.job import Job
 from duquant.preflight.memory import Phase, largest_phase
 from duquant.progress_bar import clock
 from duquant.terminal import say
-
-PREFLIGHT_FILE = "preflight.json"
-
-
-class ExpectedSeconds(TypedDict):
-    """How long it was expected to take, see :class:`~duquant.preflight.duration.Duration`."""
-
-    calibration: float
-    validation: float
-
-
-class Estimate(TypedDict):
-    """What a run was expected to take."""
-
-    memory_bytes: int
-    disk_bytes: int
-    seconds: ExpectedSeconds
-
-
-class Kept(TypedDict):
-    """What :data:`PREFLIGHT_FILE` holds."""
-
-    estimate: Estimate
-    largest_disk_bytes: int
 
 
 class Preflight(BlockObserver):
@@ -190,49 +165,6 @@ def clip_bytes(model: LanguageModel) -> int:
 def held_bytes(directory: Path) -> int:
     """Bytes of all files in a directory."""
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-
-
-def compare_with_estimate(
-    output_dir: Path, *, memory: int, calibration: float, validation: float | None
-) -> dict[str, Any]:
-    """Estimates beside what was measured, for the summary; empty where nothing was estimated.
-
-    Args:
-        output_dir: the run directory.
-        memory: bytes at the peak.
-        calibration: seconds.
-        validation: seconds, ``None`` if perplexity was not measured.
-    """
-    path = output_dir / PREFLIGHT_FILE
-    if not path.is_file():
-        return {}
-    kept = read_preflight(path)
-    expected, seconds = kept["estimate"], kept["estimate"]["seconds"]
-    pairs = {
-        "memory_bytes": (expected["memory_bytes"], memory),
-        "disk_bytes": (expected["disk_bytes"], kept["largest_disk_bytes"]),
-        "calibration_seconds": (seconds["calibration"], calibration),
-        "validation_seconds": (seconds["validation"], validation),
-    }
-    return {
-        name: {"estimate": expectation, "measured": measured}
-        for name, (expectation, measured) in pairs.items()
-        if measured is not None
-    }
-
-
-def read_preflight(path: Path) -> Kept:
-    """Read what a run was expected to take.
-
-    Raises:
-        ValueError: if the file is damaged, naming it.
-    """
-    try:
-        kept = read_json(path, Kept)
-        check_values(kept, path)
-    except ValueError as error:
-        raise ValueError(f"{error}; delete it: the run goes on without its estimate") from error
-    return kept
 
 
 def picture_seconds(job: Job) -> float:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from callbacks.block_events import BlockRecord
 from callbacks.block_progression import peak_memory_bytes
-from callbacks.preflight import compare_with_estimate
+from callbacks.preflight_file import compare_with_estimate
 from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.durable import write_json

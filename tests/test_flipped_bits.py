@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from callbacks.block_events import BlockRecord
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import DurableCheckpointIO, LastCheckpoint, last_checkpoint
-from callbacks.preflight import Preflight, compare_with_estimate
+from callbacks.preflight import Preflight
+from callbacks.preflight_file import compare_with_estimate
 from callbacks.run_directory import describe_run
 from duquant import checksum
 from duquant.data.stream_shares import StreamShares

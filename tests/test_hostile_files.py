@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from callbacks.block_events import BlockRecord
-from callbacks.preflight import PREFLIGHT_FILE, compare_with_estimate
+from callbacks.preflight_file import PREFLIGHT_FILE, compare_with_estimate
 from callbacks.run_directory import prepare_fit, prepare_validation
 from callbacks.run_summary import print_stored_summary
 from duquant.data.datamodule import CalibrationDataModule

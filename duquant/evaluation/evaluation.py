@@ -15,8 +15,7 @@ from duquant.evaluation.harness import EvaluatedModel, measure_task
 from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.mmlu import PUBLISHED_ITEMS
 from duquant.evaluation.parts import EvaluationDirectory
-from duquant.evaluation.perplexity import describe_windows
-from duquant.evaluation.perplexity_part import corpus_digest, measure_perplexity
+from duquant.evaluation.perplexity_part import corpus_digest, describe_protocol, measure_perplexity
 from duquant.evaluation.progress import EvaluationProgress
 from duquant.evaluation.results_table import notes, print_results
 from duquant.evaluation.statistics import PERPLEXITY, Measurement, combine, differences
@@ -212,7 +211,11 @@ class Evaluation:
 
     def _protocols(self) -> dict[str, str]:
         texts = self.texts[0]
-        return {} if texts is None else {name: _protocol(texts, name) for name in texts.validation}
+        return (
+            {}
+            if texts is None
+            else {name: describe_protocol(texts, name) for name in texts.validation}
+        )
 
     def _prompts(self) -> list[str]:
         tokenizers = [source.tokenizer for source in self.sources]
@@ -244,9 +247,3 @@ class Evaluation:
             results["compared_results"] = {n: one.summary() for n, one in measured[1].items()}
             results["differences"] = differences(*measured)
         return results
-
-
-def _protocol(texts: CalibrationDataModule, name: str) -> str:
-    cut = f", at most the first {texts.validation_windows}" if texts.validation_windows else ""
-    windows = describe_windows(texts.sequence_length, texts.stride)
-    return f"{texts.protocol(name).title}; {windows}{cut}"

@@ -13,7 +13,8 @@ from duquant.config import Recipe
 from duquant.evaluation.command import Dtype
 from duquant.evaluation.every_tensor import require_every_tensor
 from duquant.evaluation.quiet import quiet
-from duquant.export.hugging_face import QUANT_METHOD, set_execution
+from duquant.export.hugging_face import set_execution
+from duquant.export.quantization_config import QUANT_METHOD
 from duquant.json_files import read_json
 from duquant.model.checkpoint import Checkpoint, find_model_directory, first_line
 from duquant.model.finite_weights import require_finite_weights

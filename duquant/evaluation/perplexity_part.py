@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.evaluation.perplexity import model_losses
+from duquant.evaluation.perplexity import describe_windows, model_losses
 from duquant.evaluation.statistics import PERPLEXITY, Measurement, perplexity_of
 from duquant.model.execution import describe_execution
 
@@ -48,3 +48,10 @@ def corpus_digest(texts: CalibrationDataModule, name: str) -> dict[str, Any]:
         "stride": texts.stride,
         "protocol": texts.protocol(name).title,
     }
+
+
+def describe_protocol(texts: CalibrationDataModule, corpus: str) -> str:
+    """What has to be said of a corpus's perplexity for it to be repeated."""
+    cut = f", at most the first {texts.validation_windows}" if texts.validation_windows else ""
+    windows = describe_windows(texts.sequence_length, texts.stride)
+    return f"{texts.protocol(corpus).title}; {windows}{cut}"

@@ -18,9 +18,9 @@ from transformers import AutoConfig
 from duquant.config import Recipe
 from duquant.durable import write_durably, write_json, write_tensors, write_text
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
-from duquant.export.hugging_face import QUANT_METHOD, DuquantConfig
 from duquant.export.model_directory import COMPANIONS, OUTSIDE
 from duquant.export.packed_block import unpack_block
+from duquant.export.quantization_config import QUANT_METHOD, DuquantConfig
 from duquant.export.stored_values import require_sense
 from duquant.export.targets.exporter import Exporter
 from duquant.json_files import read_json

@@ -22,9 +22,9 @@ from duquant.config import Recipe
 from duquant.durable import write_durably, write_json, write_tensors
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.config_record import config_record
-from duquant.export.hugging_face import DuquantConfig
 from duquant.export.model_card import write_model_card
 from duquant.export.packed_block import pack_block, unpack_block
+from duquant.export.quantization_config import DuquantConfig
 from duquant.export.stored_values import require_sense
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX, open_safetensors

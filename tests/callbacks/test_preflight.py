@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 
 from callbacks.block_progression import BlockProgression
-from callbacks.preflight import Preflight, compare_with_estimate, describe_job
+from callbacks.preflight import Preflight, describe_job
+from callbacks.preflight_file import compare_with_estimate
 from duquant.preflight.duration import Duration
 from tests.in_process import (
     LIGHTNING_WARNINGS,

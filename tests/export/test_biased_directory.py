@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import duquant
 from duquant.config import Recipe
-from duquant.export.hugging_face import FORMAT_VERSION
 from duquant.export.packed_block import BIASES, pack_block, unpack_block
+from duquant.export.quantization_config import FORMAT_VERSION
 from duquant.model import surgery
 from duquant.model.decoder import Decoder
 from tests.block_by_block import quantize_decoder, small_recipe

@@ -21,7 +21,8 @@ import duquant
 from duquant.config import Recipe, RotationConfig
 from duquant.evaluation.perplexity import window_losses
 from duquant.export.checksums import RECIPE, recipe_checksum
-from duquant.export.hugging_face import QUANT_METHOD, DuquantConfig, register
+from duquant.export.hugging_face import register
+from duquant.export.quantization_config import QUANT_METHOD, DuquantConfig
 from duquant.model.decoder import Decoder
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform

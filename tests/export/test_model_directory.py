@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from duquant.config import Recipe
 from duquant.export import model_directory
-from duquant.export.hugging_face import FORMAT_VERSION
 from duquant.export.model_directory import ModelDirectory
+from duquant.export.quantization_config import FORMAT_VERSION
 from duquant.model.decoder import Decoder
 from tests.block_by_block import quantize_decoder, small_recipe
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun

@@ -75,13 +75,11 @@ def answer(
     bench = BenchDirectory(output_dir)
     require_same_questions(bench, questions)
     directory = find_chat_model(pretrained)
-    name = _model_name(model_id, directory)
-    source = ModelSource.find(str(directory))
+    name, source = _model_name(model_id, directory), ModelSource.find(str(directory))
     template = choose_template(source.tokenizer, chat_template, pretrained)
-    for question in asked:
-        for turn in question.turns:
-            tokens = template.tokens([{"role": "user", "content": turn}])
-            require_known_tokens(tokens, source.vocab_size, source.tokenizer)
+    for turn in (turn for question in asked for turn in question.turns):
+        tokens = template.tokens([{"role": "user", "content": turn}])
+        require_known_tokens(tokens, source.vocab_size, source.tokenizer)
     settings = {
         "model": source.description()["weights"],
         "tokenizer": file_digest(*sorted(directory.glob("*.json"))),

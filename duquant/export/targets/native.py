@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from duquant.config import Recipe
-from duquant.export.hugging_face import DuquantConfig
+from duquant.export.quantization_config import DuquantConfig
 
 
 class Native:
