@@ -218,7 +218,8 @@ class Recipe:
 def round_to_nearest(recipe: Recipe) -> Recipe:
     """The baseline beside a recipe: the same bits and groups, nothing else.
 
-    No smoothing, no block rotation, no clipping, no learning; Q and K keep their Hadamard.
+    No smoothing, no block rotation, no clipping, no learning; Q and K keep their Hadamard, and
+    biases of Q, K and V stay out of the quantization.
     """
     return replace(
         recipe,
