@@ -173,7 +173,7 @@ class ModelSource:
 
     def _dtype(self, dtype: Dtype) -> torch.dtype | None:
         """The dtype by name; none where tensors stay as they are stored."""
-        name = dtype
+        name: str = dtype
         if dtype == "auto":
             name = self.config.get("dtype") or self.config.get("torch_dtype") or ""
         found = getattr(torch, name, None)

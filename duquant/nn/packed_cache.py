@@ -121,7 +121,7 @@ class PackedCache(Cache):
 
     def num_bytes(self) -> int:
         """Bytes the cache takes now."""
-        tokens = sum(
+        tokens: int = sum(
             tensor.nbytes
             for layer in self.layers
             for tensor in (layer.keys, layer.values)

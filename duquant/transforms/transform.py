@@ -61,7 +61,8 @@ class Transform(ExactBuffers):
 
     def on_weight(self, weight: Tensor) -> Tensor:
         """Transform a weight ``(out, width)`` that reads the site: by the inverse's transpose."""
-        return self(weight)
+        transformed: Tensor = self(weight)
+        return transformed
 
     @abstractmethod
     def off_weight(self, weight: Tensor) -> Tensor:

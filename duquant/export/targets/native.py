@@ -30,4 +30,5 @@ class Native:
     ) -> dict[str, Any]:
         """The recipe, checksums, and what else decides the model's numbers."""
         config = DuquantConfig(recipe.to_dict(), checksums=checksums, model_config=model_config)
-        return config.to_dict()
+        values: dict[str, Any] = config.to_dict()
+        return values
