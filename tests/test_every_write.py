@@ -15,6 +15,7 @@ from callbacks.run_directory import is_finished, prepare_fit
 from callbacks.run_lock import RunLock
 from callbacks.run_summary import show_finished
 from duquant.config import RotationConfig
+from duquant.reporting.pictures import SIGNATURE
 from tests.in_process import (
     LIGHTNING_WARNINGS,
     NO_LWC,
@@ -79,7 +80,7 @@ class Runs:
 
     def __init__(self, directory: Path, patched: pytest.MonkeyPatch) -> None:
         for place in ("tensorboard_views", "preflight"):
-            patched.setattr(f"callbacks.{place}.draw_outliers", lambda *_: b"a picture")
+            patched.setattr(f"callbacks.{place}.draw_outliers", lambda *_: SIGNATURE)
         self.source = write_small_model(directory / "source", blocks=2)
         self.text = write_text(directory / "text.txt")
 

@@ -104,7 +104,10 @@ class ModelSource:
         """``W4A4`` or ``full precision``, for tables."""
         if self.recipe is None:
             return "full precision"
-        return Recipe.from_dict(self.recipe).bits_in_words
+        try:
+            return Recipe.from_dict(self.recipe).bits_in_words
+        except ValueError as error:
+            raise ValueError(f"{self.directory / 'config.json'}: {error}") from error
 
     @property
     def max_length(self) -> int:

@@ -94,7 +94,7 @@ def estimate_duration(
     size, sizes, recipe = job.block_weights / part.weights, job.streams, job.recipe
     tokens = sizes.samples * sizes.tokens
     passes = 1 + sizes.has_augmented
-    probed = part.quantized * num_probed(sizes.tokens) * sizes.tokens
+    probed = part.quantized * min(num_probed(sizes.tokens), sizes.samples) * sizes.tokens
     seconds = part.load + part.forward * tokens * passes + part.transform + part.store + probed
     if recipe.has_lwc:
         steps = recipe.lwc.epochs * -(-sizes.samples // job.batch_size)

@@ -16,7 +16,7 @@ from tests.test_write_errors import files_of_at_most
 pytestmark = LIGHTNING_WARNINGS
 FILES = {
     300: "run.json",
-    1_500: "config.yaml",
+    2_500: "config.yaml",
     20_000: "streams/.block_00000.safetensors.partial",
     50_000: "blocks/outliers_00000.png",
     90_000: "a file in ",

@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from callbacks.outlier_picture import draw_outliers
-from duquant.model.site_report import STAGES, SiteReport
+from callbacks.outlier_picture import TITLES, draw_outliers
+from duquant.model.site_report import SiteReport
+
+STAGES = tuple(TITLES)
 
 
 def report(width: int, stages: tuple[str, ...] = STAGES) -> SiteReport:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from duquant.formats.integer import Integer
 from duquant.formats.number_format import Clip, split_rows
+from duquant.formats.unquantized import Unquantized
 from duquant.nn.packed_linear import PackedLinear
 from duquant.ops.affine import affine_grid, dequantize, quantize
 from duquant.ops.fake_quantize import fake_quantize_rows
@@ -69,7 +70,7 @@ def test_stored_is_what_a_packed_linear_holds(bits: int, group_size: int | None)
     assert torch.equal(stored["scale"], grid.scale.view(6, -1))
     assert torch.equal(stored["zero"], grid.zero.view(6, -1).to(torch.int16))
     linear = PackedLinear(
-        **stored, bias=None, bits=bits, in_features=48, activation_bits=16, dtype=torch.float32
+        stored, None, form, activations=Unquantized(), in_features=48, dtype=torch.float32
     )
     codes, restored = form.restore(stored, 48)
     values = form.values(split_rows(codes, group_size), restored).view(weight.shape)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from duquant.formats.integer import Integer
 from duquant.nn.activation import ActivationQuantizer
 from duquant.ops import fake_quantize as written
-from duquant.ops.affine import affine_grid, dequantize, fake_quantize, quantize
+from duquant.ops.affine import AffineGrid, affine_grid, dequantize, fake_quantize, quantize
 from duquant.ops.dual_transform import DualTransform, apply_in_steps, apply_transform
 from duquant.ops.fake_quantize import fake_quantize_rows
 from duquant.ops.integer_linear import Panel, integer_linear, scaled_product
@@ -144,15 +145,17 @@ def test_extremes() -> None:
 def test_encoded_tokens(dtype: torch.dtype, symmetric: bool) -> None:
     """Integers and grid mean what fake quantization gives, with gradients or without."""
     for number, x in planted(30):
-        quantizer = ActivationQuantizer((2, 4, 8)[number % 3], 0.9, symmetric=symmetric)
+        quantizer = ActivationQuantizer(Integer((2, 4, 8)[number % 3], symmetric), 0.9)
         tokens = quantizer.encoded(x.to(dtype))
         q, grid = decode_tokens(tokens)
         expected = dequantize(q.float(), grid)
         for enabled in (False, True):
             with torch.set_grad_enabled(enabled):
                 leaf = x.to(dtype).requires_grad_(enabled)
-                assert_same(dequantize(*quantizer.integers(leaf)), expected)
-                assert torch.equal(encode_tokens(*quantizer.integers(leaf)), tokens)
+                codes, (scale, zero) = quantizer.codes(leaf)
+                found = AffineGrid(scale.detach(), zero.detach())
+                assert_same(dequantize(codes.float(), found), expected)
+                assert torch.equal(encode_tokens(codes, found), tokens)
                 assert_same(quantizer(leaf), expected.to(dtype))
 
 
@@ -191,7 +194,7 @@ def test_integer_linear(dtype: torch.dtype) -> None:
         scale, zero, sums, bias = outlier_activation(4, 19, number)
         odd = x.flatten()[x.flatten().abs().argsort()]  # odd values at both ends
         (scale, zero, sums, bias)[number % 4][number % 19] = odd[-1 - number % 2]
-        tokens = ActivationQuantizer(4, 0.9).encoded(x)
+        tokens = ActivationQuantizer(Integer(4), 0.9).encoded(x)
         panel = Panel(slice(None), weight, sums, zero, scale)
         result = integer_linear(tokens, [panel], bias if number % 8 < 4 else None, dtype)
         q, grid = decode_tokens(tokens)

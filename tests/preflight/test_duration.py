@@ -50,7 +50,8 @@ def test_parts_are_multiplied_by_how_often_they_happen(
 ) -> None:
     asked = replace(job(source, tmp_path, lwc=LWCConfig(epochs=3)), batch_size=3)
     tokens, steps = 8 * 32, 3 * 3
-    once = 1 + 0.01 * tokens + 3 + 2 + 8 * 32 * 0.5 + 0.25
+    compared = 0.02 * tokens  # fewer samples than are probed at most
+    once = 1 + 0.01 * tokens + 3 + 2 + compared + 8 * 32 * 0.5 + 0.25
     expected = once + 0.02 * tokens + 7 * steps
     found = estimate(asked, monkeypatch)
     assert found.per_block == pytest.approx(expected)
@@ -65,7 +66,7 @@ def test_a_search_grows_with_the_width_and_the_rest_with_the_weights(
 ) -> None:
     asked = job(source, tmp_path, lwc=NO_LWC)
     found = estimate(asked, monkeypatch, size=4).per_block
-    assert found == pytest.approx(4 * (1 + 0.01 * 8 * 32 + 3 + 2) + 2 * 8 * 32 * 0.5 + 0.25)
+    assert found == pytest.approx(4 * (1 + 0.03 * 8 * 32 + 3 + 2) + 2 * 8 * 32 * 0.5 + 0.25)
 
 
 def test_measuring_runs_every_variant_and_reads_the_model_for_every_chunk(

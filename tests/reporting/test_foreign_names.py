@@ -17,12 +17,14 @@ from markdown_it import MarkdownIt
 
 from duquant.config import Recipe
 from duquant.export.model_card import write_model_card
+from duquant.json_shapes import shaped
 from duquant.model.checkpoint import read_json
 from duquant.plain_text import in_markdown, line_in_markdown, plain
 from duquant.reporting import report
 from duquant.reporting.markdown import as_markdown
 from duquant.reporting.pictures import LARGEST, SIGNATURE, read_pictures
 from duquant.reporting.run_contents import RunContents, read_run
+from duquant.reporting.run_files import Judged
 from duquant.reporting.tables import Table
 from tests.foreign_names import NAMES
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
@@ -113,7 +115,7 @@ def test_every_text_of_a_run(name: str, run: RunContents, tmp_path: Path) -> Non
         summary=planted(run.summary, NAMES[name]),
         validation=planted(run.validation, NAMES[name]),
         evaluations=planted(run.evaluations, NAMES[name]),
-        mt_bench=planted(run.mt_bench, NAMES[name]),
+        mt_bench=shaped(planted(run.mt_bench, NAMES[name]), list[Judged]),
         pictures=run.pictures,
         sizes={f"{kind} {NAMES[name]}": size for kind, size in run.sizes.items()},
     )
