@@ -6,39 +6,43 @@ links what belongs together: one ``--output_dir``, one ``--data.seed``, one ``--
 Subcommands that need no Trainer are typed functions of their own, see :data:`VERBS`.
 """
 
+from callbacks.early_interrupt import end_guard, guard_imports
+
+if __name__ == "__main__":
+    guard_imports()
+
 import gc
 import logging
 import os
-import signal
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 gc.disable()  # what imports make stays: looking through it for garbage costs more than a second
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 
 from lightning import Callback, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpointing import DurableCheckpointIO, require_calibrated
 from callbacks.data_parallel import STRATEGIES, BlockParallel, processes_of, require_even_shares
 from callbacks.defaults import default_callbacks, default_logger
-from callbacks.joint_failure import CONTINUES, claim_the_word, is_lost_connection
+from callbacks.endings import one_line_endings
+from callbacks.one_line_parser import OneLineParser
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_lock import RunLock
 from callbacks.run_summary import show_finished
 from callbacks.trainer_options import require_supported
+from callbacks.writer_thread import quiet_writer_threads
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
-from duquant.evaluation.mt_bench.credentials import without_keys
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
-from duquant.terminal import complain
+from duquant.user_paths import expand_all
 from duquant.verbs import PlainHelp, Verbs, add_verbs, run_verb
+from duquant.write_errors import naming_full_disks
 
 gc.freeze()
 gc.enable()
@@ -71,25 +75,6 @@ VERBS: Verbs = {"evaluate": Evaluate, "mtbench": MT_BENCH, "report": report}
 table of further subcommands. Its module imports what is slow inside of the function."""
 
 
-FORMS = {
-    "data.validation": "a mapping of names to texts, {mine: my_test.txt}",
-    "model.pretrained": "a model directory or a hub id",
-}
-"""What options look like whose type says too little."""
-
-
-class OneLineParser(LightningArgumentParser):
-    """Takes whole names of options only, and reports a wrong one in one line."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the innermost reason, or the form an option must have, and leave with status 2."""
-        wanted = (f"{key} must be {form}" for key, form in FORMS.items() if f'"{key}"' in message)
-        fail(next(wanted, message))
-
-
 class DuQuantCLI(LightningCLI):
     """Fit and validate a :class:`LanguageModel`."""
 
@@ -109,6 +94,14 @@ class DuQuantCLI(LightningCLI):
             choice.help = DESCRIPTIONS[choice.dest]
         add_verbs(chooser, VERBS, TABLES, OneLineParser)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and put home directories into every path."""
+        super().parse_arguments(parser, args)
+        try:
+            self.config = expand_all(self.config)
+        except ValueError as error:
+            parser.error(str(error))
+
     def _parse_ckpt_path(self) -> None:
         """Take no options out of a checkpoint: :func:`prepare_fit` compares, and refuses."""
 
@@ -126,7 +119,11 @@ class DuQuantCLI(LightningCLI):
             options = self.parser.instantiate_classes(self.config)
             run_verb(VERBS[subcommand], options[subcommand])
         else:
-            with RunLock(self.model.output_dir) as self.lock:
+            with (
+                RunLock(self.model.output_dir, self.trainer.is_global_zero) as self.lock,
+                naming_full_disks(self.model.output_dir),
+                quiet_writer_threads(),
+            ):
                 super()._run_subcommand(subcommand)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -168,7 +165,8 @@ class DuQuantCLI(LightningCLI):
             return
         self.trainer.fit(**kwargs)
         require_calibrated(self.model)
-        self.trainer.validate(self.model, self.datamodule, verbose=False)
+        if self.datamodule.validation:
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def validate(self, **kwargs: Any) -> None:
         """Measure, and leave the table to the run summary."""
@@ -176,8 +174,7 @@ class DuQuantCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Check that there is a finished run to measure."""
-        lock = self.lock if self.trainer.is_global_zero else None
-        prepare_validation(self.model, self.datamodule, lock)
+        prepare_validation(self.model, self.datamodule, self.lock)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         output_dir = Path(self._get(self.config_init, "output_dir"))
@@ -192,13 +189,6 @@ class DuQuantCLI(LightningCLI):
             with_checkpoints=config["enable_checkpointing"] is not False,
         )
         return super()._instantiate_trainer(config, [*callbacks, *ours])
-
-
-def fail(message: str) -> NoReturn:
-    """Say what is wrong in one line, unless another process did, and leave with status 2."""
-    if claim_the_word():
-        complain(" ".join(without_keys(message).split()))
-    raise SystemExit(2)
 
 
 def build() -> DuQuantCLI:
@@ -233,16 +223,9 @@ def main() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    try:
+    with one_line_endings():
+        end_guard()
         build()
-    except (ValueError, OSError, MisconfigurationException) as error:
-        fail(str(error))
-    except RuntimeError as error:
-        if not is_lost_connection(error):
-            raise
-        fail(f"lost the connection to another process of this job; {CONTINUES}")
-    except SIGTERMException:  # its status would be 0, as if the work were done
-        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 if __name__ == "__main__":

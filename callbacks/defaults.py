@@ -3,15 +3,16 @@
 from pathlib import Path
 
 from lightning import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint
+from callbacks.interruption import Interruption
 from callbacks.known_full_precision import KnownFullPrecision
 from callbacks.preflight import Preflight
 from callbacks.progress import CalibrationProgress
 from callbacks.run_directory import RequireRunDirectory
 from callbacks.run_summary import RunSummary
+from callbacks.tensorboard_logger import RunLogger
 from callbacks.tensorboard_views import TensorBoardViews
 
 
@@ -26,6 +27,7 @@ def default_callbacks(
         KnownFullPrecision(),
         Preflight(output_dir),
         *progress,
+        Interruption(),
         BlockProgression(),
         TensorBoardViews(),
         RunSummary(),
@@ -33,8 +35,6 @@ def default_callbacks(
     ]
 
 
-def default_logger(output_dir: Path) -> TensorBoardLogger:
+def default_logger(output_dir: Path) -> RunLogger:
     """TensorBoard in the run directory."""
-    return TensorBoardLogger(
-        save_dir=output_dir, name="", version="tensorboard", default_hp_metric=False
-    )
+    return RunLogger(output_dir)

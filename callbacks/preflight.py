@@ -93,9 +93,10 @@ class Preflight(BlockObserver):
             blocks_left=pl_module.num_blocks - int(pl_module.block_index),
             picture_seconds=picture_seconds(job),
         )
+        measuring = clock(duration.validation) if job.windows else "nothing"
         self._say(
             f"time: about {clock(duration.calibration)} to calibrate "
-            f"({duration.per_block:.1f} s per block), {clock(duration.validation)} to measure"
+            f"({duration.per_block:.1f} s per block), {measuring} to measure"
         )
         if self.path.exists():
             read_preflight(self.path)  # before the work, not after it
@@ -192,9 +193,16 @@ def held_bytes(directory: Path) -> int:
 
 
 def compare_with_estimate(
-    output_dir: Path, *, memory: int, calibration: float, validation: float
+    output_dir: Path, *, memory: int, calibration: float, validation: float | None
 ) -> dict[str, Any]:
-    """Estimates beside what was measured, for the summary; empty where nothing was estimated."""
+    """Estimates beside what was measured, for the summary; empty where nothing was estimated.
+
+    Args:
+        output_dir: the run directory.
+        memory: bytes at the peak.
+        calibration: seconds.
+        validation: seconds, ``None`` if perplexity was not measured.
+    """
     path = output_dir / PREFLIGHT_FILE
     if not path.is_file():
         return {}
@@ -206,7 +214,11 @@ def compare_with_estimate(
         "calibration_seconds": (seconds["calibration"], calibration),
         "validation_seconds": (seconds["validation"], validation),
     }
-    return {name: {"estimate": pair[0], "measured": pair[1]} for name, pair in pairs.items()}
+    return {
+        name: {"estimate": expectation, "measured": measured}
+        for name, (expectation, measured) in pairs.items()
+        if measured is not None
+    }
 
 
 def read_preflight(path: Path) -> Kept:

@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -122,10 +121,8 @@ class CalibrationProgress(BlockObserver, ProgressBar):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Close the bar and say how to continue."""
+        """Close the bar."""
         self._close()
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException):
-            self._say("interrupted; the same command with --ckpt_path last continues")
 
     def _open(self, what: str, total: float, completed: float) -> None:
         self._close()

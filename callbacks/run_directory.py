@@ -30,6 +30,7 @@ from duquant.durable import partial, write_durably, write_json
 from duquant.json_files import read_json
 from duquant.model.decoder import Decoder
 from duquant.model.finite_weights import require_finite_weights
+from duquant.model.tokenizer import require_matching_vocabulary
 from duquant.modules.language_model import LanguageModel
 from duquant.modules.run_description import RunDescription, compare_runs
 
@@ -55,18 +56,25 @@ class RequireRunDirectory(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look for the file with which a run begins, before anything is written at a block's end.
+        """Look for the directory after every step, before a block's end writes into it.
 
         Raises:
-            ValueError: if it is gone, naming the directory.
+            ValueError: if it is gone, naming it.
         """
-        assert isinstance(pl_module, LanguageModel)
-        directory = pl_module.output_dir
-        if trainer.is_global_zero and not (directory / RUN_FILE).is_file():
-            raise ValueError(
-                f"{directory} was removed or emptied while the run wrote into it; the same command "
-                f"starts anew"
-            )
+        _require_run_file(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Look once more before the checkpoint is written."""
+        _require_run_file(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Say so as well where a file that is gone was missed first."""
+        if isinstance(exception, Exception):
+            _require_run_file(trainer, pl_module)
 
 
 def describe_run(model: LanguageModel, data: CalibrationDataModule | None) -> dict[str, Any]:
@@ -176,6 +184,11 @@ def prepare_validation(
         ValueError: naming what is missing or of another run.
     """
     run_file = model.output_dir / RUN_FILE
+    if not data.validation:
+        raise ValueError(
+            "data.validation is empty, so there is nothing to measure: name corpora, "
+            "--data.validation '{mine: my_test.txt}'"
+        )
     if not run_file.is_file():
         raise ValueError(
             f"{model.output_dir} holds no run: run fit first, or give its --output_dir"
@@ -198,9 +211,21 @@ def _require_fitting_texts(
             f"{decoder.max_positions} positions"
         )
     if calibration:
-        decoder.require_windows(data.calibration_windows())
+        decoder.require_windows(data.calibration_windows(), data.tokenizer)
     for name in data.validation:
-        decoder.require_windows(data.corpus_windows(name))
+        decoder.require_windows(data.corpus_windows(name), data.tokenizer)
+    require_matching_vocabulary(
+        data.tokenizer, int(decoder.config.vocab_size), data.tokenizer_source
+    )
+
+
+def _require_run_file(trainer: Trainer, model: LightningModule) -> None:
+    assert isinstance(model, LanguageModel)
+    if trainer.is_global_zero and not (model.output_dir / RUN_FILE).is_file():
+        raise ValueError(
+            f"{model.output_dir} was removed or emptied while the run wrote into it; remove "
+            f"what is left of it, and the same command starts anew"
+        )
 
 
 def _describe_model(decoder: Decoder) -> dict[str, Any]:

@@ -25,10 +25,12 @@ class RunLock:
 
     Args:
         directory: the run directory.
+        is_owner: whether this process locks at all, as one of many of a job does.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, is_owner: bool = True) -> None:
         self.path = directory / LOCK_FILE
+        self.is_owner = is_owner
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
@@ -37,6 +39,8 @@ class RunLock:
         Raises:
             ValueError: if another run holds it, naming the directory and that run's process.
         """
+        if not self.is_owner:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while self._file is None:
             file = self.path.open("a+", encoding="utf-8")
@@ -55,9 +59,12 @@ class RunLock:
 
     def release(self) -> None:
         """Give the lock back."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             if self._is_at_path(self._file):
                 self.path.unlink()
+        finally:
             self._file.close()
             self._file = None
 

@@ -24,6 +24,7 @@ from duquant.json_files import read_json
 from duquant.modules.language_model import LanguageModel
 from duquant.modules.run_description import RunDescription
 from duquant.modules.variants import FULL_PRECISION, QUANTIZED, ROUND_TO_NEAREST
+from duquant.reporting.measurements import UNMEASURED
 from duquant.reporting.report import HTML, MARKDOWN, write_report
 from duquant.reporting.run_contents import read_run
 from duquant.reporting.run_files import read_summary
@@ -33,7 +34,7 @@ PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "s
 
 
 class RunSummary(Callback):
-    """Writes and prints the results after every validation."""
+    """Writes and prints the results after every validation, and of a fit that is not measured."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -46,7 +47,20 @@ class RunSummary(Callback):
             BlockRecord.load_all(pl_module.output_dir, pl_module.num_blocks)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results, then print them.
+        """Write the results, then print them."""
+        self._conclude(trainer, pl_module, time.perf_counter() - self._started)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where no validation follows, the run ends here."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        is_last = isinstance(pl_module, LanguageModel) and pl_module.is_calibrated
+        if is_last and not data.validation:
+            self._conclude(trainer, pl_module, None)
+
+    def _conclude(
+        self, trainer: Trainer, pl_module: LightningModule, seconds: float | None
+    ) -> None:
+        """Write and print what came out; ``seconds`` is what measuring it took, if it was.
 
         ``summary.json`` says that the run is finished. The model card comes before it; the report,
         which is made from it, is completed by :func:`show_finished` if the run ends in between.
@@ -59,13 +73,15 @@ class RunSummary(Callback):
         summary = summarize(pl_module, data, trainer.strategy.root_device)
         path = output_dir / "summary.json"
         is_later = path.is_file()  # the fit's own measurement stays
+        is_first = not is_later or not read_summary(path)["perplexity"]
         if not is_later:
             summary["preflight"] = compare_with_estimate(
                 output_dir,
                 memory=summary["peak_memory_bytes"],
                 calibration=summary["seconds"]["total"],
-                validation=time.perf_counter() - self._started,
+                validation=seconds,
             )
+        if is_first:
             write_model_card(
                 pl_module.directory.path, pl_module.decoder.pretrained, pl_module.recipe, summary
             )
@@ -124,7 +140,9 @@ def summarize(
 def describe_measurement(data: CalibrationDataModule) -> dict[str, Any]:
     """What perplexities are of: the texts, and how they are cut into windows."""
     protocol = describe_windows(data.sequence_length, data.stride)
-    if data.validation_windows is not None:
+    if not data.validation:
+        protocol = UNMEASURED
+    elif data.validation_windows is not None:
         protocol += f", at most the first {data.validation_windows}"
     return {
         "protocol": protocol,
@@ -177,9 +195,9 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         values = [values.get(variant) for values in summary["perplexity"].values()]
         if any(value is not None for value in values):
             table.add_row(label, *("–" if value is None else f"{value:.3f}" for value in values))
-    title = f"Perplexity of {summary['pretrained']}"
-    say(title, console, "italic")
-    show_table(table, console)
+    if summary["perplexity"]:
+        say(f"Perplexity of {summary['pretrained']}", console, "italic")
+        show_table(table, console)
     skipped = sum(block["skipped_steps"] for block in summary["blocks"])
     for corpus, title in summary.get("protocols", {}).items():
         say(f"{corpus}: {title}", console)

@@ -15,6 +15,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from duquant.write_errors import naming
+
 LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, little-endian."""
 
@@ -23,10 +25,14 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` produce a file at a temporary path, then put it at ``path`` in one step.
 
     What ``write`` returns is of no interest, so any writer of a library will do.
+
+    Raises:
+        CannotWriteError: naming ``path``, the reason and a remedy.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(partial(path))
-    publish(path)
+    with naming(path, partial(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial(path))
+        publish(path)
 
 
 def partial(path: Path) -> Path:

@@ -28,8 +28,9 @@ from duquant.model.batch import BlockBatch
 from duquant.model.decoder import Decoder
 from duquant.model.finite_weights import require_finite_weights
 from duquant.model.structure import linear_shapes, require_fitting_widths
-from duquant.model.tokenizer import load_tokenizer
+from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
 from duquant.modules.block import QuantBlock, block_generator
+from duquant.user_paths import user_path
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -68,7 +69,7 @@ def quantize(
     Raises:
         ValueError: if model, texts, recipe or directory do not fit, with the remedy.
     """
-    recipe, output, place = recipe or Recipe(), Path(output_dir), torch.device(device)
+    recipe, output, place = recipe or Recipe(), user_path(output_dir), torch.device(device)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is not an empty directory; choose another output_dir")
     with ExitStack() as stack:
@@ -84,7 +85,8 @@ def quantize(
         tokenizer = load_tokenizer(decoder.directory)
         tokens = torch.tensor(tokenizer(whole, add_special_tokens=False).input_ids)
         windows = draw_windows(tokens, num_samples, sequence_length, random.Random(seed))
-        decoder.require_windows(windows)
+        decoder.require_windows(windows, tokenizer)
+        require_matching_vocabulary(tokenizer, int(decoder.config.vocab_size), name or source)
         require_finite_weights(decoder.checkpoint, decoder.dtype)
         directory = ModelDirectory(output, recipe)
         _calibrate(decoder, directory, windows, seed, place, on_block)

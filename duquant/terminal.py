@@ -30,7 +30,12 @@ def say(line: object, console: Console | None = None, style: str = "") -> None:
 
 def complain(line: str) -> None:
     """Print one line of an error."""
-    print(f"error: {plain(line)}", file=sys.stderr, flush=True)
+    note(f"error: {line}")
+
+
+def note(line: str) -> None:
+    """Print one line where errors go: results alone belong on standard output."""
+    print(plain(line), file=sys.stderr, flush=True)
 
 
 def show_table(table: "PlainTable", console: Console | None = None) -> None:

@@ -84,9 +84,6 @@ def run_verb(verb: Verb | Verbs, options: Namespace) -> None:
     if isinstance(verb, Mapping):
         run_verb(verb[options.subcommand], options[options.subcommand])
     else:
-        try:
-            made = verb(**{n: options[n] for n in inspect.signature(verb).parameters})
-            if isinstance(verb, type):
-                made()
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None  # its progress has said how to continue
+        made = verb(**{n: options[n] for n in inspect.signature(verb).parameters})
+        if isinstance(verb, type):
+            made()

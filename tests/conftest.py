@@ -6,11 +6,15 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.interrupts import let_children_be_interrupted
+
 if TYPE_CHECKING:
     from tests.in_process import FinishedRun
 
 # One thread adds floats in one order on every machine, and two cores are shared with other work.
 torch.set_num_threads(1)
+
+let_children_be_interrupted()
 
 # Examples come from a fixed seed: a red test is red again. No deadline: it would assert a time.
 settings.register_profile(

@@ -56,8 +56,8 @@ def calibrate_with_nan(source: Path, text: Path, output: Path, **options: Any) -
 
 
 def calibrate_without_lwc(source: Path, text: Path, output: Path, **options: Any) -> None:
-    """A calibration to W4A4 in which nothing trains."""
-    model = small_language_model(source, output, lwc=NO_LWC)
+    """A calibration to W2A2 in which nothing trains, and every block loses too much."""
+    model = small_language_model(source, output, lwc=NO_LWC, weight_bits=2, activation_bits=2)
     calibrate(model, small_data(source, text), LastCheckpoint(output), **options)
 
 

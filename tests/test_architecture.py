@@ -40,6 +40,9 @@ FLOORS = {
     "duquant.durable": 0,
     "duquant.json_files": 0,
     "duquant.json_shapes": 0,
+    "duquant.write_errors": 0,
+    "duquant.interruption": 0,
+    "duquant.user_paths": 0,
     "duquant.progress_bar": 0,
     "duquant.plain_text": 0,
     "duquant.terminal": 0,
@@ -55,6 +58,7 @@ DOORS = [
     ("duquant.json_files", "duquant.json_shapes"),
     ("duquant.progress_bar", "duquant.plain_text"),
     ("duquant.terminal", "duquant.plain_text"),
+    ("duquant.durable", "duquant.write_errors"),
 ]
 """Doors between rooms below the third floor, importer first."""
 

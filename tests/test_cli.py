@@ -83,7 +83,6 @@ BAD_OPTIONS = {
         ["data.validation must be a mapping of names to texts, {mine: my_test.txt}\n"],
     ),
     "validation by a list": (["--data.validation", "[a.txt, b.txt]"], ["must be a mapping"]),
-    "no validation": (["--data.validation", "{}"], ["validation is empty"]),
     "missing checkpoint": (
         ["--ckpt_path", "nowhere.ckpt"],
         ["there is no checkpoint nowhere.ckpt"],

@@ -121,3 +121,14 @@ def test_a_model_without_a_tokenizer_says_what_to_give(
     model.name_or_path = name
     with pytest.raises(ValueError, match=f"name_or_path is '{name}'"):
         duquant.quantize(model, "text", output_dir=tmp_path / "model")
+
+
+def test_a_block_that_loses_too_much_is_logged(
+    source: Path, text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    coarse = recipe(lwc=NO_LWC, weight_bits=2, activation_bits=2)
+    duquant.quantize(
+        source, text.read_text(encoding="utf-8"), coarse, output_dir=tmp_path / "model", **SAMPLES
+    )
+    for block in (1, 2):
+        assert f"block {block}/2: quantization changes its output by" in caplog.text

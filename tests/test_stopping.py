@@ -130,14 +130,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, STEPS - 1, STEPS])
+@pytest.mark.parametrize("steps", [1, 2, STEPS - 1, STEPS])
 def test_max_steps(runs: Runs, tmp_path: Path, steps: int) -> None:
     is_through = runs.go(tmp_path, max_steps=steps)
     assert is_through == (steps == STEPS)
     runs.assert_goes_on(tmp_path, is_through)
 
 
-@pytest.mark.parametrize("steps", [2, 3, STEPS - 1])
+@pytest.mark.parametrize("steps", [3, STEPS - 1])
 def test_max_time(runs: Runs, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two seconds pass within one step; the same command then has its time once more."""
     passed = [0.0]
@@ -162,7 +162,7 @@ def members() -> list[tuple[Way, str, int]]:
         for hook in HOOKS
         for call in range(calls(hook))
     ]
-    return every[3::13]
+    return every[3::19]
 
 
 @pytest.mark.parametrize(("way", "hook", "call"), members())

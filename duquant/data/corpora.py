@@ -15,6 +15,7 @@ from duquant.data.local_text import is_readable, read_documents, readable_names
 from duquant.data.python_topics import python_topics
 from duquant.model.checkpoint import first_line
 from duquant.model.hub import hub_answers
+from duquant.user_paths import user_path
 
 Split = Literal["train", "validation"]
 PYTHON_TOPICS = "python_topics"
@@ -126,7 +127,7 @@ def require_source(source: str) -> Path:
     Raises:
         ValueError: naming what is wrong and what would do.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         raise ValueError(f"{source} is a folder: give one of the files in it")
     if path.exists() and not path.is_file():
@@ -145,7 +146,7 @@ def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> list[str]:
     part = corpus.splits[split]
     files = corpus.files and {part: corpus.files[part]}
     try:
-        with straight_to_the_cache_without_a_hub():
+        with straight_to_the_cache_without_a_hub(), without_progress():
             rows = load_dataset(
                 corpus.path,
                 corpus.name,
@@ -173,3 +174,17 @@ def straight_to_the_cache_without_a_hub() -> Iterator[None]:
         yield
     finally:
         config.HF_HUB_OFFLINE = was_offline
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Keep datasets' own progress bars from appearing between our lines."""
+    import datasets
+
+    was_silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_silent:
+            datasets.enable_progress_bars()

@@ -31,7 +31,8 @@ class CalibrationDataModule(LightningDataModule):
             python_topics (from the interpreter), or a local .txt, .json, .jsonl (each also with .gz
             or .zst) or .parquet file.
         validation: corpora to measure perplexity on, by the name they get in logs and reports; the
-            names c4_joined and c4_drawn choose between the two protocols of C4.
+            names c4_joined and c4_drawn choose between the two protocols of C4; {} measures
+            nothing.
         num_samples: calibration windows, of all processes together.
         sequence_length: tokens of a window, in calibration and validation.
         validation_windows: windows used of each validation corpus (default: all).
@@ -101,8 +102,6 @@ class CalibrationDataModule(LightningDataModule):
                 f"data.stride is {self.stride}; it must be at most {self.sequence_length}, the "
                 f"data.sequence_length"
             )
-        if not self.validation:
-            raise ValueError("data.validation is empty; name a corpus, {name: file}")
         for source in self.validation.values():
             if source not in CORPUS_NAMES:
                 require_source(source)
@@ -200,10 +199,15 @@ class CalibrationDataModule(LightningDataModule):
             self._tokens[source, split] = [self._token_ids(text) for text in texts]
         return self._tokens[source, split]
 
-    def _token_ids(self, text: str) -> Tensor:
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, read at its first use."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(find_model_directory(self.tokenizer_source))
-        ids = self._tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids
+        return self._tokenizer
+
+    def _token_ids(self, text: str) -> Tensor:
+        ids = self.tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids
         return torch.tensor(ids)
 
 

@@ -15,6 +15,7 @@ from duquant.evaluation.prompting import Prompting
 from duquant.nn.execution import Backend
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
+from duquant.user_paths import user_path
 
 DEFAULT_SEED = 1234
 """lm-eval's own."""
@@ -127,7 +128,7 @@ class Evaluate:
     @property
     def run_directory(self) -> Path | None:
         """Directory of the run that is evaluated; ``None`` for a model directory."""
-        given = Path(str(self.run or self.config)).expanduser().resolve()
+        given = user_path(str(self.run or self.config)).resolve()
         if self.model is not None:
             return None
         return given.parent if given.is_file() else given
@@ -159,12 +160,12 @@ class Evaluate:
     def output(self) -> Path:
         """Where results go."""
         if self.output_dir is not None:
-            return Path(self.output_dir).expanduser()
+            return user_path(self.output_dir)
         if self.model is None:
             return Path(self.source).parent / "evaluation"
-        return Path("runs") / "evaluation" / Path(self.model).expanduser().resolve().name
+        return Path("runs") / "evaluation" / user_path(self.model).resolve().name
 
     def folder(self, name: Literal["data_dir", "tasks_dir", "mmlu_data_dir"]) -> Path | None:
         """One of the folders, if it is given."""
         text = getattr(self, name)
-        return None if text is None else Path(text).expanduser()
+        return None if text is None else user_path(text)

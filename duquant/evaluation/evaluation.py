@@ -21,6 +21,8 @@ from duquant.evaluation.progress import EvaluationProgress
 from duquant.evaluation.results_table import notes, print_results
 from duquant.evaluation.statistics import PERPLEXITY, Measurement, combine, differences
 from duquant.evaluation.task_list import find_tasks
+from duquant.interruption import ToldInterrupt
+from duquant.model.tokenizer import require_known_tokens
 from duquant.terminal import say
 
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "tokenizers")
@@ -77,7 +79,8 @@ class Evaluation:
             stride=self.request.stride,
         )
         for name in texts.validation:
-            texts.corpus_windows(name)
+            tokens = [int(texts.corpus_windows(name).max())]
+            require_known_tokens(tokens, source.vocab_size, source.tokenizer)
         return texts
 
     def settings(self, index: int, name: str) -> dict[str, Any]:
@@ -116,7 +119,7 @@ class Evaluation:
             ]
         except KeyboardInterrupt:
             progress.say(f"interrupted; the same command continues in {self.directory.path}")
-            raise
+            raise ToldInterrupt from None
         finally:
             progress.close()
         file, covered = self.directory.write_results(self._words(), self._results(measured))

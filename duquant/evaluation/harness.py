@@ -28,6 +28,7 @@ from duquant.evaluation.prompting import Prompting
 from duquant.evaluation.quiet import quiet
 from duquant.evaluation.statistics import Measurement, Metric
 from duquant.model.execution import describe_execution
+from duquant.model.tokenizer import require_known_tokens
 from duquant.nn.packed_cache import PackedCache
 
 BOOTSTRAP_ITERATIONS = 1000
@@ -54,6 +55,7 @@ class EvaluatedModel(HFLM):
         batch_size: BatchSize = "auto",
         on_request: Callable[[], Any] | None = None,
     ) -> None:
+        self.vocab_size = source.vocab_size
         with quiet():
             super().__init__(
                 pretrained=model,
@@ -65,12 +67,23 @@ class EvaluatedModel(HFLM):
         self._next_batch = self._rows = 0
         self.set_cache_hook(_Ticker(on_request))
 
+    def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            ValueError: if one of them is none of the model's.
+        """
+        tokens: list[int] = super().tok_encode(string, *args, **options)
+        require_known_tokens(tokens, self.vocab_size, self.tokenizer)
+        return tokens
+
     def _model_call(self, inps: Tensor, **unused: Any) -> Tensor:
         with torch.no_grad():
             logits: Tensor = self.model(input_ids=inps, use_cache=False).logits
         return logits
 
     def _model_generate(self, context: Tensor, *args: Any, **options: Any) -> Any:
+        require_known_tokens([int(context.max())], self.vocab_size, self.tokenizer)
         with contextlib.suppress(ValueError):  # full precision, or too many bits
             options["past_key_values"] = PackedCache(self.model)
         return super()._model_generate(context, *args, **options)

@@ -15,8 +15,13 @@ from duquant.export.hugging_face import QUANT_METHOD, set_execution
 from duquant.json_files import read_json
 from duquant.model.checkpoint import Checkpoint, find_model_directory, first_line
 from duquant.model.finite_weights import require_finite_weights
-from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
+from duquant.model.tokenizer import (
+    load_tokenizer,
+    pad_with_known_token,
+    require_matching_vocabulary,
+)
 from duquant.nn.execution import Backend
+from duquant.user_paths import user_path
 
 
 class QuantizationConfig(TypedDict, total=False):
@@ -70,6 +75,7 @@ class ModelSource:
         source = directory if tokenizer is None else find_model_directory(tokenizer)
         loaded = load_tokenizer(source)
         require_matching_vocabulary(loaded, config["vocab_size"], source)
+        pad_with_known_token(loaded, config["vocab_size"])
         return cls(name, directory, loaded, config)
 
     @property
@@ -78,6 +84,11 @@ class ModelSource:
         quantization = self.config.get("quantization_config") or {}
         is_ours = quantization.get("quant_method") == QUANT_METHOD
         return quantization.get("recipe") if is_ours else None
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the model's embedding."""
+        return int(self.config["vocab_size"])
 
     @property
     def label(self) -> str:
@@ -159,7 +170,7 @@ def model_of_run(run: str) -> str:
     Raises:
         ValueError: if there is no run, or it is not finished.
     """
-    path = Path(run).expanduser()
+    path = user_path(run)
     directory = path.parent if path.suffix in (".yaml", ".yml") else path
     if not (directory / "run.json").is_file():
         raise ValueError(f"{directory} holds no run: give a run directory or its config.yaml")

@@ -38,8 +38,8 @@ from duquant.nn.execution import Backend, Execution, WeightsInMemory
 QUANT_METHOD = "duquant"
 FORMAT_VERSION = 3
 OLDEST_VERSION = 2
-"""In version 3 attention adds the biases of Q, K and V (:mod:`duquant.export.packed_block`). Models
-without such biases are the same in both, and stored as version 2."""
+"""In version 3 attention adds the biases of Q, K and V (:mod:`duquant.export.packed_block`).
+A model without such biases is the same in both, and stored as version 2."""
 
 
 class DuquantConfig(QuantizationConfigMixin):

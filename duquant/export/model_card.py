@@ -16,6 +16,7 @@ from duquant.durable import write_text
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX, WeightIndex, meta_tensors
 from duquant.plain_text import in_markdown
+from duquant.user_paths import user_path
 
 CARD = "README.md"
 KINDS = {
@@ -41,9 +42,10 @@ def write_model_card(
         recipe: how it was quantized.
         summary: the run's ``summary.json``, once there is one.
     """
-    name = Path(pretrained).resolve().name
+    source = user_path(pretrained)
+    name = source.resolve().name
     bits = f"W{recipe.weight_bits}A{recipe.activation_bits}"
-    is_on_hub = pretrained.count("/") == 1 and not Path(pretrained).exists()
+    is_on_hub = pretrained.count("/") == 1 and not source.exists()
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -98,6 +100,8 @@ python -c "import duquant; from lm_eval.__main__ import cli_evaluate; cli_evalua
 
 
 def _perplexities(summary: Mapping[str, Any]) -> str:
+    if not summary["perplexity"]:
+        return "## Perplexity\n\nIt was not measured when the model was made."
     lines = ["| corpus | full precision | quantized |", "|---|---|---|"]
     for corpus, values in summary["perplexity"].items():
         numbers = f"{values['full_precision']:.3f} | {values['quantized']:.3f}"

@@ -31,6 +31,7 @@ from duquant.model.structure import (
 )
 from duquant.model.surgery import QuantizedBlock, install_modules, take_biases
 from duquant.nn.activation import ActivationQuantizer
+from duquant.nn.attention import AttentionQuantizer
 from duquant.nn.clipping import FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
@@ -66,9 +67,10 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
             tensors[f"{name}.zero"] = grid.zero.view(out_features, -1).to(torch.int16)
         if linear.bias is not None:
             tensors[f"{name}.bias"] = linear.bias
-    biases = quantized.layer.get_submodule(ATTENTION).attention_quantizer.biases
-    if biases is not None:
-        tensors |= {f"{BIASES}{name}": bias for name, bias in biases.named_buffers()}
+    quantizer = quantized.layer.get_submodule(f"{ATTENTION}.attention_quantizer")
+    assert isinstance(quantizer, AttentionQuantizer)
+    if quantizer.biases is not None:
+        tensors |= {f"{BIASES}{name}": bias for name, bias in quantizer.biases.named_buffers()}
     for site in SITES:
         transform = quantized.sites[site.name]
         prefix = _site_path(site.name)

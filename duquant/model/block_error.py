@@ -112,10 +112,10 @@ def _relative(
 ) -> float | None:
     sums = torch.zeros(2, dtype=torch.float64)
     if len(probe.inputs):
-        lost = (forward(probe.inputs).double() - probe.targets.double()).norm(dim=-1)
-        added = (probe.targets.double() - probe.inputs.double()).norm(dim=-1)
-        shares = (lost / added)[added > 0]
-        sums = torch.stack([shares.sum(), shares.new_tensor(shares.numel())]).cpu()
+        lost = (forward(probe.inputs).float() - probe.targets.float()).norm(dim=-1)
+        added = (probe.targets.float() - probe.inputs.float()).norm(dim=-1)
+        shares = (lost / added)[added > 0].cpu().double()
+        sums = torch.stack([shares.sum(), shares.new_tensor(shares.numel())])
     total, count = processes.sum(sums).tolist()
     error = total / max(1.0, count)
     return error if math.isfinite(error) else None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from duquant.json_files import read_json as read_json
 from duquant.model.hub import hub_answers
+from duquant.user_paths import user_path
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -55,7 +56,7 @@ def find_model_directory(pretrained: str) -> Path:
     Raises:
         ValueError: if neither leads to a model.
     """
-    path = EMBEDDED.get(pretrained, Path(pretrained).expanduser())
+    path = EMBEDDED.get(pretrained) or user_path(pretrained)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is not a model directory: it has no config.json")

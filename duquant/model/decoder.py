@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from duquant.model.checkpoint import Checkpoint, find_model_directory
 from duquant.model.skeleton import build_skeleton, read_config
+from duquant.model.tokenizer import require_known_tokens
 from duquant.nn.attention import register_attention
 
 BlockContext = dict[str, Any]
@@ -83,14 +84,13 @@ class Decoder:
         """Longest sequence the model was made for."""
         return int(getattr(self.config, "max_position_embeddings", 2**31))
 
-    def require_windows(self, windows: Tensor) -> None:
+    def require_windows(self, windows: Tensor, tokenizer: Any) -> None:
         """Raise ``ValueError`` if token ids ``(windows, tokens)`` are too long or unknown."""
-        length, token, size = windows.shape[1], int(windows.max()), int(self.config.vocab_size)
+        length = windows.shape[1]
         if length > self.max_positions:
             limit = f"the model has {self.max_positions} positions"
             raise ValueError(f"sequence_length is {length}, but {limit}")
-        if token >= size:
-            raise ValueError(f"the tokenizer gave token {token}, but the model knows {size} tokens")
+        require_known_tokens([int(windows.max())], int(self.config.vocab_size), tokenizer)
 
     @property
     def _blocks(self) -> nn.ModuleList:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from duquant.durable import LENGTH_BYTES
 from duquant.model.checkpoint import DTYPES, open_safetensors
+from duquant.write_errors import naming
 
 
 class FileTensor:
@@ -57,7 +58,7 @@ class FileTensor:
         assert (last - first, step, self.dtype) == (len(values), 1, values.dtype)
         raw = values.detach().cpu().contiguous().view(-1).view(torch.uint8)
         entry = math.prod(self.shape[1:]) * self.dtype.itemsize
-        with self.path.open("r+b") as opened:
+        with naming(self.path), self.path.open("r+b") as opened:
             opened.seek(self._start + first * entry)
             opened.write(raw.numpy().data)
 
@@ -85,7 +86,7 @@ def lay_out(
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % LENGTH_BYTES)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as opened:
+    with naming(path), path.open("wb") as opened:
         opened.write(len(encoded).to_bytes(LENGTH_BYTES, "little"))
         opened.write(encoded)
         opened.truncate(LENGTH_BYTES + len(encoded) + end)

@@ -17,6 +17,7 @@ from duquant.config import Recipe
 from duquant.model.structure import ATTENTION, SITES, Site
 from duquant.ops.finite import require_finite
 from duquant.ops.smoothing import (
+    first_weight_peak,
     repeat_for_heads,
     share_within_groups,
     smoothing_scale,
@@ -83,8 +84,8 @@ def smooth_block(
 
 
 def _site_scale(block: nn.Module, site: Site, peak: Tensor, recipe: Recipe) -> Tensor:
-    names = site.linears if recipe.smoothing.weights == "all" else site.linears[:1]
-    weights = weight_peak([_weight(block, name) for name in names]).float()
+    find_peak = weight_peak if recipe.smoothing.weights == "all" else first_weight_peak
+    weights = find_peak([_weight(block, name) for name in site.linears]).float()
     producer_width = _weight(block, site.producer).shape[0]
     if producer_width == peak.numel() or recipe.smoothing.attention_output == "query_channel":
         return smoothing_scale(peak, weights, recipe.alpha)

@@ -118,7 +118,7 @@ def take_biases(block: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
     for operand in separable_biases(attention, recipe.attention_bits):
         projection = attention.get_submodule(projection_of(operand))
         biases[operand] = projection.get_parameter("bias").detach()
-        projection.bias = None
+        projection.register_parameter("bias", None)
     return biases
 
 

@@ -11,7 +11,6 @@ happen is decided by ``callbacks/block_progression.py``.
 
 from collections.abc import Callable, Container, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -39,6 +38,7 @@ from duquant.modules.variants import (
     ROUND_TO_NEAREST,
     load_variants,
 )
+from duquant.user_paths import user_path
 
 
 class LanguageModel(LightningModule):
@@ -108,7 +108,7 @@ class LanguageModel(LightningModule):
         self.report_round_to_nearest = report_round_to_nearest
         self.reuse_full_precision = reuse_full_precision
         self.known_full_precision: dict[str, float] = {}
-        self.output_dir = Path(output_dir)
+        self.output_dir = user_path(output_dir)
         self.decoder = Decoder(pretrained, getattr(torch, dtype))
         require_fitting_widths(self.decoder.meta_block(), self.recipe)
         shapes = linear_shapes(self.decoder.meta_block())

@@ -17,7 +17,7 @@ the projection and RoPE (Qwen3), which makes it no additive term.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -69,25 +69,23 @@ class AttentionBiases(nn.Module):
         return self.query is not None or self.key is not None
 
     def forward(
-        self, positions: PositionEmbeddings | None, rotation: Rotation | None
+        self,
+        positions: PositionEmbeddings | None,
+        rotation: Rotation | None,
+        operands: Collection[str] = ("query", "key", "value"),
     ) -> RotatedBiases:
-        """All of them as they are added at these positions.
+        """The biases as they are added at these positions.
 
         Args:
             positions: cos and sin of the tokens.
             rotation: of the family; ``None`` in a layer that does not rotate.
+            operands: those that are asked for.
         """
-        return RotatedBiases(
-            self._rotated(self.query, positions, rotation),
-            self.rotated_key(positions, rotation),
-            self._rotated(self.value, None, None),
-        )
-
-    def rotated_key(
-        self, positions: PositionEmbeddings | None, rotation: Rotation | None
-    ) -> Tensor | None:
-        """That of K alone."""
-        return self._rotated(self.key, positions, rotation)
+        rotated = {}
+        for operand in operands:
+            rotates = None if operand == "value" else rotation
+            rotated[operand] = self._rotated(getattr(self, operand), positions, rotates)
+        return RotatedBiases(**rotated)
 
     def _rotated(
         self, bias: Tensor | None, positions: PositionEmbeddings | None, rotation: Rotation | None

@@ -47,7 +47,7 @@ class CachedRotations:
         return self._numbers
 
     def at(self, numbers: Tensor) -> PositionEmbeddings:
-        """Cos and sin ``(batch, tokens, channels)`` of tokens ``(batch, tokens)``."""
+        """Rows of the table, ``(batch, tokens, channels)``, of tokens ``(batch, tokens)``."""
         assert self._rows is not None
         cos, sin = self._rows
         return cos[numbers.to(cos.device)], sin[numbers.to(sin.device)]

@@ -97,17 +97,18 @@ class PackedCache(Cache):
             positions: cos and sin of the new tokens.
             rotation: what the module does with them.
         """
-        layer, dtype = self.layers[layer_idx], key.dtype
-        biases = layer.quantizer.biases
-        if biases.key is None or rotation is None or positions is None:
-            keys, values = layer.update(key, value)
-        else:
-            keys, values = layer.update(key, value, numbers=self._rotations.add(positions))
+        layer, dtype, numbers = self.layers[layer_idx], key.dtype, None
+        quantizer = layer.quantizer
+        rotates = quantizer.biases.key is not None and rotation is not None
+        if rotates and positions is not None:
+            numbers = self._rotations.add(positions)
+        keys, values = layer.update(key, value, numbers=numbers)
+        if numbers is not None:
             keys, numbers = split_number(keys)
             positions = self._rotations.at(numbers)
-        decoded = layer.quantizer.decode_key(keys, dtype, biases.rotated_key(positions, rotation))
-        value_bias = biases(None, None).value
-        return decoded, layer.quantizer.decode_value(values, dtype, value_bias)
+        biases = quantizer.biases(positions, rotation, ("key", "value"))
+        decoded = quantizer.decode_key(keys, dtype, biases.key)
+        return decoded, quantizer.decode_value(values, dtype, biases.value)
 
     def reset(self) -> None:
         """Forget all tokens."""

@@ -31,7 +31,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from duquant.ops.finite import require_finite
 from duquant.ops.greedy_search import greedy_search
 from duquant.ops.hadamard import hadamard_matrix
 from duquant.ops.precision import exact_products
@@ -134,7 +133,12 @@ def find_rotation(
         return random_orthogonal(num_searches, block_size, generator).to(x.device)
     if selector == "none":
         raise ValueError("selector 'none' has no rotation to find")
-    require_finite(x, "calibration values of an activation", x.dtype)
+    if x.numel() and not all(torch.isfinite(end) for end in x.aminmax()):
+        undefined = x.numel() - int(torch.isfinite(x).sum())
+        raise ValueError(
+            f"{undefined} of {x.numel()} calibration values of an activation are not finite: "
+            f"calibrate in another precision (--model.dtype) or check the model's weights"
+        )
     base = (draw_base or random_base(generator))(num_searches, block_size).to(x.device)
     blocks = x.reshape(-1, num_searches, x.shape[-1] // num_searches).transpose(0, 1)
     rows = blocks.reshape(num_searches, -1, block_size)

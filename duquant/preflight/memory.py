@@ -56,9 +56,11 @@ def memory_phases(job: Job) -> list[Phase]:
         Phase("embedding", _table(job) + _piece(job) + held, dtype),
         Phase("full precision", held + _full_precision(job), stream_remedy),
         Phase("search", held + _search(job), stream_remedy),
-        Phase("measuring", _hidden_states(job) + _measuring(job), chunk),
-        Phase("logits", _hidden_states(job) + _table(job) + _logits(job), chunk),
     ]
+    if job.windows:
+        hidden = _hidden_states(job)
+        phases.append(Phase("measuring", hidden + _measuring(job), chunk))
+        phases.append(Phase("logits", hidden + _table(job) + _logits(job), chunk))
     if job.recipe.has_lwc:
         batch = "a smaller --model.lwc.batch_size"
         remedy = batch if job.batch_size > 1 else stream_remedy
@@ -114,7 +116,7 @@ def _training(job: Job) -> int:
 
 
 def _hidden_states(job: Job) -> int:
-    windows = min(job.validation_chunk, max(job.windows))
+    windows = min(job.validation_chunk, max(job.windows, default=0))
     return job.num_variants * windows * job.streams.tokens * job.streams.hidden * job.item
 
 

@@ -15,11 +15,13 @@ from duquant.reporting.run_files import Apart, Evaluation, TaskResult
 from duquant.reporting.tables import Cells, Column, Table, join
 
 DIFFERENCE = "difference"
+UNMEASURED = "perplexity was not measured"
 
 
 def perplexity_tables(runs: Sequence[RunContents]) -> list[Table]:
     """Perplexity by corpus and model, a table per protocol, a column per run."""
     columns = [column for run in runs for column in _perplexities(run)]
+    columns = [c for c in columns if c.cells] or [c._replace(key=(UNMEASURED,)) for c in columns]
     return [
         join("Perplexity", [c for c in columns if c.key == notes], notes)
         for notes in dict.fromkeys(column.key for column in columns)

@@ -80,12 +80,12 @@ def _pairs(alike: Sequence[Found]) -> Iterator[Column]:
 
 def _asked(alike: Sequence[Found], columns: Sequence[Column]) -> Iterator[str]:
     shown = {column.name for column in columns}
-    lines = [
-        f"{_name(run, judged) if model == judged['model'] else model}: {how}"
+    asked = [
+        (_name(run, judged) if model == judged["model"] else model, how)
         for run, judged in alike
         for model, how in judged["asked"].items()
     ]
-    yield from dict.fromkeys(line for line in lines if line.partition(": ")[0] in shown)
+    yield from dict.fromkeys(f"{name}: {how}" for name, how in asked if name in shown)
 
 
 def _in_order(table: Table, sections: Sequence[Sequence[str]]) -> Table:

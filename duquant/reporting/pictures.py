@@ -35,11 +35,13 @@ def _read(file: Path, directory: Path) -> bytes:
         opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise _no_picture(file, "a link, or not readable") from error
-    with os.fdopen(opened, "rb") as stream:
-        kind = os.fstat(opened)
-        if not stat.S_ISREG(kind.st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
             raise _no_picture(file, "no regular file")
-        content = stream.read(LARGEST + 1)
+        with os.fdopen(opened, "rb", closefd=False) as stream:
+            content = stream.read(LARGEST + 1)
+    finally:
+        os.close(opened)
     if not content.startswith(SIGNATURE):
         raise _no_picture(file, "no PNG")
     if len(content) > LARGEST:

@@ -24,6 +24,7 @@ from duquant.reporting.tables import (
     recipe_table,
 )
 from duquant.terminal import say
+from duquant.user_paths import user_path
 
 SETTINGS = (recipe_table, environment_table)
 HTML, MARKDOWN = "report.html", "report.md"
@@ -76,10 +77,11 @@ def report(runs: list[str], output_dir: str | None = None) -> None:
     """
     if not runs:
         raise ValueError("no run was given: name at least one run directory")
-    contents = [read_run(Path(run), name) for run, name in zip(runs, _names(runs), strict=True)]
+    paths = [user_path(run) for run in runs]
+    contents = [read_run(path, name) for path, name in zip(paths, _names(runs), strict=True)]
     if output_dir is None:
         output_dir = runs[0] if len(runs) == 1 else "."
-    for file in write_report(Path(output_dir), contents):
+    for file in write_report(user_path(output_dir), contents):
         say(file)
 
 
@@ -90,7 +92,7 @@ def _shown(value: object) -> object:
 
 def _names(runs: Sequence[str]) -> list[str]:
     """The folder's name of each run; what was given where two have the same."""
-    names = [Path(run).resolve().name for run in runs]
+    names = [user_path(run).resolve().name for run in runs]
     return names if len(set(names)) == len(names) else list(runs)
 
 

@@ -21,8 +21,16 @@ class Peaks(TypedDict):
     peak_after: float
 
 
-class BlockEntry(TypedDict):
-    """What is kept of one block's calibration, see ``callbacks/block_events.py``."""
+class _Error(TypedDict, total=False):
+    relative_error: float | None
+    complaint: str
+
+
+class BlockEntry(_Error):
+    """What is kept of one block's calibration, see ``callbacks/block_events.py``.
+
+    Releases before this one kept no errors.
+    """
 
     index: int
     lwc_losses: list[float]

@@ -148,11 +148,17 @@ def test_a_damaged_file_is_missed_by_name_when_the_run_goes_on(
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:
-    record = BlockRecord(3, [2.0, 1.0], 4, 5.5, 6, {"mlp_input": {"peak_before": 7.0}})
+    record = BlockRecord(3, [2.0, 1.0], 4, 5.5, 6, {"mlp_input": {"peak_before": 7.0}}, 0.6, "K")
     record.save(tmp_path)
     assert BlockRecord.load_all(tmp_path, 5) == [record]
     values = record.to_dict()
     assert (values["lwc_loss_first"], values["lwc_loss_last"]) == (2.0, 1.0)
+
+
+def test_a_record_of_the_version_before_is_read(tmp_path: Path) -> None:
+    values = BlockRecord(0).to_dict()
+    del values["relative_error"], values["complaint"]
+    assert BlockRecord.from_dict(values) == BlockRecord(0, relative_error=None, complaint="")
 
 
 def test_a_record_without_lwc_has_no_losses(tmp_path: Path) -> None:

@@ -113,6 +113,12 @@ def test_without_lwc_every_bit_is_that_of_one_process(
     assert tensors.keys() == expected.keys()
     for name, tensor in tensors.items():
         assert torch.equal(tensor, expected[name]), name
+    alone, together = (
+        BlockRecord.load_all(output, BLOCKS) for output in (tmp_path, pair_output / "without_lwc")
+    )
+    for one, two in zip(alone, together, strict=True):
+        assert one.relative_error == pytest.approx(two.relative_error, rel=1e-5)
+        assert one.complaint == two.complaint != "", "both processes looked for the culprit"
 
 
 # Measuring

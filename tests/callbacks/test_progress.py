@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from callbacks.block_events import BlockRecord
 from callbacks.block_progression import BlockProgression
+from callbacks.interruption import Interruption
 from callbacks.progress import CalibrationProgress
 from tests.in_process import (
     LIGHTNING_WARNINGS,
@@ -54,7 +56,7 @@ def test_every_block_is_one_plain_line(finished_run: FinishedRun) -> None:
     assert "\x1b" not in printed, "no terminal, no codes"
     assert f"calibrating 2 blocks in {finished_run.output}" in printed
     line = (
-        r"^block {}/2 finished in \d+\.\d s, LWC loss \S+ -> \S+; "
+        r"^block {}/2 finished in \d+\.\d s, LWC loss \S+ -> \S+, error \d+\.\d%; "
         rf"{CLOCK} elapsed, about {CLOCK} left$"
     )
     for block in (1, 2):
@@ -71,6 +73,21 @@ def test_without_lwc_the_line_has_no_loss(source: Path, text: Path, tmp_path: Pa
     lines = [line for line in file.getvalue().splitlines() if line.startswith("block")]
     assert len(lines) == BLOCKS
     assert not any("LWC" in line for line in lines)
+    assert all(re.search(r" s, error \d+\.\d%;", line) for line in lines)
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_block_that_loses_too_much_is_named(
+    is_terminal: bool, source: Path, text: Path, tmp_path: Path
+) -> None:
+    callback, file = progress(is_terminal=is_terminal)
+    model = small_language_model(source, tmp_path, lwc=NO_LWC, weight_bits=2, activation_bits=2)
+    calibrate(model, small_data(source, text), callback)
+    records = BlockRecord.load_all(tmp_path, BLOCKS)
+    printed = " ".join(plain(file.getvalue()).split())
+    for record in records:
+        assert record.complaint
+        assert f"block {record.index + 1}/{BLOCKS}: {record.complaint}" in printed
 
 
 def test_a_terminal_has_a_bar_over_the_whole_job(source: Path, text: Path, tmp_path: Path) -> None:
@@ -139,7 +156,7 @@ def test_an_interruption_closes_the_bar_and_says_how_to_continue(
     source: Path, text: Path, tmp_path: Path, is_terminal: bool
 ) -> None:
     callback, file = progress(is_terminal=is_terminal)
-    trainer = small_trainer(Interrupt(), callback)
+    trainer = small_trainer(Interrupt(), callback, Interruption(callback.console))
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         trainer.fit(small_language_model(source, tmp_path), datamodule=small_data(source, text))
     assert callback._bar is None

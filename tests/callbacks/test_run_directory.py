@@ -1,12 +1,17 @@
 """The run directory: whose it is, what is refused before any long work, and what it will hold."""
 
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from callbacks.block_events import BlockObserver
 from callbacks.checkpointing import LastCheckpoint
+from callbacks.defaults import default_callbacks, default_logger
 from callbacks.preflight import clip_bytes, describe_job
 from callbacks.run_directory import (
     describe_run,
@@ -14,6 +19,7 @@ from callbacks.run_directory import (
     prepare_fit,
     prepare_validation,
 )
+from callbacks.writer_thread import quiet_writer_threads
 from duquant.config import LWCConfig
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.modules.language_model import LanguageModel
@@ -28,6 +34,7 @@ from tests.in_process import (
     calibrate,
     small_data,
     small_language_model,
+    small_trainer,
     write_text,
 )
 from tests.small_run import write_small_model
@@ -285,3 +292,59 @@ def test_the_documented_files_are_there(finished_run: FinishedRun) -> None:
         "preflight.json", "report.html", "report.md",
     }  # fmt: skip
     assert not list(finished_run.output.rglob(".*")), "no temporary file stays"
+
+
+# A directory that is removed while a run writes into it
+
+
+def one_pixel() -> bytes:
+    """A picture, as small as can be."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+class Remove(BlockObserver):
+    """Removes a directory when a hook is called for the second time."""
+
+    def __init__(self, directory: Path, hook: str) -> None:
+        self.directory, self.calls = directory, 0
+        setattr(self, hook, self._remove)
+
+    def _remove(self, *_: Any) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            shutil.rmtree(self.directory)
+
+
+@pytest.mark.parametrize(
+    ("hook", "stream_memory_gb"),
+    [
+        ("on_train_batch_start", None),
+        ("on_train_batch_end", 0),
+        ("on_block_entered", None),
+        ("on_block_entered", 0),
+        ("on_block_finished", None),
+    ],
+)
+def test_a_directory_that_is_removed_is_named(
+    source: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hook: str,
+    stream_memory_gb: float | None,
+) -> None:
+    """And no half of it is made anew; TensorBoard's thread keeps its traceback to itself."""
+    monkeypatch.setattr("callbacks.tensorboard_views.draw_outliers", lambda *_: one_pixel())
+    output = tmp_path / "run"
+    model, data = small_language_model(source, output), small_data(source, text, num_samples=4)
+    data.stream_memory_gb = stream_memory_gb
+    prepare_fit(model, data, None)
+    callbacks = default_callbacks(output, with_progress=False)[1:]  # without a preflight
+    trainer = small_trainer(Remove(output, hook), *callbacks, logger=default_logger(output))
+    gone = pytest.raises(ValueError, match="run was removed or emptied while the run wrote")
+    with quiet_writer_threads(), gone:
+        trainer.fit(model, datamodule=data)
+    assert not (output / "run.json").exists()
+    assert not list(output.rglob("*.ckpt")), "nothing is there to go on from"

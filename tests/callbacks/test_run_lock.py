@@ -59,6 +59,14 @@ def test_it_may_be_taken_again(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
 
 
+def test_the_other_processes_of_a_job_lock_nothing(tmp_path: Path) -> None:
+    with RunLock(tmp_path / "run") as lock, RunLock(tmp_path / "run", is_owner=False) as other:
+        other.acquire()
+        assert not (tmp_path / "run").exists()
+        lock.acquire()
+        other.acquire()
+
+
 def test_a_run_that_never_got_so_far_locks_nothing(tmp_path: Path) -> None:
     with RunLock(tmp_path / "run"):
         pass

@@ -32,7 +32,8 @@ def events(finished_run: FinishedRun) -> EventAccumulator:
 def promised() -> dict[str, set[str]]:
     """The tags of the docstring's table, spelled out for this run."""
     scalars = {
-        "lwc/loss", "lwc/skipped_steps", "cost/seconds_per_block", "cost/peak_memory_gb",
+        "lwc/loss", "lwc/skipped_steps", "relative_error",
+        "cost/seconds_per_block", "cost/peak_memory_gb",
         *(f"lwc_blocks/{block:02d}" for block in range(BLOCKS)),
         *(f"peaks/{site.name}/{moment}" for site in SITES for moment in ("before", "after")),
         *(f"perplexity/topics/{variant}"
@@ -53,7 +54,7 @@ def test_every_promised_tag_is_there(events: EventAccumulator, kind: str) -> Non
 def test_the_docstring_promises_no_less() -> None:
     table = str(tensorboard_views.__doc__)
     for tag in ("lwc/loss", "lwc_blocks/NN", "lwc/skipped_steps", "peaks/SITE/before",
-                "clip/LINEAR/high", "cost/seconds_per_block", "outliers/block_NN",
+                "clip/LINEAR/high", "relative_error", "cost/seconds_per_block", "outliers/block_NN",
                 "perplexity/", "HParams"):  # fmt: skip
         assert tag in table
 
@@ -83,6 +84,8 @@ def test_blocks_are_the_steps_of_what_is_told_per_block(
             assert [event.step for event in told] == [0, 1]
             assert [event.value for event in told] == pytest.approx(expected, rel=1e-6)
     assert [event.value for event in events.Scalars("lwc/skipped_steps")] == [0, 0]
+    errors = [event.value for event in events.Scalars("relative_error")]
+    assert errors == pytest.approx([record.relative_error for record in records], rel=1e-6)
     assert [event.step for event in events.Histograms("clip/q_proj/high")] == [0, 1]
 
 

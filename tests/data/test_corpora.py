@@ -67,6 +67,17 @@ def test_rows_are_joined_by_blank_lines(tmp_path: Path, suffix: str) -> None:
     assert load_texts(str(path), "validation") == ["\n\n".join(DOCUMENTS)]
 
 
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
+def test_datasets_shows_no_progress_of_its_own(
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_documents(tmp_path / f"text.{suffix}")
+    capfd.readouterr()
+    load_texts(str(path), "train")
+    assert capfd.readouterr().err == ""
+    assert not datasets.are_progress_bars_disabled(), "others may want it"
+
+
 @pytest.mark.parametrize("column", TEXT_COLUMNS)
 def test_every_usual_column_is_found(tmp_path: Path, column: str) -> None:
     path = write_documents(tmp_path / "text.jsonl", column)

@@ -207,8 +207,12 @@ def test_numbers_without_sense_are_refused(text: Path, option: str, value: int, 
 def test_a_missing_text_is_refused_at_once(text: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no text nowhere\.txt"):
         data_module(text, validation={"tale": "nowhere.txt"})
-    with pytest.raises(ValueError, match="validation is empty"):
-        data_module(text, validation={})
+
+
+def test_there_may_be_nothing_to_measure(text: Path) -> None:
+    data = data_module(text, validation={})
+    assert data.val_dataloader() == []
+    assert len(data.calibration_windows())
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import StaticCache
 
 import duquant
 from duquant.nn.activation import ActivationQuantizer
@@ -57,6 +59,20 @@ def test_a_model_is_one_graph(backend: Any, model: Any) -> None:
     expected = logits(model, IDS, use_cache=False)  # the first pass lays out the weights
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert torch.equal(logits(compiled, IDS, use_cache=False), expected)
+
+
+def test_biases_and_their_positions_are_part_of_the_graph(tmp_path: Path) -> None:
+    options = {**FAMILIES["qwen2"], "num_hidden_layers": 1}
+    model = write_quantized(tmp_path, options).load()
+    duquant.set_execution(model, "reference")
+    expected = logits(model, IDS, use_cache=False)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.equal(logits(compiled, IDS, use_cache=False), expected)
+    whole, part = (StaticCache(config=model.config, max_cache_len=8) for _ in range(2))
+    logits(model, IDS[:, :7], past_key_values=whole)
+    logits(model, IDS[:, :7], past_key_values=part)
+    expected = logits(model, IDS[:, 7:], past_key_values=whole)
+    assert torch.equal(logits(compiled, IDS[:, 7:], past_key_values=part), expected)
 
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")

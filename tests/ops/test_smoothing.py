@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from duquant.ops.smoothing import (
     SMALLEST_SCALE,
+    first_weight_peak,
     repeat_for_heads,
     share_within_groups,
     smoothing_scale,
@@ -32,11 +33,29 @@ def test_formula_by_hand() -> None:
     assert smoothing_scale(activation, weight, 0.0).tolist() == [0.25, 4.0]
 
 
-def test_dead_channels_keep_a_usable_scale() -> None:
-    scale = smoothing_scale(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 0.0]), 0.5)
-    # sqrt(1e-5 / 1e-5), then sqrt(1e-5 / 1) raised to the limit 1e-2, then sqrt(1 / 1e-5)
-    torch.testing.assert_close(scale, torch.tensor([1.0, 0.01, 1e5**0.5]))
-    assert smoothing_scale(torch.zeros(1), torch.ones(1), 1.0).item() == pytest.approx(0.01)
+def test_a_channel_that_calibration_never_excited_counts_as_excited_like_the_median() -> None:
+    activation, weight = torch.tensor([0.0, 1.0, 9e-6, 4.0, 9.0]), torch.tensor([1.0, 1, 4, 1, 1])
+    assert smoothing_scale(activation, weight, 0.5).tolist() == [2.0, 1.0, 1.0, 2.0, 3.0]
+    assert smoothing_scale(torch.zeros(2), torch.tensor([1.0, 4.0]), 0.5).tolist() == [1.0, 0.5]
+
+
+def test_a_channel_that_no_weight_reads_leaves_the_activation() -> None:
+    scale = smoothing_scale(torch.tensor([1000.0]), torch.zeros(1), 0.5)
+    assert scale.item() == pytest.approx((1000 / 1e-5) ** 0.5)
+
+
+@given(seeds, st.integers(1, 3))
+def test_a_dead_column_of_the_first_weight_is_that_of_the_others(seed: int, others: int) -> None:
+    weights = [random_weight(8, 32, seed + number) for number in range(1 + others)]
+    assert torch.equal(first_weight_peak(weights), weight_peak(weights[:1]))
+    weights[0][:, 3], weights[0][:, 9] = 0, 9e-6
+    weights[0][:, 20] *= 1e-3
+    expected = torch.where(
+        torch.isin(torch.arange(32), torch.tensor([3, 9, 20])),
+        weight_peak(weights),
+        weight_peak(weights[:1]),
+    )
+    assert torch.equal(first_weight_peak(weights), expected)
 
 
 def test_half_precision_peaks_give_float32_scales() -> None:

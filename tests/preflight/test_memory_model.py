@@ -29,6 +29,12 @@ def test_training_is_a_phase_only_where_something_is_trained(job: Job) -> None:
     assert "training" not in phases(replace(job, recipe=replace(job.recipe, lwc=NO_LWC)))
 
 
+def test_measuring_is_a_phase_only_where_something_is_measured(job: Job) -> None:
+    measured = {"measuring", "logits"}
+    assert measured <= phases(job).keys()
+    assert phases(job).keys() - phases(replace(job, windows=())).keys() == measured
+
+
 def test_it_counts_the_model(job: Job) -> None:
     assert job.block_weights == 4 * 64 * 64 - 2 * 32 * 64 + 3 * 64 * 96
     assert job.largest_linear == 64 * 96

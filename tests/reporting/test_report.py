@@ -14,7 +14,7 @@ from duquant.json_files import read_json
 from duquant.reporting.measurements import perplexity_tables, task_tables
 from duquant.reporting.report import report
 from duquant.reporting.run_contents import read_run
-from duquant.reporting.tables import cost_table, recipe_table
+from duquant.reporting.tables import block_table, cost_table, recipe_table
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
 
 pytestmark = LIGHTNING_WARNINGS
@@ -230,3 +230,18 @@ def test_names_are_escaped(run: Path) -> None:
     (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     report([str(run)])
     assert "<script>" not in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_block_has_its_error_and_a_line_if_it_loses_too_much(run: Path) -> None:
+    summary = read_json(run / "summary.json")
+    table = block_table(read_run(run))
+    errors = [f"{block['relative_error']:.1%}" for block in summary["blocks"]]
+    assert [row[1] for row in table.rows] == errors
+    summary["blocks"][1] |= {"relative_error": 0.9, "complaint": "K is to blame"}
+    del summary["blocks"][0]["relative_error"], summary["blocks"][0]["complaint"]
+    write_json(run / "summary.json", summary)
+    table = block_table(read_run(run))
+    assert [row[1] for row in table.rows] == ["–", "90.0%"]
+    assert table.notes[0] == "Block 1: K is to blame"
+    report([str(run)])
+    assert "Block 1: K is to blame" in (run / "report.md").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from duquant.evaluation.mt_bench.questions import Question
 from duquant.evaluation.quiet import quiet
 from duquant.model.checkpoint import find_model_directory, first_line
 from duquant.nn.packed_cache import PackedCache
+from duquant.user_paths import user_path
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 GREEDY_BELOW = 1e-4
@@ -31,7 +32,7 @@ def find_chat_model(pretrained: str) -> Path:
     Raises:
         ValueError: if there is none.
     """
-    run = Path(pretrained).expanduser()
+    run = user_path(pretrained)
     if not (run / "config.json").is_file() and (run / "model" / "config.json").is_file():
         return run / "model"
     return find_model_directory(pretrained)

@@ -35,6 +35,7 @@ from duquant.evaluation.mt_bench.request_policy import RequestPolicy
 from duquant.evaluation.mt_bench.results import collect_results
 from duquant.evaluation.mt_bench.run_scores import remember_run, tell_runs
 from duquant.evaluation.mt_bench.scores import Categories
+from duquant.model.tokenizer import require_known_tokens
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
 from duquant.terminal import say, show_table
@@ -79,7 +80,9 @@ def answer(
     source = ModelSource.find(str(directory))
     template = choose_template(source.tokenizer, chat_template, pretrained)
     for question in asked:
-        template.tokens([{"role": "user", "content": question.turns[0]}])
+        for turn in question.turns:
+            tokens = template.tokens([{"role": "user", "content": turn}])
+            require_known_tokens(tokens, source.vocab_size, source.tokenizer)
     settings = {
         "model": source.description()["weights"],
         "tokenizer": file_digest(*sorted(directory.glob("*.json"))),

@@ -5,6 +5,7 @@ from types import TracebackType
 
 from rich.console import Console
 
+from duquant.interruption import ToldInterrupt
 from duquant.progress_bar import clock, progress_bar
 from duquant.terminal import say
 
@@ -58,6 +59,8 @@ class StepProgress:
         if error is not None:
             kept = f"{self.done} of {self.total} are kept"
             self._say(f"interrupted: {kept}; the same command continues")
+        if isinstance(error, KeyboardInterrupt):
+            raise ToldInterrupt from None
 
     def _say(self, line: str) -> None:
         say(line, self.console)

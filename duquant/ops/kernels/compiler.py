@@ -1,11 +1,13 @@
 """Compile a C source of this folder and load it.
 
 A library is compiled for the machine it runs on and kept in the user's cache directory under a name
-that changes with source, compiler, processor and PyTorch. It needs an x86 processor with AVX2 and a
-C compiler; elsewhere PyTorch does the work. Where only the compiler is missing or fails, or the
-directory cannot be written, a message says so, once. ``DUQUANT_KERNELS=0`` turns all kernels off.
+that changes with source, compiler, processor and PyTorch (:mod:`duquant.ops.kernels.library_cache`
+says when it is used again). It needs an x86 processor with AVX2 and a C compiler; elsewhere PyTorch
+does the work. Where only the compiler is missing or fails, the directory cannot be written or
+results are wrong, a message says so, once. ``DUQUANT_KERNELS=0`` turns all kernels off.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -15,9 +17,12 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from duquant.ops.kernels.library_cache import cache_directory, publish, sound_libraries
 
 SECONDS_TO_COMPILE = 60
 # ISO C never fuses a product and a sum; exceptions and errno do not matter here.
@@ -27,8 +32,17 @@ FLAGS += ["-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
 _reasons: list[str] = []
 
 
-def load_library(name: str) -> ctypes.CDLL | None:
-    """The library of ``name.c``, or ``None`` where it cannot be had."""
+def load_library(
+    name: str, is_right: Callable[[ctypes.CDLL], bool], folder: Path = Path(__file__).parent
+) -> ctypes.CDLL | None:
+    """The library of ``name.c``, or ``None`` where it cannot be had.
+
+    Args:
+        name: of the source, without its suffix.
+        is_right: declares the library's functions and says whether they compute what they should;
+            an ``AttributeError``, for a function that is missing, is a no.
+        folder: where the source is.
+    """
     wanted = os.environ.get("DUQUANT_KERNELS", "1") != "0"
     is_x86 = platform.machine() in ("x86_64", "AMD64") and platform.system() == "Linux"
     has_vectors = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
@@ -39,7 +53,7 @@ def load_library(name: str) -> ctypes.CDLL | None:
         if not (compiler and shutil.which(compiler[0])):
             _explain(f"there is no C compiler {' '.join(compiler)!r}: install one or set CC")
             return None
-        return ctypes.CDLL(str(_compiled(Path(__file__).with_name(f"{name}.c"), compiler)))
+        return _cached_or_compiled(folder / f"{name}.c", compiler, is_right)
     except subprocess.SubprocessError as error:
         last = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
         _explain(f"the C compiler failed: {last.splitlines()[-1] if last else error}")
@@ -59,21 +73,32 @@ def _explain(reason: str) -> None:
     _reasons.append(reason)
 
 
-def _compiled(source: Path, compiler: list[str]) -> Path:
+def _cached_or_compiled(
+    source: Path, compiler: list[str], is_right: Callable[[ctypes.CDLL], bool]
+) -> ctypes.CDLL:
     # PyTorch's own OpenMP library, or two pools of threads would fight for the cores
     openmp = [str(file) for file in (Path(torch.__file__).parent / "lib").glob("libgomp*")][:1]
     command = [*compiler, *FLAGS]
     identity = [source.read_bytes(), " ".join(command + openmp).encode(), _processor()]
     identity.append(subprocess.check_output([*compiler, "--version"], timeout=SECONDS_TO_COMPILE))
-    name = hashlib.sha256(b"\0".join(identity)).hexdigest()[:16]
-    library = _cache_directory() / f"{source.stem}-{name}.so"
-    if not library.is_file():
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            built = Path(folder) / library.name
-            command += [str(source), "-o", str(built), *openmp]
-            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS_TO_COMPILE)
-            built.replace(library)
-    return library
+    name = "-".join([source.stem, hashlib.sha256(b"\0".join(identity)).hexdigest()[:16]])
+    directory = cache_directory()
+    for library in sound_libraries(directory, name):
+        with contextlib.suppress(OSError):
+            return _load(library, is_right)
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        built = Path(folder) / f"{name}.so"
+        command += [str(source), "-o", str(built), *openmp]
+        subprocess.run(command, check=True, capture_output=True, timeout=SECONDS_TO_COMPILE)
+        return _load(publish(built, directory, name), is_right)
+
+
+def _load(library: Path, is_right: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(library))
+    with contextlib.suppress(AttributeError):  # a function is missing
+        if is_right(loaded):
+            return loaded
+    raise OSError(f"{library} computes wrong results")
 
 
 def _processor() -> bytes:
@@ -83,10 +108,3 @@ def _processor() -> bytes:
     except OSError:
         return platform.processor().encode()
     return next((line for line in lines if line.startswith(b"flags")), b"")
-
-
-def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(base) / "duquant"
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory

@@ -133,38 +133,29 @@ def _run(
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = load_library("int4_linear")
-    if library is None:
-        return None
+    return load_library("int4_linear", _is_right)
+
+
+def _is_right(library: ctypes.CDLL) -> bool:
+    """Compare small products, integers at their largest, with plain arithmetic."""
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.int4_linear.argtypes = [
         *(pointer, size, pointer, ctypes.POINTER(_Output)),
         *(size, size, size, ctypes.c_int),
     ]
     library.int4_linear.restype = ctypes.c_int
-    return library if _is_right(library) else None
-
-
-def _is_right(library: ctypes.CDLL) -> bool:
-    """Compare small products, integers at their largest, with plain arithmetic."""
     rows, out, columns = 7, 11, 2306
-    q = torch.full((rows, columns), LARGEST_ACTIVATION, dtype=torch.uint8)
-    w = torch.full((out, columns), 15, dtype=torch.uint8)
-    q[1::2] = torch.arange(columns).remainder(16)
-    w[1] = torch.arange(columns).remainder(15)
-    product, scaled = torch.empty(rows, out), torch.empty(rows, out)
+    counted = torch.arange(columns, device="cpu")
+    q = torch.full((rows, columns), LARGEST_ACTIVATION, dtype=torch.uint8, device="cpu")
+    w = torch.full((out, columns), 15, dtype=torch.uint8, device="cpu")
+    q[1::2], w[1] = counted.remainder(16), counted.remainder(15)
     packed = pack(w, 4)
-    _run(library, q, packed, LARGEST_ACTIVATION, product)
     expected = q.long() @ (w.long() - OFFSET).T
-    grid = AffineGrid(torch.full((rows, 1), 0.5), torch.arange(rows).float().unsqueeze(1))
-    ones, zeros = torch.ones(out), torch.zeros(out)
-    _run(
-        library,
-        encode_tokens(q, grid),
-        packed,
-        LARGEST_ACTIVATION,
-        scaled,
-        [ones, zeros, ones, ones],
-    )
-    corrected = (expected - torch.arange(rows).unsqueeze(1)) * 0.5 + 1
+    product, scaled = (torch.empty(rows, out, device="cpu") for _ in range(2))
+    _run(library, q, packed, LARGEST_ACTIVATION, product)
+    zero = counted[:rows].unsqueeze(1)
+    tokens = encode_tokens(q, AffineGrid(torch.full_like(zero, 0.5, dtype=torch.float32), zero))
+    ones, zeros = torch.ones(out, device="cpu"), torch.zeros(out, device="cpu")
+    _run(library, tokens, packed, LARGEST_ACTIVATION, scaled, [ones, zeros, ones, ones])
+    corrected = (expected - zero) * 0.5 + 1
     return torch.equal(product.long(), expected) and torch.equal(scaled, corrected)

@@ -19,6 +19,10 @@ from duquant.ops.kernels.compiler import load_library
 from duquant.ops.quantized_tokens import GRID_BYTES
 
 BYTE = 8
+FUNCTIONS = (
+    *("row_extremes", "quantize_rows", "quantize_rows_gradient"),
+    *("find_in_rows", "encode_rows"),
+)
 
 
 def serves(x: Tensor) -> bool:
@@ -129,15 +133,15 @@ def _call(name: str, x: Tensor, tensors: tuple[Tensor | None, ...], *numbers: fl
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = load_library("fake_quantize")
-    return library if library is not None and _is_right(library) else None
+    return load_library("fake_quantize", _is_right)
 
 
 def _is_right(library: ctypes.CDLL) -> bool:
-    """Compare one small row with plain arithmetic."""
-    x = torch.linspace(-3, 5, 77).square().reshape(7, 11) - 4
+    """Compare one small row with plain arithmetic; all functions must be there."""
+    x = torch.linspace(-3, 5, 77, device="cpu").square().reshape(7, 11) - 4
     grid, out = affine_grid(x, 4, clip_high=0.8, clip_low=0.7), torch.empty_like(x)
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, *grid, out)]
     sizes = [ctypes.c_int64(size) for size in x.shape]
     library.quantize_rows(*pointers, *sizes, ctypes.c_float(15), ctypes.c_int(1))
-    return torch.equal(out, dequantize(quantize(x, grid, 4), grid))
+    has_all = all(getattr(library, name) for name in FUNCTIONS)
+    return has_all and torch.equal(out, dequantize(quantize(x, grid, 4), grid))

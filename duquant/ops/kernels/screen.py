@@ -47,7 +47,7 @@ class RoundedRows:
         self._integers = rows.new_empty(rows.shape, dtype=torch.int8)
         self._scale_residual_norm = [rows.new_empty(rows.shape[:2]) for _ in range(3)]
         self._start = torch.empty_like(self._ranking, dtype=torch.int32)
-        self._places = torch.empty(PLACES, 3, dtype=torch.int32)
+        self._places = torch.empty(PLACES, 3, dtype=torch.int32, device="cpu")
         self.count = 0
 
     def take(self, count: int) -> None:
@@ -80,7 +80,7 @@ class RoundedRows:
         if found < 0:
             raise MemoryError(f"no memory to search rows of {size} channels")
         if found > len(places):
-            self._places = torch.empty(2 * found, 3, dtype=torch.int32)
+            self._places = torch.empty(2 * found, 3, dtype=torch.int32, device="cpu")
             return self.extremes(matrices, both=both)
         search, place, channel = places[:found].long().unbind(dim=1)
         return search, place, channel
@@ -98,25 +98,28 @@ class _Rows(ctypes.Structure):
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = load_library("screen")
-    if library is None:
-        return None
+    return load_library("screen", _is_right)
+
+
+def _is_right(library: ctypes.CDLL) -> bool:
+    """Two extremes among whole numbers that change places: found where they are, and no others."""
+    _declare(library)
+    size, count = library.columns_at_once(), 19
+    rows = torch.arange(count * size, dtype=torch.float32, device="cpu").view(1, count, size) % 50
+    rows[0, 7, 3], rows[0, 11, 5] = 127, -126
+    ranking = torch.arange(count, device="cpu").flip(0).view(1, count)
+    turned = torch.eye(size, device="cpu").roll(1, dims=1)
+    rounded = RoundedRows(rows, ranking, library)
+    rounded.take(count)
+    places = torch.stack(rounded.extremes(turned.unsqueeze(0), both=True), dim=1).tolist()
+    fits = size <= library.largest_size()
+    return fits and sorted(places) == [[0, count - 1 - 11, 6], [0, count - 1 - 7, 4]]
+
+
+def _declare(library: ctypes.CDLL) -> None:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.round_rows.argtypes = [pointer, size, size, pointer, pointer, *[size] * 5, ctypes.c_int]
     library.round_rows.restype = None
     library.find_extremes.argtypes = [*[pointer] * 2, *[size] * 4, ctypes.c_int]
     library.find_extremes.argtypes += [pointer, size, ctypes.c_int]
     library.find_extremes.restype = size
-    return library if _is_right(library) else None
-
-
-def _is_right(library: ctypes.CDLL) -> bool:
-    """Two extremes among whole numbers that change places: found where they are, and no others."""
-    size, count = library.columns_at_once(), 19
-    rows = torch.arange(count * size, dtype=torch.float32).view(1, count, size) % 50
-    rows[0, 7, 3], rows[0, 11, 5] = 127, -126
-    ranking, turned = torch.arange(count).flip(0).view(1, count), torch.eye(size).roll(1, dims=1)
-    rounded = RoundedRows(rows, ranking, library)
-    rounded.take(count)
-    places = torch.stack(rounded.extremes(turned.unsqueeze(0), both=True), dim=1).tolist()
-    return sorted(places) == [[0, count - 1 - 11, 6], [0, count - 1 - 7, 4]]

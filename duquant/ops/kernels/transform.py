@@ -73,8 +73,8 @@ def _(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor:
 def _orders(permutations: Tensor, steps: int, width: int) -> Tensor:
     """Where every step reads its channels; C does not look whether they exist."""
     assert len(permutations) == steps - 1
-    orders = torch.empty(steps, width, dtype=torch.int32)
-    torch.arange(width, out=orders[0])
+    orders = torch.empty(steps, width, dtype=torch.int32, device="cpu")
+    orders[0] = torch.arange(width, device="cpu")
     if steps > 1:
         orders[1:] = permutations
     lowest, highest = orders.aminmax()
@@ -88,25 +88,20 @@ def _orders(permutations: Tensor, steps: int, width: int) -> Tensor:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = load_library("transform")
-    if library is None:
-        return None
-    library.transform_rows.argtypes = [
-        *[ctypes.c_void_p] * 4,
-        *[ctypes.c_int64] * 5,
-        ctypes.c_int,
-    ]
-    return library if _is_right(library) else None
+    return load_library("transform", _is_right)
 
 
 def _is_right(library: ctypes.CDLL) -> bool:
     """Exchange channels by rotations of zeros and ones: the result is exact."""
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.transform_rows.argtypes = [*[pointer] * 4, *[number] * 5, ctypes.c_int]
     size, tokens = library.panel_width(), 19
     width = 3 * size
-    x = torch.arange(tokens * width, dtype=torch.float32).view(tokens, width)
-    turned = torch.eye(size).roll(1, dims=1)
+    x = torch.arange(tokens * width, dtype=torch.float32, device="cpu").view(tokens, width)
+    turned = torch.eye(size, device="cpu").roll(1, dims=1)
     rotations = torch.stack([turned, turned]).unsqueeze(1).contiguous()
-    orders = torch.stack([torch.arange(width), torch.arange(width).flip(0)]).int()
+    forwards = torch.arange(width, dtype=torch.int32, device="cpu")
+    orders = torch.stack([forwards, forwards.flip(0)])
     out = torch.empty_like(x)
     pointers = [tensor.data_ptr() for tensor in (x, out, rotations, orders)]
     failed = library.transform_rows(*pointers, tokens, width, 2, 1, size, 1)

@@ -164,11 +164,11 @@ def test_bad_judgments(tmp_path: Path, command: Callable[..., Outcome]) -> None:
     assert_refused(shown, "judged none of the models")
 
 
-def test_control_c_ends_quietly(
+def test_control_c_is_one_line(
     command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(commands, "BenchDirectory", interrupt)
-    assert command("show") == (130, "", "")
+    assert command("show") == (130, "", "interrupted; the same command continues\n")
