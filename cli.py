@@ -33,7 +33,7 @@ from callbacks.one_line_parser import OneLineParser
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_lock import RunLock
 from callbacks.run_summary import show_finished
-from callbacks.trainer_options import require_supported
+from callbacks.trainer_options import building_a_trainer, require_supported
 from callbacks.writer_thread import quiet_writer_threads
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
@@ -149,7 +149,7 @@ class DuQuantCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check what can be checked, and continue an unfinished run of this configuration."""
-        require_supported(self.trainer, "fit")
+        require_supported(self.trainer, "fit", has_lwc=self.model.recipe.has_lwc)
         require_even_shares(self.trainer, self.model, self.datamodule)
         self.datamodule.processes = processes_of(self.trainer)
         arguments, is_owner = self.config_init["fit"], self.trainer.is_global_zero
@@ -188,7 +188,8 @@ class DuQuantCLI(LightningCLI):
             with_progress=config["enable_progress_bar"] is not False,
             with_checkpoints=config["enable_checkpointing"] is not False,
         )
-        return super()._instantiate_trainer(config, [*callbacks, *ours])
+        with building_a_trainer():
+            return super()._instantiate_trainer(config, [*callbacks, *ours])
 
 
 def build() -> DuQuantCLI:

@@ -4,6 +4,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
+from duquant.terminal import say
+
 
 class Interruption(Callback):
     """Says how to continue; stands behind the progress, which closes its bar first.
@@ -21,4 +23,4 @@ class Interruption(Callback):
         """Say it once for all processes."""
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero:
             line = "interrupted; the same command with --ckpt_path last continues"
-            self.console.print(line, soft_wrap=True, highlight=False)
+            say(line, self.console)

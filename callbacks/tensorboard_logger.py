@@ -5,6 +5,7 @@ that is gone) is raised again where the next event is logged, and becomes the ru
 thread's traceback and the last flush of a run that failed anyway would only repeat it.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,15 @@ class RunLogger(TensorBoardLogger):
         super().__init__(
             save_dir=output_dir, name="", version="tensorboard", default_hp_metric=False
         )
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log, and let a disk's error be one: Lightning calls whatever fails unsupported values."""
+        try:
+            super().log_metrics(metrics, step)
+        except ValueError as error:
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from None
+            raise
 
     def finalize(self, status: str) -> None:
         """Write what is left, as far as that is possible in a run that failed."""

@@ -5,7 +5,18 @@ compute in another precision, leave data out, or change gradients on their way t
 resumed run could do so halfway. Such options are refused, naming the one that does it openly.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from lightning import Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from callbacks.data_parallel import BlockParallel
@@ -37,12 +48,38 @@ CALIBRATING: dict[str, Requirement] = {
 """What the quantized model depends on, too."""
 
 
-def require_supported(trainer: Trainer, stage: str) -> None:
+CHANGING = {
+    BatchSizeFinder: "set model.lwc.batch_size",
+    GradientAccumulationScheduler: "a step sees model.lwc.batch_size samples; set that",
+    LearningRateFinder: "set model.lwc.learning_rate",
+    StochasticWeightAveraging: "clip factors are those of a block's last step",
+    WeightAveraging: "clip factors are those of a block's last step",
+}
+"""Lightning's callbacks that would change the numbers, and why they are refused."""
+LOSS = "lwc/loss"
+"""The only metric of a fit; perplexities are measured after it."""
+
+
+@contextmanager
+def building_a_trainer() -> Iterator[None]:
+    """Let whatever Lightning cannot build be the user's mistake, of whatever kind its error is.
+
+    Raises:
+        ValueError: saying what Lightning says.
+    """
+    try:
+        yield
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"trainer: {error}") from error
+
+
+def require_supported(trainer: Trainer, stage: str, *, has_lwc: bool = True) -> None:
     """Check the Trainer's options before anything is written.
 
     Args:
         trainer: as it was built.
         stage: ``fit``, or anything that only measures.
+        has_lwc: whether blocks learn, and so have a loss.
 
     Raises:
         ValueError: naming the option, its value, the only one that will do, and why.
@@ -59,3 +96,18 @@ def require_supported(trainer: Trainer, stage: str) -> None:
     if not isinstance(trainer.strategy, (BlockParallel, SingleDeviceStrategy)):
         name = type(trainer.strategy).__name__
         raise ValueError(f"trainer.strategy is {name}; it must be auto or ddp, by name")
+    if stage == "fit":
+        _require_harmless_callbacks(trainer, has_lwc)
+
+
+def _require_harmless_callbacks(trainer: Trainer, has_lwc: bool) -> None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for kind, reason in CHANGING.items():
+            if isinstance(callback, kind):
+                raise ValueError(f"trainer.callbacks has a {type(callback).__name__}: {reason}")
+        if isinstance(callback, EarlyStopping) and not (has_lwc and callback.monitor == LOSS):
+            there_is = f"a fit has {LOSS} alone" if has_lwc else "without LWC a fit has none"
+            raise ValueError(
+                f"trainer.callbacks has an EarlyStopping on the metric {callback.monitor}, but "
+                f"{there_is}"
+            )

@@ -148,7 +148,9 @@ def test_a_damaged_file_is_missed_by_name_when_the_run_goes_on(
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:
-    record = BlockRecord(3, [2.0, 1.0], 4, 5.5, 6, {"mlp_input": {"peak_before": 7.0}}, 0.6, "K")
+    record = BlockRecord(
+        3, [2.0, 1.0], 4, 5.5, 6, {"mlp_input": {"peak_before": 7.0, "peak_after": 2.0}}, 0.6, "K"
+    )
     record.save(tmp_path)
     assert BlockRecord.load_all(tmp_path, 5) == [record]
     values = record.to_dict()
