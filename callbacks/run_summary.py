@@ -130,7 +130,7 @@ def summarize(
             "per_block": [record.seconds for record in records],
         },
         "peak_memory_bytes": max(
-            peak_memory_bytes(device), *(record.peak_memory_bytes for record in records)
+            [peak_memory_bytes(device), *(record.peak_memory_bytes for record in records)]
         ),
         "blocks": [record.to_dict() for record in records],
         "artifact": str(model.directory.path),
