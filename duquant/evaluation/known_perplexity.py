@@ -33,6 +33,7 @@ from duquant.evaluation.perplexity_part import corpus_digest
 from duquant.json_files import read_json
 from duquant.model.checkpoint import Checkpoint
 from duquant.model.decoder import Decoder
+from duquant.ops.kernels.library_cache import cache_directory
 
 PIECE_BYTES = 1 << 24
 PACKAGE = Path(__file__).parents[1]
@@ -103,8 +104,7 @@ class KnownPerplexity:
     def _file(self) -> Path:
         text = json.dumps(self.settings, sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:32]
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(base) / "duquant" / "perplexity" / f"{name}.json"
+        return cache_directory() / "perplexity" / f"{name}.json"
 
 
 def content_digest(checkpoint: Checkpoint) -> str:

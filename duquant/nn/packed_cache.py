@@ -127,4 +127,4 @@ class PackedCache(Cache):
             for tensor in (layer.keys, layer.values)
             if tensor is not None
         )
-        return tokens + self._rotations.num_bytes()
+        return int(tokens) + self._rotations.num_bytes()

@@ -80,6 +80,12 @@ def test_measuring_runs_every_variant_and_reads_the_model_for_every_chunk(
     assert found == pytest.approx(3 * 5.0 + running + head)
     chunked = estimate(replace(asked, validation_chunk=1), monkeypatch).validation
     assert chunked == pytest.approx(4 * 3 * 5.0 + running + head)
+    known = estimate(replace(asked, has_full_precision=False), monkeypatch).validation
+    assert known == pytest.approx(3 * (5.0 - 1.0) + 3 * 0.02 * tokens + head / 2)
+    plain = estimate(
+        replace(asked, has_full_precision=False, has_plain=True), monkeypatch
+    ).validation
+    assert plain > found > known
 
 
 @pytest.mark.parametrize(
