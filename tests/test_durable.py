@@ -62,7 +62,9 @@ def test_a_number_that_json_lacks_is_never_written(value: float, tmp_path: Path)
     path = tmp_path / "summary.json"
     write_json(path, {"perplexity": 1.0})
     for content in (value, [1.0, value], {"perplexity": {"text": value}}):
-        with pytest.raises(ValueError, match=r"summary\.json cannot be written: a number in it is"):
+        with pytest.raises(
+            ValueError, match=r"summary\.json cannot be written: .* is no finite number"
+        ):
             write_json(path, content)
     assert json.loads(path.read_text()) == {"perplexity": 1.0}
     assert list(tmp_path.iterdir()) == [path]
