@@ -34,6 +34,7 @@ from tests.reporting.test_report import results
 pytestmark = LIGHTNING_WARNINGS
 OURS = ("topics", "wikitext2", "arc_easy", "mmlu", "mmlu_anatomy", "a", "b", "full")
 """Corpora, tasks and models, which are called the same in several places."""
+JUDGED = [judged("a", "full")]
 anything = st.text(st.characters(exclude_categories=()))
 
 
@@ -93,7 +94,7 @@ def _replaced(key: str, name: str) -> str:
 def run(finished_run: FinishedRun) -> RunContents:
     """The finished run with everything that a report can show."""
     read = read_run(finished_run.output)
-    return replace(read, evaluations=[results()], mt_bench=[judged("a", "full")])
+    return replace(read, evaluations=[results()], mt_bench=shaped(JUDGED, list[Judged]))
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,7 @@ def test_every_text_of_a_run(name: str, run: RunContents, tmp_path: Path) -> Non
         summary=planted(run.summary, NAMES[name]),
         validation=planted(run.validation, NAMES[name]),
         evaluations=planted(run.evaluations, NAMES[name]),
-        mt_bench=shaped(planted(run.mt_bench, NAMES[name]), list[Judged]),
+        mt_bench=shaped(planted(JUDGED, NAMES[name]), list[Judged]),
         pictures=run.pictures,
         sizes={f"{kind} {NAMES[name]}": size for kind, size in run.sizes.items()},
     )
