@@ -80,7 +80,7 @@ def planted(value: Any, name: str) -> Any:
         return {_replaced(key, name): planted(inner, name) for key, inner in value.items()}
     if isinstance(value, list):
         return [planted(inner, name) for inner in value]
-    if isinstance(value, str):  # a corpus or a task is called the same everywhere
+    if isinstance(value, str) and value:  # a text that is not there stays away
         named = _replaced(value, name)
         return named if named != value else f"{value} {name}"
     return value
