@@ -3,7 +3,7 @@
 LightningCLI turns the typed signatures of :class:`LanguageModel`, :class:`CalibrationDataModule`
 and Lightning's ``Trainer`` into options and YAML keys. This file only names the subcommands and
 links what belongs together: one ``--output_dir``, one ``--data.seed``, one ``--model.pretrained``.
-Subcommands that need no Trainer are typed functions of their own, see :data:`VERBS`.
+Subcommands that need no Trainer are typed functions of their own, see :data:`SUBCOMMANDS`.
 """
 
 from callbacks.early_interrupt import end_guard, guard_imports
@@ -41,8 +41,8 @@ from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.export.command import export
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
+from duquant.subcommands import PlainHelp, Subcommands, add_subcommand_table, run_subcommand
 from duquant.user_paths import expand_all
-from duquant.verbs import PlainHelp, Verbs, add_verbs, run_verb
 from duquant.write_errors import naming_full_disks
 
 gc.freeze()
@@ -70,8 +70,13 @@ TABLES = {
     "mtbench": "Let a model answer MT-Bench's questions, have them judged, show the scores.",
 }
 """What a subcommand is about that is a table of further ones."""
-MT_BENCH: Verbs = {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show}
-VERBS: Verbs = {"evaluate": Evaluate, "export": export, "mtbench": MT_BENCH, "report": report}
+MT_BENCH: Subcommands = {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show}
+SUBCOMMANDS: Subcommands = {
+    "evaluate": Evaluate,
+    "export": export,
+    "mtbench": MT_BENCH,
+    "report": report,
+}
 """Subcommands without a Trainer: a function whose signature and docstring are the options, or a
 table of further subcommands. Its module imports what is slow inside of the function."""
 
@@ -81,7 +86,7 @@ class DuQuantCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The two verbs and the arguments that are not options."""
+        """Lightning's two subcommands and the arguments that are not options."""
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
@@ -93,7 +98,7 @@ class DuQuantCLI(LightningCLI):
         assert chooser is not None
         for choice in chooser._choices_actions:
             choice.help = DESCRIPTIONS[choice.dest]
-        add_verbs(chooser, VERBS, TABLES, OneLineParser)
+        add_subcommand_table(chooser, SUBCOMMANDS, TABLES, OneLineParser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and put home directories into every path."""
@@ -107,18 +112,18 @@ class DuQuantCLI(LightningCLI):
         """Take no options out of a checkpoint: :func:`prepare_fit` compares, and refuses."""
 
     def _set_seed(self) -> None:
-        if self.subcommand not in VERBS:
+        if self.subcommand not in SUBCOMMANDS:
             super()._set_seed()
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer where the subcommand has them."""
-        if self.subcommand not in VERBS:
+        if self.subcommand not in SUBCOMMANDS:
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if subcommand in VERBS:
+        if subcommand in SUBCOMMANDS:
             options = self.parser.instantiate_classes(self.config)
-            run_verb(VERBS[subcommand], options[subcommand])
+            run_subcommand(SUBCOMMANDS[subcommand], options[subcommand])
         else:
             with (
                 RunLock(self.model.output_dir, self.trainer.is_global_zero) as self.lock,
@@ -212,7 +217,7 @@ def build() -> DuQuantCLI:
         parser_kwargs={
             "description": ABOUT,
             "formatter_class": PlainHelp,
-            **{verb: {"description": text} for verb, text in DESCRIPTIONS.items()},
+            **{subcommand: {"description": text} for subcommand, text in DESCRIPTIONS.items()},
         },
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,

@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
+from duquant.atomic_files import write_json
 from duquant.checksum import check_values, with_checksum
-from duquant.durable import write_json
 from duquant.json_files import read_json
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel

@@ -18,8 +18,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from duquant.atomic_files import write_durably
 from duquant.checksum import check_checkpoint, set_checkpoint_checksum
-from duquant.durable import write_durably
 from duquant.modules.language_model import LanguageModel
 
 REQUEUED = "hpc_ckpt_"

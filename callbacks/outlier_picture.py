@@ -47,7 +47,7 @@ def draw_outliers(reports: dict[str, SiteReport], title: str) -> bytes:
                 axis.set_axis_off()
                 continue
             step = -(-magnitudes.numel() // MOST_CHANNELS)
-            tallest = [float(piece.max()) for piece in magnitudes.split(step)]
+            tallest = [float(chunk.max()) for chunk in magnitudes.split(step)]
             channels = [step * index for index in range(len(tallest))]
             axis.vlines(channels, 0, tallest, color=COLORS.get(stage, OTHER_COLOR), linewidth=1)
             axis.set_title(f"{TITLES.get(stage, stage)}: {float(magnitudes.max()):.3g}", fontsize=9)

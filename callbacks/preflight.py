@@ -19,10 +19,10 @@ from rich.console import Console
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.outlier_picture import draw_outliers
 from callbacks.preflight_file import PREFLIGHT_FILE, read_preflight
+from duquant.atomic_files import write_json
 from duquant.checksum import with_checksum
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.streams import StreamSizes
-from duquant.durable import write_json
 from duquant.model.site_report import SiteReport
 from duquant.model.structure import SITES
 from duquant.modules.language_model import LanguageModel

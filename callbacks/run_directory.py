@@ -24,9 +24,9 @@ from lightning.pytorch.cli import SaveConfigCallback
 from callbacks.checkpointing import DurableCheckpointIO, last_checkpoint
 from callbacks.preflight import require_room
 from callbacks.run_lock import LOCK_FILE, RunLock
+from duquant.atomic_files import partial, write_durably, write_json
 from duquant.data.corpora import CORPUS_NAMES, require_source
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.durable import partial, write_durably, write_json
 from duquant.json_files import read_json
 from duquant.model.decoder import Decoder
 from duquant.model.finite_weights import require_finite_weights

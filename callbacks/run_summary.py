@@ -16,8 +16,8 @@ from callbacks.block_events import BlockRecord
 from callbacks.block_progression import peak_memory_bytes
 from callbacks.preflight_file import compare_with_estimate
 from duquant import __version__
+from duquant.atomic_files import write_json
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.durable import write_json
 from duquant.evaluation.perplexity import describe_windows
 from duquant.export.model_card import write_model_card
 from duquant.json_files import read_json

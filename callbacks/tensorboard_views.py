@@ -23,7 +23,7 @@ from PIL import Image
 
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.outlier_picture import draw_outliers
-from duquant.durable import write_durably
+from duquant.atomic_files import write_durably
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
 

@@ -49,12 +49,12 @@ def open_streams(
     """
     hidden, windows = streams.full_precision, processes.share(windows)
     total = torch.zeros(1, *hidden.shape[1:], dtype=torch.float64)
-    for piece in _pieces(windows):
-        embedded = decoder.embed(windows[piece], device).cpu()
-        hidden[piece] = embedded
+    for chunk in _chunks(windows):
+        embedded = decoder.embed(windows[chunk], device).cpu()
+        hidden[chunk] = embedded
         for sample in embedded:
             total += sample
-    streams.statistic = processes.mean(total / len(hidden)).to(hidden.dtype)
+    streams.calibration_mean = processes.mean(total / len(hidden)).to(hidden.dtype)
     decoder.release()
 
 
@@ -124,13 +124,13 @@ class BlockCalibration:
                 layer,
                 peaks,
                 self.context,
-                streams.statistic.to(self.device),
-                self._quantized_pieces,
+                streams.calibration_mean.to(self.device),
+                self._quantized_chunks,
                 generator,
                 processes=self.processes,
             )
         self._require_same_decisions()
-        behind.statistic = mean.cpu()
+        behind.calibration_mean = mean.cpu()
         self._probe = _probe(streams.full_precision, behind.full_precision, self.processes)
 
     @torch.no_grad()
@@ -163,7 +163,7 @@ class BlockCalibration:
 
     def round(self) -> None:
         """Choose the weights' codes, which :meth:`finish` does first."""
-        self.block.round(self._quantized_pieces)
+        self.block.round(self._quantized_chunks)
         self._require_same_decisions()
 
     def _measured(self) -> BlockError:
@@ -174,9 +174,9 @@ class BlockCalibration:
         block, recipe = self.block, self.block.recipe
         return measure_block(self.block.quantized, block, probe, recipe, self.processes)
 
-    def _quantized_pieces(self) -> Iterator[Tensor]:
+    def _quantized_chunks(self) -> Iterator[Tensor]:
         stream = self.quantized_stream
-        return (stream[piece].to(self.device) for piece in _pieces(stream))
+        return (stream[chunk].to(self.device) for chunk in _chunks(stream))
 
     def _require_same_decisions(self) -> None:
         self.processes.require_same(
@@ -185,10 +185,10 @@ class BlockCalibration:
         )
 
     def _run(self, layer: nn.Module, stream: Stream, output: Stream) -> None:
-        for piece in _pieces(stream):
-            values = layer(stream[piece].to(self.device), **self.context)
+        for chunk in _chunks(stream):
+            values = layer(stream[chunk].to(self.device), **self.context)
             require_finite(values, "values of the block's output", values.dtype)
-            output[piece] = values.cpu()
+            output[chunk] = values.cpu()
 
 
 def _probe(inputs: Stream, targets: Stream, processes: Processes) -> Probe:
@@ -197,7 +197,7 @@ def _probe(inputs: Stream, targets: Stream, processes: Processes) -> Probe:
     return Probe(inputs[:count].clone(), targets[:count].clone())
 
 
-def _pieces(stream: Stream) -> Iterator[slice]:
+def _chunks(stream: Stream) -> Iterator[slice]:
     """Slices of samples ``(samples, tokens, …)`` that go through a block together."""
     size = max(1, TOKENS_AT_ONCE // stream.shape[1])
     return (slice(start, start + size) for start in range(0, len(stream), size))

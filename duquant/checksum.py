@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from xxhash import xxh3_64, xxh3_64_hexdigest
 
-from duquant.durable import LENGTH_BYTES
+from duquant.atomic_files import LENGTH_BYTES
 
 CHECKSUM = "checksum"
 UNSET = "0" * 16
@@ -131,10 +131,10 @@ def say_unchecked() -> None:
 def _checksum(start: bytes, opened: IO[bytes], end: int | None = None) -> str:
     """Checksum of ``start`` and of what follows where ``opened`` stands, up to a file's ``end``."""
     state = xxh3_64(start)
-    while piece := opened.read(
+    while chunk := opened.read(
         PIECE_BYTES if end is None else min(PIECE_BYTES, end - opened.tell())
     ):
-        state.update(piece)
+        state.update(chunk)
     return state.hexdigest()
 
 

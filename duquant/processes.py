@@ -5,7 +5,7 @@ algorithm needs of *all* samples is reduced, so that every process gets the same
 bit, and decides the same:
 
     max|x| per channel       the largest over processes
-    statistic stream         the mean over processes, once, before block 0
+    calibration mean         the mean over processes, once, before block 0
     Gram matrices            the sum over processes, where clip factors start from a search
     LWC loss, gradients      the mean over processes (gradients: DistributedDataParallel)
 

@@ -57,7 +57,7 @@ def quantize_decoder(
     """Smooth, transform, quantize and round every block, calibrated on ``input_ids``."""
     generator = torch.Generator().manual_seed(seed)
     full_precision = decoder.embed(input_ids, CPU)
-    statistic = full_precision.mean(dim=0, keepdim=True)
+    calibration_mean = full_precision.mean(dim=0, keepdim=True)
     quantized_blocks = []
     for index, context in enumerate(decoder.contexts(input_ids.shape[1], CPU)):
         block = decoder.load_block(index)
@@ -66,7 +66,7 @@ def quantize_decoder(
         scales, online = smooth_block(block, peaks, recipe)
         clips = {name: FixedClip(recipe.weight_ratio) for name in LINEARS}
         quantized = insert_quantizers(block, recipe, clips, scales, online)
-        statistic = calibrate_once(quantized, statistic, context, recipe, generator)
+        calibration_mean = calibrate_once(quantized, calibration_mean, context, recipe, generator)
         if rounded:
             quantized.round_to_nearest()
         quantized_blocks.append(quantized)
@@ -75,12 +75,12 @@ def quantize_decoder(
 
 def calibrate_once(
     quantized: QuantizedBlock,
-    statistic: Tensor,
+    calibration_mean: Tensor,
     context: dict[str, object],
     recipe: Recipe,
     generator: torch.Generator,
 ) -> Tensor:
-    """Search the block's transforms on the statistic stream and pass it on."""
+    """Search the block's transforms on the calibration mean and pass it on."""
     return calibrate_sites(
-        quantized, lambda: quantized.layer(statistic, **context), recipe, generator
+        quantized, lambda: quantized.layer(calibration_mean, **context), recipe, generator
     )

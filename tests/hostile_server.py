@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 PAUSE = 0.02
 """Seconds between the bytes of an answer that drips."""
 Behavior = Callable[[], Iterable[bytes]]
-"""What a server sends after a request, piece by piece; between the pieces it looks whether it is
+"""What a server sends after a request, chunk by chunk; between the chunks it looks whether it is
 still wanted."""
 
 
@@ -54,10 +54,10 @@ def silence() -> Iterator[bytes]:
         yield b""
 
 
-def endless(begins: bytes, piece: bytes) -> Iterator[bytes]:
+def endless(begins: bytes, chunk: bytes) -> Iterator[bytes]:
     yield begins
     while True:
-        yield piece
+        yield chunk
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -138,11 +138,11 @@ def hostile_server(*behaviors: Behavior) -> Iterator[HostileServer]:
         with connection, suppress(OSError):
             connection.settimeout(5)
             server.requests.append(_request(connection))
-            for piece in behavior():
+            for chunk in behavior():
                 if stopped.is_set():
                     return
-                connection.sendall(piece)
-                server.sent += len(piece)
+                connection.sendall(chunk)
+                server.sent += len(chunk)
 
     def accept() -> None:
         with suppress(OSError):
@@ -167,17 +167,17 @@ def _request(connection: socket.socket) -> bytes:
     """Head and body of a request, or what a client sends that wants to speak TLS."""
     received = b""
     while b"\r\n\r\n" not in received:
-        piece = connection.recv(2**16)
-        received += piece
-        if not piece or received.startswith(b"\x16"):
+        chunk = connection.recv(2**16)
+        received += chunk
+        if not chunk or received.startswith(b"\x16"):
             return received
     head, _, body = received.partition(b"\r\n\r\n")
     length = next((int(v) for v in _values(head, b"content-length")), 0)
     while len(body) < length:
-        piece = connection.recv(2**16)
-        if not piece:
+        chunk = connection.recv(2**16)
+        if not chunk:
             break
-        body += piece
+        body += chunk
     return head + b"\r\n\r\n" + body
 
 

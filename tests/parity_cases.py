@@ -165,9 +165,9 @@ class TeacherForcedBlock:
         self.quantized: QuantizedBlock = insert_quantizers(
             self.layer, recipe, self.clips, self.scales, online
         )
-        self.statistic_output = calibrate_sites(
+        self.mean_output = calibrate_sites(
             self.quantized,
-            lambda: self(case.samples(index, "statistic_stream.input")),
+            lambda: self(case.samples(index, "statistic.input")),
             recipe,
             torch.Generator(),
             draw_base=case.recorded_bases(index),

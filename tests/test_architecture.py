@@ -24,7 +24,7 @@ FLOORS = {
     "duquant": 3,
     "duquant.calibration": 3,
     "duquant.quantization": 3,
-    "duquant.verbs": 0,
+    "duquant.subcommands": 0,
     "duquant.modules": 3,
     "duquant.preflight": 3,
     "duquant.data": 3,
@@ -43,7 +43,7 @@ FLOORS = {
     "duquant.recipe_parts": 0,
     "duquant.recipe_formats": 0,
     "duquant.checksum": 0,
-    "duquant.durable": 0,
+    "duquant.atomic_files": 0,
     "duquant.json_files": 0,
     "duquant.json_shapes": 0,
     "duquant.write_errors": 0,
@@ -57,7 +57,7 @@ FLOORS = {
 STRANGERS = [{"duquant.modules", "duquant.data"}]
 """Rooms on one floor without a door between them; they meet in callbacks."""
 DOORS = [
-    ("duquant.checksum", "duquant.durable"),
+    ("duquant.checksum", "duquant.atomic_files"),
     ("duquant.config", "duquant.ops"),
     ("duquant.config", "duquant.recipe_parts"),
     ("duquant.recipe_parts", "duquant.ops"),
@@ -76,7 +76,7 @@ DOORS = [
     ("duquant.rounding", "duquant.ops"),
     ("duquant.formats", "duquant.ops"),
     ("duquant.formats", "duquant.registry"),
-    ("duquant.durable", "duquant.write_errors"),
+    ("duquant.atomic_files", "duquant.write_errors"),
 ]
 """Doors between rooms below the third floor, importer first."""
 

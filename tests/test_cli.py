@@ -264,7 +264,7 @@ def test_every_line_of_a_configuration_says_what_it_does(config: Path) -> None:
 def parse(*options: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
     """What the command line makes of its arguments, without instantiating anything."""
     monkeypatch.setattr(cli.DuQuantCLI, "instantiate_classes", lambda self: None)
-    monkeypatch.setattr(cli.DuQuantCLI, "_run_subcommand", lambda self, verb: None)
+    monkeypatch.setattr(cli.DuQuantCLI, "_run_subcommand", lambda self, subcommand: None)
     monkeypatch.setattr(sys, "argv", ["cli.py", *options])
     parsed = cli.build()
     return parsed.config["fit"].as_dict()  # type: ignore[no-any-return]

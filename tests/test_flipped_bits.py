@@ -19,8 +19,8 @@ from callbacks.preflight import Preflight
 from callbacks.preflight_file import compare_with_estimate
 from callbacks.run_directory import describe_run
 from duquant import checksum
+from duquant.atomic_files import write_json
 from duquant.data.stream_shares import StreamShares
-from duquant.durable import write_json
 from duquant.model.checkpoint import read_json
 from duquant.modules.language_model import LanguageModel
 from tests.in_process import (
@@ -76,7 +76,7 @@ class Interrupted:
 
     def read_streams(self) -> list[torch.Tensor]:
         streams = self.streams.load(1)
-        return [streams.full_precision[:], streams.quantized[:], streams.statistic[:]]
+        return [streams.full_precision[:], streams.quantized[:], streams.calibration_mean[:]]
 
 
 FILES = (

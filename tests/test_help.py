@@ -20,13 +20,13 @@ HELP: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", HELP)
-def test_help_reads_well(verb: str) -> None:
-    shown = run(*verb.split(), "--help")
+@pytest.mark.parametrize("subcommand", HELP)
+def test_help_reads_well(subcommand: str) -> None:
+    shown = run(*subcommand.split(), "--help")
     assert shown.returncode == 0, shown.stderr
     assert shown.stderr == ""
     assert "Lightning Trainer command line tool" not in shown.stdout
     assert "<class" not in shown.stdout
     text = " ".join(shown.stdout.split())
-    for words in HELP[verb]:
+    for words in HELP[subcommand]:
         assert words in text

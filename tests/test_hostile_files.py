@@ -19,8 +19,8 @@ from callbacks.block_events import BlockRecord
 from callbacks.preflight_file import PREFLIGHT_FILE, compare_with_estimate
 from callbacks.run_directory import prepare_fit, prepare_validation
 from callbacks.run_summary import print_stored_summary
+from duquant.atomic_files import write_json
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.durable import write_json
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.mt_bench.run_scores import SCORES

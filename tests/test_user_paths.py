@@ -49,7 +49,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli.DuQuantCLI, "instantiate_classes", lambda self: None)
-    monkeypatch.setattr(cli.DuQuantCLI, "_run_subcommand", lambda self, verb: None)
+    monkeypatch.setattr(cli.DuQuantCLI, "_run_subcommand", lambda self, subcommand: None)
     return tmp_path
 
 
@@ -153,6 +153,6 @@ def test_texts_are_no_paths(home: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert config["evaluate"].system_instruction == said
     assert config["evaluate"].model == str(home / "m")
     for option in TEXTS:
-        assert expand_all({option: said, f"verb.{option}": said}) == {
-            option: said, f"verb.{option}": said,
+        assert expand_all({option: said, f"subcommand.{option}": said}) == {
+            option: said, f"subcommand.{option}": said,
         }  # fmt: skip

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from callbacks.checkpointing import DurableCheckpointIO
-from duquant.durable import write_durably, write_json, write_tensors, write_text
+from duquant.atomic_files import write_durably, write_json, write_tensors, write_text
 from duquant.write_errors import REMEDIES, CannotWriteError, naming, naming_full_disks
 
 TENSORS = {"a": torch.arange(40_000.0)}

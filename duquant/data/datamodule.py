@@ -188,7 +188,7 @@ class CalibrationDataModule(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Move calibration samples; validation windows are moved piece by piece later."""
+        """Move calibration samples; validation windows are moved chunk by chunk later."""
         if isinstance(batch, BlockBatch):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         return batch

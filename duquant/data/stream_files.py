@@ -4,7 +4,7 @@ A resumed run reads them instead of recomputing the blocks before: that is faste
 continuation exact. Each carries a checksum, which is checked before a run goes on from it.
 
 Small streams are drafted in memory and then written. Large ones are never whole in memory: their
-draft is the file of the next boundary itself, published under its name when it is full, and pieces
+draft is the file of the next boundary itself, published under its name when it is full, and chunks
 of it are mapped when they are needed.
 """
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from duquant.atomic_files import partial, publish
 from duquant.checksum import CHECKSUM, RESTORE, UNSET, check_tensors, set_tensors_checksum
 from duquant.data.streams import Stream, Streams, StreamSizes
-from duquant.durable import partial, publish
 from duquant.model.file_tensor import FileTensor, lay_out, open_tensors
 
 
@@ -69,8 +69,8 @@ class StreamFiles:
                 older.unlink()
         if self.in_memory:
             self._write(block, streams)
-        statistic = open_tensors(partial(self.path(block)))["statistic"]
-        statistic[:] = streams.statistic
+        calibration_mean = open_tensors(partial(self.path(block)))["statistic"]
+        calibration_mean[:] = streams.calibration_mean
         set_tensors_checksum(partial(self.path(block)))
         publish(self.path(block))
         return streams if self.in_memory else self._open(block)

@@ -63,7 +63,7 @@ class StreamShares:
         self._share([streams.full_precision for streams in written], draft.full_precision)
         if draft.quantized is not draft.full_precision:
             self._share([streams.quantized for streams in written], draft.quantized)
-        draft.statistic = written[0].statistic
+        draft.calibration_mean = written[0].calibration_mean
         return self.save(block, draft)
 
     def drop_others(self, block: int) -> None:

@@ -4,10 +4,10 @@ Three tensors meet every block boundary:
 
 * the **full-precision stream**, the hidden states of the original model (targets come from it);
 * the **quantized stream**, the hidden states of the model quantized so far (LWC trains on it);
-* the **statistic stream**, one sequence, the mean over samples, on which rotations are searched. It
+* the **calibration mean**, one sequence, the mean over samples, on which rotations are searched. It
   leaves a block with the weights' initial clip factors, so it does not depend on training.
 
-A block turns the streams before it into a *draft* of those behind it, piece by piece. Whether they
+A block turns the streams before it into a *draft* of those behind it, chunk by chunk. Whether they
 lie in memory or on disk is decided by :mod:`duquant.data.stream_files`; the numbers are the same.
 """
 
@@ -65,7 +65,7 @@ class StreamSizes:
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one window, and of the statistic."""
+        """Bytes of one window, and of the calibration mean."""
         return self.tokens * self.hidden * self.dtype.itemsize
 
     @property
@@ -92,13 +92,13 @@ class Streams:
         full_precision: ``(samples, tokens, hidden)``.
         quantized: likewise; the same object as ``full_precision`` before block 0, and empty where
             nothing reads it (without LWC, GPTQ or calibrated peaks).
-        statistic: ``(1, tokens, hidden)``.
+        calibration_mean: ``(1, tokens, hidden)``.
         augmented: in a draft, room for the augmented loss's target, which no boundary needs.
     """
 
     full_precision: Stream
     quantized: Stream
-    statistic: Tensor
+    calibration_mean: Tensor
     augmented: Stream | None = None
 
     @classmethod

@@ -25,7 +25,7 @@ from duquant.evaluation.command import BatchSize
 from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.mmlu import FittingTask
 from duquant.evaluation.prompting import Prompting
-from duquant.evaluation.quiet import quiet
+from duquant.evaluation.silence import silence
 from duquant.evaluation.statistics import Measurement, Metric
 from duquant.model.execution import describe_execution
 from duquant.model.tokenizer import require_known_tokens
@@ -56,7 +56,7 @@ class EvaluatedModel(HFLM):
         on_request: Callable[[], Any] | None = None,
     ) -> None:
         self.vocab_size = source.vocab_size
-        with quiet():
+        with silence():
             super().__init__(
                 pretrained=model,
                 tokenizer=source.tokenizer,
@@ -164,7 +164,7 @@ def measure_task(
         task.fits, task.shots = model.holds, []
     model.num_truncated, started = 0, time.monotonic()
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # no pool of processes for a bootstrap
-    with quiet():
+    with silence():
         results = evaluator.evaluate(
             lm=model,
             task_dict={"tasks": {name: task}},

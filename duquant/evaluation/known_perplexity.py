@@ -26,9 +26,9 @@ from typing import Any, TypedDict
 import torch
 from xxhash import xxh3_128
 
+from duquant.atomic_files import write_json
 from duquant.checksum import CHECKSUM, check_values, with_checksum
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.durable import write_json
 from duquant.evaluation.perplexity_part import corpus_digest
 from duquant.json_files import read_json
 from duquant.model.checkpoint import Checkpoint
@@ -124,8 +124,8 @@ def _content_digest(states: tuple[tuple[str, int, int], ...], names: tuple[str, 
     for file, size, _ in states:
         digest.update(f"{Path(file).name} {size} ".encode())
         with open(file, "rb") as opened:
-            while piece := opened.read(PIECE_BYTES):
-                digest.update(piece)
+            while chunk := opened.read(PIECE_BYTES):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ import torch
 from duquant.config import Recipe
 from duquant.evaluation.command import Dtype
 from duquant.evaluation.every_tensor import require_every_tensor
-from duquant.evaluation.quiet import quiet
+from duquant.evaluation.silence import silence
 from duquant.export.hugging_face import set_execution
 from duquant.export.quantization_config import QUANT_METHOD
 from duquant.json_files import read_json
@@ -160,7 +160,7 @@ class ModelSource:
         if self.recipe is None:  # a quantized model is checked while it is loaded
             require_finite_weights(Checkpoint(self.directory), self._dtype(dtype), "--dtype")
         try:
-            with quiet():
+            with silence():
                 model, found = AutoModelForCausalLM.from_pretrained(
                     self.directory,
                     dtype="auto" if dtype == "auto" else getattr(torch, dtype),

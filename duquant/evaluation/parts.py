@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 from urllib.parse import quote
 
+from duquant.atomic_files import write_json
 from duquant.checksum import check_values, with_checksum
-from duquant.durable import write_json
 from duquant.evaluation.statistics import Measurement
 from duquant.json_files import read_json
 

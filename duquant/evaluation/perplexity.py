@@ -106,8 +106,8 @@ def stream_losses(
     Returns:
         Per variant, the losses ``(windows,)``, float64 on the CPU.
     """
-    pieces = windows.split(max(1, TOKENS_AT_ONCE // windows.shape[1]))
-    embedded = [decoder.embed(piece, device).cpu() for piece in pieces]
+    chunks = windows.split(max(1, TOKENS_AT_ONCE // windows.shape[1]))
+    embedded = [decoder.embed(chunk, device).cpu() for chunk in chunks]
     hidden = {name: list(embedded) for name in variants}
     contexts = decoder.contexts(windows.shape[1], device)
     decoder.release()
@@ -126,8 +126,8 @@ def stream_losses(
     losses = {
         name: torch.cat(
             [
-                _hidden_losses(decoder, x.to(device), piece.to(device), num_scored)
-                for x, piece in zip(stream, pieces, strict=True)
+                _hidden_losses(decoder, x.to(device), chunk.to(device), num_scored)
+                for x, chunk in zip(stream, chunks, strict=True)
             ]
         )
         for name, stream in hidden.items()
@@ -195,10 +195,10 @@ def model_losses(
         float64 ``(windows,)`` on the CPU.
     """
     losses = []
-    for piece in windows.split(max(1, TOKENS_AT_ONCE // windows.shape[1])):
-        ids = piece.to(model.device)
+    for chunk in windows.split(max(1, TOKENS_AT_ONCE // windows.shape[1])):
+        ids = chunk.to(model.device)
         logits = model(input_ids=ids, use_cache=False).logits
         losses.append(window_losses(logits, ids, num_scored))
         if on_windows is not None:
-            on_windows(len(piece))
+            on_windows(len(chunk))
     return torch.cat(losses)

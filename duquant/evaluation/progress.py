@@ -14,7 +14,7 @@ class EvaluationProgress:
 
     Args:
         console: where to print; one with a file of its own, since what is measured in
-            :func:`duquant.evaluation.quiet.quiet` has standard error taken away.
+            :func:`duquant.evaluation.silence.silence` has standard error taken away.
         total: requests expected in all.
     """
 

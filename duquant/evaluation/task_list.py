@@ -19,8 +19,8 @@ from lm_eval.tasks import TaskManager
 from duquant.data.corpora import straight_to_the_cache_without_a_hub
 from duquant.evaluation.local_items import TASKS_DIRECTORY, items_file, read_items
 from duquant.evaluation.mmlu import MOST_SHOTS, local_subjects, mmlu_groups
-from duquant.evaluation.quiet import quiet
 from duquant.evaluation.record_layouts import LAYOUTS
+from duquant.evaluation.silence import silence
 from duquant.evaluation.task_definition import definition_digest
 from duquant.model.checkpoint import first_line
 
@@ -139,7 +139,7 @@ def _add_suite_task(found: TaskList, name: str, data_dir: Path) -> None:
         include_defaults=False,
         metadata={"data_dir": str(data_dir)},
     )
-    with quiet():
+    with silence():
         found.tasks[name] = manager.load([name])["tasks"][name]
 
 
@@ -147,7 +147,7 @@ def _add_subjects(found: TaskList, name: str, directory: Path) -> None:
     groups = mmlu_groups()
     members = groups.get(name, (name,))
     subjects = [member.removeprefix("mmlu_") for member in members]
-    with quiet():
+    with silence():
         found.tasks |= local_subjects(directory, subjects)
     if name in groups:
         found.groups |= groups if name == "mmlu" else {name: members}
@@ -157,7 +157,7 @@ def _add_from_lm_eval(
     found: TaskList, name: str, file: Path | None, tasks_dir: Path | None
 ) -> None:
     try:
-        with quiet(), straight_to_the_cache_without_a_hub():
+        with silence(), straight_to_the_cache_without_a_hub():
             manager = TaskManager(
                 include_path=None if tasks_dir is None else str(tasks_dir),
                 include_defaults=file is None,

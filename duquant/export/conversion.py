@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from duquant.atomic_files import write_durably, write_json, write_tensors, write_text
 from duquant.config import Recipe
-from duquant.durable import write_durably, write_json, write_tensors, write_text
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.model_directory import COMPANIONS, OUTSIDE
 from duquant.export.packed_block import unpack_block

@@ -11,8 +11,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from duquant.atomic_files import write_text
 from duquant.config import Recipe
-from duquant.durable import write_text
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX, WeightIndex, meta_tensors
 from duquant.plain_text import in_markdown

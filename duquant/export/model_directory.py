@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from duquant.atomic_files import write_durably, write_json, write_tensors
 from duquant.config import Recipe
-from duquant.durable import write_durably, write_json, write_tensors
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.config_record import config_record
 from duquant.export.model_card import write_model_card

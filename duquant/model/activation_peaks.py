@@ -46,8 +46,8 @@ def calibrate_peaks(
 
     handles = [quantizer.register_forward_pre_hook(watch) for quantizer in quantizers]
     try:
-        for piece in samples():
-            forward(piece)
+        for chunk in samples():
+            forward(chunk)
     finally:
         for handle in handles:
             handle.remove()

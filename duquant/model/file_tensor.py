@@ -1,6 +1,6 @@
-"""A tensor that stays on disk: one entry of a safetensors file, read and written piece by piece.
+"""A tensor that stays on disk: one entry of a safetensors file, read and written chunk by chunk.
 
-Reading maps the piece that is asked for, so it costs memory only while somebody holds it, and the
+Reading maps the chunk that is asked for, so it costs memory only while somebody holds it, and the
 operating system keeps in its cache what there is room for. A file is laid out first, with the names
 and shapes of its tensors and nothing behind them, and filled afterwards in any order.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from duquant.durable import LENGTH_BYTES
+from duquant.atomic_files import LENGTH_BYTES
 from duquant.model.checkpoint import DTYPES, open_safetensors
 from duquant.write_errors import naming
 

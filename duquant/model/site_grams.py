@@ -47,7 +47,7 @@ class _EverySiteHasPassedError(Exception):
 def collect_site_grams(
     modules: Mapping[str, nn.Module],
     forward: Callable[[Tensor], Tensor],
-    pieces: Iterable[Tensor],
+    chunks: Iterable[Tensor],
     processes: Processes = ALONE,
     *,
     of_inputs: bool = False,
@@ -57,8 +57,8 @@ def collect_site_grams(
     Args:
         modules: by site, in the order that data meets them; the block is not run behind the last.
         forward: runs the block.
-        pieces: its inputs ``(batch, tokens, hidden)``, on the block's device.
-        processes: who has the other pieces.
+        chunks: its inputs ``(batch, tokens, hidden)``, on the block's device.
+        processes: who has the other chunks.
         of_inputs: sum up what enters the modules, not what leaves them.
 
     Returns:
@@ -83,9 +83,9 @@ def collect_site_grams(
         for name, module in modules.items()
     ]
     try:
-        for piece in pieces:
+        for chunk in chunks:
             try:
-                forward(piece)
+                forward(chunk)
             except _EverySiteHasPassedError:
                 continue
     finally:

@@ -19,7 +19,7 @@ from duquant.processes import ALONE, Processes
 from duquant.rounding.clip_ratios import search_clip_ratios
 from duquant.rounding.weight_rounding import WeightRounding
 
-Pieces = Callable[[], Iterable[Tensor]]
+Chunks = Callable[[], Iterable[Tensor]]
 """Gives a block's inputs ``(batch, tokens, hidden)``, on its device, as often as it is asked."""
 
 
@@ -50,7 +50,7 @@ def round_weights(
     quantized: QuantizedBlock,
     rounding: WeightRounding,
     forward: Callable[[Tensor], Tensor],
-    pieces: Pieces,
+    chunks: Chunks,
     processes: Processes = ALONE,
 ) -> None:
     """Choose every weight's codes for good, in place.
@@ -59,8 +59,8 @@ def round_weights(
         quantized: block whose transforms and clip factors are final.
         rounding: how.
         forward: runs the block.
-        pieces: its quantized stream.
-        processes: who has the other pieces.
+        chunks: its quantized stream.
+        processes: who has the other chunks.
 
     Raises:
         ValueError: if a weight is not finite, naming the linear.
@@ -71,7 +71,7 @@ def round_weights(
         gram = None
         if rounding.needs_gram and any(linear.is_quantized for linear in linears):
             modules = {site.name: quantized.sites[site.name]}
-            gram = collect_site_grams(modules, forward, pieces(), processes)[site.name].gram
+            gram = collect_site_grams(modules, forward, chunks(), processes)[site.name].gram
         for name in site.linears:
             weight = quantized.linears[name].transformed_weight()
             require_finite(weight, f"weights of {name}", dtype)

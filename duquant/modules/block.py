@@ -33,7 +33,7 @@ from duquant.model.site_report import SiteReport, report_site
 from duquant.model.smoothing import smooth_block
 from duquant.model.structure import Site, short_name
 from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
-from duquant.model.weight_decisions import Pieces, round_weights, search_clips
+from duquant.model.weight_decisions import Chunks, round_weights, search_clips
 from duquant.modules.block_optimizer import block_optimizer, set_learning_rate
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
@@ -76,8 +76,8 @@ class QuantBlock(LightningModule):
         block: nn.Module,
         peaks: Mapping[str, Tensor],
         context: BlockContext,
-        statistic: Tensor,
-        samples: Pieces,
+        calibration_mean: Tensor,
+        samples: Chunks,
         generator: torch.Generator,
         *,
         processes: Processes = ALONE,
@@ -89,15 +89,15 @@ class QuantBlock(LightningModule):
             block: decoder block with real weights, on its device; taken over and changed.
             peaks: ``max|x|`` per channel of every site under full precision.
             context: what the block's forward needs beside hidden states.
-            statistic: calibration tensor ``(1, tokens, hidden)`` of the rotation search.
-            samples: gives the block's calibration inputs in pieces ``(batch, tokens, hidden)``, on
+            calibration_mean: calibration tensor ``(1, tokens, hidden)`` of the rotation search.
+            samples: gives the block's calibration inputs in chunks ``(batch, tokens, hidden)``, on
                 its device, as often as they are needed.
             generator: randomness of the search.
             processes: who holds the other samples.
             draw_base: replaces the random base matrices, in tests.
 
         Returns:
-            The block's output on ``statistic`` and what each site's transform did. Both are
+            The block's output on ``calibration_mean`` and what each site's transform did. Both are
             computed with the clip factors at sigmoid(4), also when training was resumed.
         """
         scales, online = smooth_block(block, peaks, self.recipe)
@@ -112,7 +112,7 @@ class QuantBlock(LightningModule):
         with self._initial_clips():
             output = calibrate_sites(
                 self.quantized,
-                lambda: self(statistic),
+                lambda: self(calibration_mean),
                 self.recipe,
                 generator,
                 observe=observe,
@@ -122,7 +122,7 @@ class QuantBlock(LightningModule):
         self._begin(samples)
         return output, reports
 
-    def round(self, samples: Pieces) -> None:
+    def round(self, samples: Chunks) -> None:
         """Choose the weights' codes; ``samples`` as in :meth:`enter`."""
         assert self.quantized is not None, "enter a block first"
         rounding = self.recipe.weight_rounding
@@ -202,7 +202,7 @@ class QuantBlock(LightningModule):
             if linear.rounded is not None:
                 yield linear.rounded.codes
 
-    def _begin(self, samples: Pieces) -> None:
+    def _begin(self, samples: Chunks) -> None:
         """Choose the clip factors that training starts from, once in the life of a block.
 
         Factors that are not learned are no part of a checkpoint: they are searched at every entry.

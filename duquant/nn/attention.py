@@ -30,9 +30,9 @@ from duquant.config import Formats
 from duquant.formats.number_format import NumberFormat
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention_bias import AttentionBiases, RotatedBiases
+from duquant.ops.chunks import in_chunks
 from duquant.ops.dual_transform import apply_transform, rotation_alone
 from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor
-from duquant.ops.pieces import in_pieces
 from duquant.ops.precision import widen_on_cpu
 from duquant.transforms.exact_buffers import ExactBuffers
 
@@ -132,8 +132,8 @@ class AttentionQuantizer(ExactBuffers):
     def quantized_value(self, value: Tensor, bias: Tensor | None = None) -> Tensor:
         """V quantized, its bias added."""
         if bias is None:
-            return in_pieces(self.value, value, dim=1)
-        return _add(in_pieces(self.value, _wide(value), dim=1), bias, value.dtype)
+            return in_chunks(self.value, value, dim=1)
+        return _add(in_chunks(self.value, _wide(value), dim=1), bias, value.dtype)
 
     def encode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """K (rotated) and V as bytes, ``(batch, heads, tokens, bytes)``, to be kept in a cache."""
@@ -151,12 +151,12 @@ class AttentionQuantizer(ExactBuffers):
     def _rotated(
         self, heads: Tensor, quantizer: ActivationQuantizer, bias: Tensor | None
     ) -> Tensor:
-        def work(piece: Tensor) -> Tensor:
-            rotated = self.rotate(piece)
+        def work(chunk: Tensor) -> Tensor:
+            rotated = self.rotate(chunk)
             quantized: Tensor = quantizer(rotated if bias is None else _wide(rotated))
             return quantized.to(heads.dtype) if bias is None else quantized
 
-        quantized = in_pieces(work, heads, dim=1)
+        quantized = in_chunks(work, heads, dim=1)
         return quantized if bias is None else _add(quantized, self.rotate(bias), heads.dtype)
 
     def _decode(

@@ -13,7 +13,7 @@ from duquant.ops.integer_product import WIDEST_BITS, engine
 Backend = Literal["auto", "reference", "integer"]
 WeightsInMemory = Literal["fast", "packed"]
 FEWEST_INPUTS_PER_SCALE = 512
-"""With fewer the integer product falls into pieces that cost more than they save."""
+"""With fewer the integer product falls into chunks that cost more than they save."""
 
 
 @dataclass(frozen=True)

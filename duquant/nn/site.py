@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from duquant.nn.activation import ActivationQuantizer
+from duquant.ops.chunks import in_chunks
 from duquant.ops.gradient import records_gradient
-from duquant.ops.pieces import in_pieces
 from duquant.ops.precision import widen_on_cpu
 from duquant.transforms.exact_buffers import ExactBuffers
 from duquant.transforms.identity import Identity
@@ -62,7 +62,7 @@ class SiteTransform(ExactBuffers):
         :mod:`duquant.ops.quantized_tokens`), unless a gradient is recorded: bytes pass none on.
         """
         if self.emits_integers and not records_gradient(x):
-            tokens = in_pieces(self._encoded, x.flatten(0, -2), dim=0)
+            tokens = in_chunks(self._encoded, x.flatten(0, -2), dim=0)
             shaped: Tensor = tokens.unflatten(0, x.shape[:-1])
             return shaped
         quantized: Tensor = self.quantizer(self.transformed(x)).to(x.dtype)

@@ -120,9 +120,9 @@ class _ActiveRows:
 
     def _extremes_of_active(self, product: Tensor) -> _Extremes:
         search, row, channel = self._possible(product)
-        pieces = zip(*(at.split(AT_ONCE) for at in (search, row, channel)), strict=True)
+        chunks = zip(*(at.split(AT_ONCE) for at in (search, row, channel)), strict=True)
         exact = torch.cat([
-            (self._rows[s, r].double() * product[s, :, c].double()).sum(dim=1) for s, r, c in pieces
+            (self._rows[s, r].double() * product[s, :, c].double()).sum(dim=1) for s, r, c in chunks
         ])  # fmt: skip
         lowest = exact.new_full((len(product),), -torch.inf)
         ends = torch.stack([

@@ -44,7 +44,7 @@ class BlockSeconds:
         forward: a token through it in full precision.
         quantized: a token through it when it is quantized.
         transform: smooth and rotate it, the search itself not counted.
-        search_step: one step of all rotation searches, for one token of the statistic.
+        search_step: one step of all rotation searches, for one token of the calibration mean.
         step: one LWC step; 0 without LWC.
         store: round, pack and write it.
         restore: read it and unpack its weights.
@@ -140,10 +140,10 @@ class _Probe:
     def measure(self) -> BlockSeconds:
         """Run every part."""
         layer = self.decoder.load_block(0).to(self.device)
-        piece = self.streams.full_precision[:]
+        chunk = self.streams.full_precision[:]
         tokens = self.sizes.samples * self.sizes.tokens
         with torch.no_grad():
-            forward = _seconds(lambda: run_block(layer, piece, self.context, self.device))
+            forward = _seconds(lambda: run_block(layer, chunk, self.context, self.device))
         load = _seconds(lambda: self.decoder.load_block(0))
         self._enter(1)
         once, often = (_once(lambda n=n: self._enter(n)) for n in (1, SEARCH_STEPS))  # type: ignore[misc]
@@ -155,7 +155,7 @@ class _Probe:
         store = _once(lambda: self.directory.write_block(0, quantized_block))
         with torch.no_grad():
             run = _seconds(
-                lambda: run_block(quantized_block.layer, piece, self.context, self.device)
+                lambda: run_block(quantized_block.layer, chunk, self.context, self.device)
             )
         restore = _seconds(self._restore)
         per_step = max(0.0, (often - once) / (SEARCH_STEPS - 1))

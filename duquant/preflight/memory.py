@@ -53,7 +53,7 @@ def memory_phases(job: Job) -> list[Phase]:
     is_long = _hidden_states(job) > _measuring(job)
     chunk = "a smaller --data.validation_chunk" if is_long else dtype
     phases = [
-        Phase("embedding", _table(job) + _piece(job) + held, dtype),
+        Phase("embedding", _table(job) + _chunk(job) + held, dtype),
         Phase("full precision", held + _full_precision(job), stream_remedy),
         Phase("search", held + _search(job), stream_remedy),
     ]
@@ -74,11 +74,11 @@ def largest_phase(job: Job) -> Phase:
 
 
 def _streams(job: Job) -> int:
-    """Streams in memory, or the pieces of them that are mapped."""
-    return job.streams.bytes_at_once if job.streams_in_memory else 2 * _piece(job)
+    """Streams in memory, or the chunks of them that are mapped."""
+    return job.streams.bytes_at_once if job.streams_in_memory else 2 * _chunk(job)
 
 
-def _piece(job: Job) -> int:
+def _chunk(job: Job) -> int:
     return job.tokens_at_once * job.streams.hidden * job.item
 
 

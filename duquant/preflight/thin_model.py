@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from duquant.atomic_files import write_tensors
 from duquant.config import Recipe
-from duquant.durable import write_tensors
 from duquant.model.checkpoint import WEIGHTS
 from duquant.model.decoder import Decoder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from duquant.durable import write_text
+from duquant.atomic_files import write_text
 from duquant.plain_text import plain
 from duquant.reporting.charts import draw_bars, draw_losses
 from duquant.reporting.markdown import as_markdown

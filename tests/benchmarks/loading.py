@@ -24,8 +24,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from duquant.atomic_files import write_json, write_tensors
 from duquant.config import LWCConfig, Recipe, RotationConfig
-from duquant.durable import write_json, write_tensors
 from duquant.export.model_card import size_breakdown
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.checkpoint import INDEX

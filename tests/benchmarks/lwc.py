@@ -125,12 +125,12 @@ class Bench:
         with torch.no_grad(), observe_peaks(self.full_precision) as peaks:
             self.target: Tensor = self.full_precision(self.stream, **self.context)
         self.block = QuantBlock(linear_shapes(self.full_precision), self.recipe)
-        statistic = self.stream.mean(dim=0, keepdim=True)
+        calibration_mean = self.stream.mean(dim=0, keepdim=True)
         self.block.enter(
             subject.load(),
             peaks,
             self.context,
-            statistic,
+            calibration_mean,
             lambda: [self.stream],
             torch.Generator().manual_seed(0),
         )

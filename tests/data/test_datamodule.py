@@ -50,11 +50,11 @@ def test_windows_stay_the_same_when_asked_again(text: Path) -> None:
     assert torch.equal(data.calibration_windows(), data.calibration_windows())
 
 
-def test_every_window_is_a_piece_of_the_text(text: Path) -> None:
+def test_every_window_is_a_chunk_of_the_text(text: Path) -> None:
     tokens = reference_tokens(text.read_text(encoding="utf-8"))
-    pieces = {tuple(piece.tolist()) for piece in tokens.unfold(0, 32, 1)}
+    chunks = {tuple(chunk.tolist()) for chunk in tokens.unfold(0, 32, 1)}
     for window in data_module(text).calibration_windows():
-        assert tuple(window.tolist()) in pieces
+        assert tuple(window.tolist()) in chunks
 
 
 def test_the_description_changes_with_all_that_matters(text: Path, tmp_path: Path) -> None:

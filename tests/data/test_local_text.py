@@ -54,7 +54,7 @@ def test_plain_text(compression: str, tmp_path: Path) -> None:
     assert read_documents(path) == ["one\ntwo äöü\n"]
 
 
-def test_packed_in_several_pieces(tmp_path: Path) -> None:
+def test_packed_in_several_chunks(tmp_path: Path) -> None:
     for compression, pack in PACK.items():
         path = tmp_path / f"corpus.txt{compression}"
         path.write_bytes(pack(b"one, ") + pack(b"two"))

@@ -20,7 +20,7 @@ def stream_files(
 
 
 def fill(files: StreamFiles, block: int) -> Streams:
-    """What a run does: piece by piece into a draft."""
+    """What a run does: chunk by chunk into a draft."""
     generator = torch.Generator().manual_seed(block)
     draft = files.draft(block)
     parts = [draft.full_precision]
@@ -28,16 +28,16 @@ def fill(files: StreamFiles, block: int) -> Streams:
         parts.append(draft.quantized)
     for part in parts:
         for start in range(0, len(part), 3):
-            piece = part[start : start + 3]
-            part[start : start + 3] = torch.randn(piece.shape, generator=generator)
-    draft.statistic = torch.randn(1, 6, 8, generator=generator)
+            chunk = part[start : start + 3]
+            part[start : start + 3] = torch.randn(chunk.shape, generator=generator)
+    draft.calibration_mean = torch.randn(1, 6, 8, generator=generator)
     return draft
 
 
 def assert_same(ours: Streams, theirs: Streams) -> None:
     assert torch.equal(ours.full_precision[:], theirs.full_precision[:])
     assert torch.equal(ours.quantized[:], theirs.quantized[:])
-    assert torch.equal(ours.statistic, theirs.statistic)
+    assert torch.equal(ours.calibration_mean, theirs.calibration_mean)
 
 
 @Kinds

@@ -56,7 +56,7 @@ def test_any_number_of_processes_goes_on(
         expected = streams_of(processes, with_quantized=with_quantized)
         assert torch.equal(loaded.full_precision[:], expected.full_precision)
         assert torch.equal(loaded.quantized[:], expected.quantized)
-        assert torch.equal(loaded.statistic, STATISTIC)
+        assert torch.equal(loaded.calibration_mean, STATISTIC)
 
 
 def test_one_process_writes_where_it_always_did(tmp_path: Path) -> None:

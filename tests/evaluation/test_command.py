@@ -14,7 +14,7 @@ from rich.console import Console
 import cli
 from duquant.evaluation import evaluation
 from duquant.evaluation.command import Evaluate
-from duquant.evaluation.quiet import quiet
+from duquant.evaluation.silence import silence
 from duquant.evaluation.statistics import Measurement
 from tests.assets import REPOSITORY
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun, write_text
@@ -370,7 +370,7 @@ def test_the_bar_is_not_silenced_with_the_libraries(
             consoles.append(console)
 
         def run(self, output: Console) -> None:
-            with quiet():
+            with silence():
                 consoles[0].print("a bar")
                 print("a library", file=sys.stderr)
 

@@ -15,7 +15,7 @@ from duquant.evaluation.mmlu import (
     mmlu_groups,
 )
 from duquant.evaluation.mmlu_csv import read_rows, subject_file
-from duquant.evaluation.quiet import quiet
+from duquant.evaluation.silence import silence
 from tests.assets import ASSETS
 from tests.task_files import write_mmlu_files
 
@@ -72,7 +72,7 @@ def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def anatomy(tmp_path_factory: pytest.TempPathFactory) -> FittingTask:
     directory = write_mmlu_files(tmp_path_factory.mktemp("mmlu"))
-    with quiet():
+    with silence():
         return local_subjects(directory, ["anatomy"])["mmlu_anatomy"]
 
 

@@ -83,7 +83,7 @@ def test_variants_go_their_own_ways(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens_at_once", [1, 2 * LENGTH, 3 * LENGTH + 1])
-def test_pieces_change_nothing(
+def test_chunks_change_nothing(
     directory: Path, tokens_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, ids = Decoder(str(directory), torch.float32), windows()

@@ -15,7 +15,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from duquant.evaluation.mmlu import SUBJECTS, local_subjects
 from duquant.evaluation.mmlu_csv import read_rows
-from duquant.evaluation.quiet import quiet
+from duquant.evaluation.silence import silence
 from duquant.evaluation.task_list import find_tasks
 from tests.assets import ASSETS
 from tests.task_files import PREPARED, PUBLISHED, write_mmlu_files, write_task_files
@@ -35,7 +35,7 @@ Requests = list[tuple[str, str]]
 
 
 def requests(task: Any, num_fewshot: int = 0) -> Requests:
-    with quiet():
+    with silence():
         task.set_config(key="num_fewshot", value=num_fewshot)
         task.build_all_requests(limit=LIMIT)
     return [instance.args for instance in task.instances]
@@ -56,7 +56,7 @@ def lm_evals_own(definition: str, documents: dict[str, list[Any]]) -> Configurab
     config["custom_dataset"] = lambda **_: {
         name: datasets.Dataset.from_list(rows) for name, rows in splits.items()
     }
-    with quiet():
+    with silence():
         return ConfigurableTask(config=config)
 
 
@@ -124,7 +124,7 @@ def test_mmlu(num_fewshot: int, source: str, tmp_path: Path) -> None:
         pytest.skip(f"{directory} is not there: set DUQUANT_ASSETS")
     assert len(SUBJECTS) == 57
     chosen = ("abstract_algebra", "us_foreign_policy")
-    with quiet():
+    with silence():
         subjects = local_subjects(directory, chosen)
     for subject in chosen:
         documents = {

@@ -23,7 +23,7 @@ def test_a_laid_out_file_is_safetensors_of_zeros(tmp_path: Path, dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_pieces_written_in_any_order_are_what_others_read(
+def test_chunks_written_in_any_order_are_what_others_read(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
     path = tmp_path / "a.safetensors"

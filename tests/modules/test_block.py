@@ -285,8 +285,8 @@ def test_entering_a_trained_block_again_repeats_the_rotations_and_keeps_the_fact
     bench.enter(trained)
     train(trained, bench.batches())
     factors = {name: parameter.clone() for name, parameter in trained.named_parameters()}
-    statistic, _ = bench.enter(trained)
-    assert torch.equal(statistic, expected)
+    calibration_mean, _ = bench.enter(trained)
+    assert torch.equal(calibration_mean, expected)
     assert fresh.quantized is not None
     assert trained.quantized is not None
     for name, linear in trained.quantized.linears.items():

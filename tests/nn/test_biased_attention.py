@@ -54,8 +54,8 @@ def caches(model: Any) -> tuple[Cache, Cache, Cache]:
 
 def steps(model: Any, cache: Cache, ids: Tensor, prefill: int = 10) -> Tensor:
     """Logits of a prefill and of one token at a time behind it."""
-    pieces = [ids[:, :prefill], *ids[:, prefill:].split(1, dim=1)]
-    outputs = [logits(model, piece, past_key_values=cache) for piece in pieces if piece.numel()]
+    chunks = [ids[:, :prefill], *ids[:, prefill:].split(1, dim=1)]
+    outputs = [logits(model, chunk, past_key_values=cache) for chunk in chunks if chunk.numel()]
     return torch.cat(outputs, dim=1)
 
 
@@ -130,12 +130,12 @@ def test_positions_may_be_the_callers(model: Any) -> None:
         parts = [
             logits(
                 model,
-                IDS[:, piece],
-                position_ids=positions[:, piece],
-                attention_mask=everyone[:, : piece.stop],
+                IDS[:, chunk],
+                position_ids=positions[:, chunk],
+                attention_mask=everyone[:, : chunk.stop],
                 past_key_values=cache,
             )
-            for piece in (slice(0, 12), slice(12, 16))
+            for chunk in (slice(0, 12), slice(12, 16))
         ]
         outputs.append(torch.cat(parts, dim=1))
     assert torch.equal(*outputs)

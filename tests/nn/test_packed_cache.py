@@ -45,8 +45,8 @@ def caches(model: Any) -> tuple[Cache, Cache]:
 def steps(model: Any, cache: Cache, ids: Tensor, prefill: int = 10) -> Tensor:
     """Logits of a prefill and of one token at a time behind it."""
     past = cache.get_seq_length()
-    pieces = [ids[:, :prefill], *ids[:, prefill:].split(1, dim=1)]
-    outputs = [logits(model, piece, past_key_values=cache) for piece in pieces if piece.numel()]
+    chunks = [ids[:, :prefill], *ids[:, prefill:].split(1, dim=1)]
+    outputs = [logits(model, chunk, past_key_values=cache) for chunk in chunks if chunk.numel()]
     assert cache.get_seq_length() == past + ids.shape[1]
     return torch.cat(outputs, dim=1)
 

@@ -78,12 +78,12 @@ def test_site_behind_a_norm(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 2 * WIDTH, 3 * WIDTH + 1])
-def test_pieces_are_encoded_like_the_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_encoded_like_the_whole(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token is alone with its scale; only the way through the cache differs."""
     x = outlier_activation(10, WIDTH, seed=0).view(2, 5, WIDTH)
     site = SiteTransform(WIDTH, ActivationQuantizer(Integer(4), 0.9))
     site.transform = RotatePermute(WIDTH, a_transform())
     site.emits_integers = True
     whole = site(x)
-    monkeypatch.setattr("duquant.ops.pieces.FLOATS_AT_ONCE", at_once)
+    monkeypatch.setattr("duquant.ops.chunks.FLOATS_AT_ONCE", at_once)
     assert torch.equal(site(x), whole)

@@ -53,8 +53,8 @@ def test_a_token_is_alone_in_every_company() -> None:
     finally:
         torch.set_num_threads(before)
     for count in (1, 2, 5, 8, 13):
-        pieces = [apply_transform(piece, transformation) for piece in x.split(count)]
-        assert torch.equal(torch.cat(pieces), whole)
+        chunks = [apply_transform(chunk, transformation) for chunk in x.split(count)]
+        assert torch.equal(torch.cat(chunks), whole)
 
 
 def test_dimensions_and_strides_do_not_matter() -> None:

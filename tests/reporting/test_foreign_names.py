@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 
 class Markdown:
-    """Kinds of pieces of a Markdown text, and its words."""
+    """Kinds of elements of a Markdown text, and its words."""
 
     def __init__(self, text: str) -> None:
         parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])

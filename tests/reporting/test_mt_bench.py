@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from duquant.durable import write_json
+from duquant.atomic_files import write_json
 from duquant.evaluation.mt_bench.run_scores import SCORES
 from duquant.evaluation.mt_bench.scores import ModelScore, PairScore, Tally
 from duquant.json_shapes import shaped

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from duquant.durable import write_json
+from duquant.atomic_files import write_json
 from duquant.json_files import read_json
 from duquant.reporting.measurements import perplexity_tables, task_tables
 from duquant.reporting.report import report

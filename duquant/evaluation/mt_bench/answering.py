@@ -7,7 +7,7 @@ another model or template would give a file that belongs to neither, so that is 
 from pathlib import Path
 from typing import Any
 
-from duquant.durable import write_durably, write_json
+from duquant.atomic_files import write_durably, write_json
 from duquant.evaluation.mt_bench.answers import answer_record, load_answers
 from duquant.evaluation.mt_bench.bench_directory import AnswerSettings, BenchDirectory
 from duquant.evaluation.mt_bench.chat_model import ChatModel

@@ -6,7 +6,7 @@ written before that, and everything that is written is finished: the same comman
 
 from pathlib import Path
 
-from duquant.durable import write_json
+from duquant.atomic_files import write_json
 from duquant.evaluation.command import Dtype
 from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.local_items import file_digest

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from duquant.durable import write_durably
+from duquant.atomic_files import write_durably
 from duquant.write_errors import naming
 
 Record = dict[str, Any]

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from duquant.durable import write_json
+from duquant.atomic_files import write_json
 from duquant.evaluation.mt_bench.bench_directory import (
     AnswerSettings,
     BenchDirectory,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from duquant.durable import write_json
+from duquant.atomic_files import write_json
 from duquant.evaluation.mt_bench.bench_directory import BenchDirectory
 from duquant.evaluation.mt_bench.chat_template import TEMPLATES
 from duquant.evaluation.mt_bench.run_scores import SCORES, remember_run, tell_runs

@@ -9,7 +9,7 @@ TALKATIVE = ("lm_eval", "transformers", "datasets", "accelerate")
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Swallow what libraries print and log below an error; exceptions pass."""
     loggers = [logging.getLogger(name) for name in TALKATIVE]
     levels = [logger.level for logger in loggers]

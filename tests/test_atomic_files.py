@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from duquant.durable import write_durably, write_json, write_tensors
+from duquant.atomic_files import write_durably, write_json, write_tensors
 
 
 def test_writes_through_a_temporary_name_and_leaves_only_the_file(tmp_path: Path) -> None:

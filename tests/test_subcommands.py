@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 from jsonargparse import ArgumentParser
 
-from duquant.verbs import Verbs, add_verbs, run_verb
+from duquant.subcommands import Subcommands, add_subcommand_table, run_subcommand
 
 called: list[object] = []
 
@@ -36,13 +36,15 @@ class Count:
         called.append(self.last)
 
 
-VERBS: Verbs = {"greet": greet, "numbers": {"count": Count}}
+SUBCOMMANDS: Subcommands = {"greet": greet, "numbers": {"count": Count}}
 
 
 @pytest.fixture
 def parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
-    add_verbs(parser.add_subcommands(), VERBS, {"numbers": "Numbers."}, ArgumentParser)
+    add_subcommand_table(
+        parser.add_subcommands(), SUBCOMMANDS, {"numbers": "Numbers."}, ArgumentParser
+    )
     called.clear()
     return parser
 
@@ -61,7 +63,7 @@ def test_the_verb_is_called_with_its_options(
     arguments: list[str], expected: object, parser: ArgumentParser
 ) -> None:
     options = parser.instantiate_classes(parser.parse_args(arguments))
-    run_verb(VERBS, options)
+    run_subcommand(SUBCOMMANDS, options)
     assert called == [expected]
 
 

@@ -12,8 +12,8 @@ from typing import Any, Union
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
-Verb = Callable[..., Any]
-Verbs = Mapping[str, Union[Verb, "Verbs"]]
+Subcommand = Callable[..., Any]
+Subcommands = Mapping[str, Union[Subcommand, "Subcommands"]]
 """A function or a class by its name, or a table of further ones."""
 PLAIN = {
     "<class 'Path'>": "path",
@@ -35,42 +35,51 @@ class PlainHelp(DefaultHelpFormatter):
         return text
 
 
-def add_verbs(
-    chooser: Any, verbs: Verbs, tables: Mapping[str, str], parser_class: type[ArgumentParser]
+def add_subcommand_table(
+    chooser: Any,
+    subcommands: Subcommands,
+    tables: Mapping[str, str],
+    parser_class: type[ArgumentParser],
 ) -> None:
     """Add subcommands to what jsonargparse calls a subcommands action.
 
     Args:
         chooser: where the subcommands go.
-        verbs: functions, or tables of further ones, by name.
+        subcommands: functions, or tables of further ones, by name.
         tables: what each table is about.
         parser_class: parses every subcommand.
     """
-    for name, verb in verbs.items():
-        if isinstance(verb, Mapping):
+    for name, subcommand in subcommands.items():
+        if isinstance(subcommand, Mapping):
             parser = parser_class(description=tables[name])
             chooser.add_subcommand(name, parser, help=tables[name])
-            add_verbs(parser.add_subcommands(), verb, tables, parser_class)
+            add_subcommand_table(parser.add_subcommands(), subcommand, tables, parser_class)
         else:
-            about = docstring_parser.parse(verb.__doc__ or "")
+            about = docstring_parser.parse(subcommand.__doc__ or "")
             parser = parser_class(description=about.short_description or "")
-            add_options(parser, verb)
+            add_options(parser, subcommand)
             chooser.add_subcommand(name, parser, help=about.short_description)
 
 
-def add_options(parser: ArgumentParser, verb: Verb) -> None:
+def add_options(parser: ArgumentParser, subcommand: Subcommand) -> None:
     """Turn a signature into options.
 
     A bool becomes a flag, ``config`` also ``-c``, and a list without a default the arguments that
     are no options.
     """
-    help_of = {p.arg_name: p.description for p in docstring_parser.parse(verb.__doc__ or "").params}
-    parameters = inspect.signature(verb).parameters
+    help_of = {
+        p.arg_name: p.description for p in docstring_parser.parse(subcommand.__doc__ or "").params
+    }
+    parameters = inspect.signature(subcommand).parameters
     flags = {name for name, p in parameters.items() if p.annotation is bool}
     short = {"config"}.intersection(parameters)
     bare = {n for n, p in parameters.items() if p.annotation == list[str] and p.default is p.empty}
-    add = parser.add_class_arguments if isinstance(verb, type) else parser.add_function_arguments
-    add(verb, as_group=False, skip={*flags, *short, *bare})
+    add = (
+        parser.add_class_arguments
+        if isinstance(subcommand, type)
+        else parser.add_function_arguments
+    )
+    add(subcommand, as_group=False, skip={*flags, *short, *bare})
     for name in sorted(bare):
         parser.add_argument(name, nargs="+", type=str, help=help_of[name])
     for name in sorted(short):
@@ -79,11 +88,11 @@ def add_options(parser: ArgumentParser, verb: Verb) -> None:
         parser.add_argument(f"--{name}", action=ActionYesNo, default=False, help=help_of[name])
 
 
-def run_verb(verb: Verb | Verbs, options: Namespace) -> None:
+def run_subcommand(subcommand: Subcommand | Subcommands, options: Namespace) -> None:
     """Call the function that the command line chose with its options."""
-    if isinstance(verb, Mapping):
-        run_verb(verb[options.subcommand], options[options.subcommand])
+    if isinstance(subcommand, Mapping):
+        run_subcommand(subcommand[options.subcommand], options[options.subcommand])
     else:
-        made = verb(**{n: options[n] for n in inspect.signature(verb).parameters})
-        if isinstance(verb, type):
+        made = subcommand(**{n: options[n] for n in inspect.signature(subcommand).parameters})
+        if isinstance(subcommand, type):
             made()
