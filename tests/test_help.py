@@ -1,7 +1,10 @@
-"""Every subcommand explains itself, each asked in a process of its own."""
+"""Every subcommand explains itself."""
+
+import sys
 
 import pytest
 
+import cli
 from tests.small_run import run
 
 HELP: dict[str, list[str]] = {
@@ -21,12 +24,24 @@ HELP: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("subcommand", HELP)
-def test_help_reads_well(subcommand: str) -> None:
-    shown = run(*subcommand.split(), "--help")
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stderr == ""
-    assert "Lightning Trainer command line tool" not in shown.stdout
-    assert "<class" not in shown.stdout
-    text = " ".join(shown.stdout.split())
+def test_help_reads_well(
+    subcommand: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cli.py", *subcommand.split(), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        cli.build()
+    assert ended.value.code == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "Lightning Trainer command line tool" not in shown.out
+    assert "<class" not in shown.out
+    text = " ".join(shown.out.split())
     for words in HELP[subcommand]:
         assert words in text
+
+
+def test_help_of_a_process_of_its_own() -> None:
+    shown = run("report", "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stderr == ""
+    assert "run directories" in shown.stdout

@@ -1,4 +1,4 @@
-"""Fifty real items of every task on a real model, in full precision and W4A4."""
+"""A dozen real items of every task on a real model, in full precision and W4A4."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ pytestmark = [
         reason=f"{MODEL} or {TASKS} is not there: set DUQUANT_ASSETS",
     ),
 ]
-ITEMS = 50
+ITEMS = 12
 
 
 @pytest.fixture(scope="module", params=["full precision", "W4A4"])
@@ -47,7 +47,7 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize("task", [*LAYOUTS, "mmlu_anatomy"])
-def test_log_likelihoods_of_fifty_items(task: str, lm: EvaluatedModel) -> None:
+def test_log_likelihoods_of_real_items(task: str, lm: EvaluatedModel) -> None:
     found = find_tasks([task], data_dir=TASKS, mmlu_data_dir=TASKS / "mmlu").tasks[task]
     measured = measure_task(lm, task, found, num_fewshot=0, limit=ITEMS)
     items = [found.eval_docs[n] for n in range(ITEMS)]
