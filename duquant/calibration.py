@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from duquant.data.streams import BlockSamples, Stream, Streams
 from duquant.evaluation.perplexity import TOKENS_AT_ONCE
 from duquant.model.block_error import BlockError, Probe, measure_block, num_probed
+from duquant.model.channel_ranges import observe_sites
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.site_report import SiteReport
-from duquant.model.smoothing import observe_peaks
 from duquant.model.surgery import QuantizedBlock
+from duquant.model.value_rotation import rotate_values
 from duquant.modules.block import QuantBlock
 from duquant.ops.finite import require_finite
 from duquant.processes import ALONE, Processes
@@ -81,6 +82,9 @@ class BlockCalibration:
     ) -> None:
         self.block = block.to(device)
         self.quantized_stream = streams.quantized
+        self._trains_on = streams.quantized
+        if block.recipe.training.inputs == "full_precision":
+            self._trains_on = streams.full_precision
         self.behind = behind
         self.context = context
         self.device = device
@@ -96,7 +100,7 @@ class BlockCalibration:
         if not self.block.recipe.has_lwc:
             return None
         behind = self.behind
-        return BlockSamples(self.quantized_stream, behind.full_precision, behind.augmented)
+        return BlockSamples(self._trains_on, behind.full_precision, behind.augmented)
 
     @torch.no_grad()
     def enter(self, layer: nn.Module, generator: torch.Generator) -> None:
@@ -113,16 +117,19 @@ class BlockCalibration:
         assert self._entering is not None, "a block is entered once"
         streams, behind, self._entering = self._entering, self.behind, None
         layer = layer.to(self.device)
-        with self.block.named(), observe_peaks(layer) as peaks:
+        recipe = self.block.recipe
+        if recipe.rotation.rotate_values:
+            rotate_values(layer, recipe.rotation.block_size)
+        with self.block.named(), observe_sites(layer, means=recipe.smoothing.subtract_mean) as seen:
             self._run(layer, streams.full_precision, behind.full_precision)
-        peaks = {site: self.processes.max(peak) for site, peak in peaks.items()}
+        ranges = {site: each.of_all(self.processes) for site, each in seen.items()}
         if behind.augmented is not None:
             with self.block.named():
                 self._run(layer, streams.quantized, behind.augmented)
         with self.block.named():
             mean, self.reports = self.block.enter(
                 layer,
-                peaks,
+                ranges,
                 self.context,
                 streams.calibration_mean.to(self.device),
                 self._quantized_chunks,
@@ -151,6 +158,7 @@ class BlockCalibration:
         quantized = self.block.quantized
         assert quantized is not None, "enter a block first"
         with self.block.named():
+            self.block.settle()
             self.error = self._measured()
             self.round()
             if self.error.relative is not None and self.block.recipe.weight_rounding.needs_gram:

@@ -18,6 +18,7 @@ from duquant.recipe_parts import (
     RotationConfig,
     RoundingConfig,
     SmoothingConfig,
+    TrainingConfig,
 )
 from duquant.rounding.table import build_rounding
 from duquant.rounding.weight_rounding import WeightRounding
@@ -31,6 +32,7 @@ __all__ = [
     "RotationConfig",
     "RoundingConfig",
     "SmoothingConfig",
+    "TrainingConfig",
     "round_to_nearest",
 ]
 
@@ -63,6 +65,7 @@ class Recipe:
         rotation: greedy block rotation and zigzag permutation.
         clipping: fixed clip factors.
         lwc: learned clip factors.
+        training: what is learned beside them, and on what.
         rounding: how weights are rounded.
     """
 
@@ -82,6 +85,7 @@ class Recipe:
     rotation: RotationConfig = field(default_factory=RotationConfig)
     clipping: ClippingConfig = field(default_factory=ClippingConfig)
     lwc: LWCConfig = field(default_factory=LWCConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     rounding: RoundingConfig = field(default_factory=RoundingConfig)
 
     def __post_init__(self) -> None:

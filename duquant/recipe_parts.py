@@ -67,12 +67,15 @@ class SmoothingConfig:
         attention_output: with grouped-query attention, one scale per ``key_value_channel`` (folds
             into v_proj, free at run time) or per ``query_channel`` (divided online, as the
             authors' code).
+        subtract_mean: subtract every channel's mean before the transform; the linears that read the
+            site get its product with their weights as a bias, in full precision.
     """
 
     enabled: bool = True
     alpha: float | None = None
     weights: Literal["first", "all"] = "first"
     attention_output: Literal["key_value_channel", "query_channel"] = "key_value_channel"
+    subtract_mean: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers and the choices."""
@@ -95,7 +98,11 @@ class RotationConfig:
             ``none`` (no transformation).
         scope: one rotation ``shared`` by all blocks of a site (the authors' code) or a search
             ``per_block`` (the paper).
-        transform: what a site goes through: ``rotate_permute``, the dual transformation.
+        transform: what a site goes through: ``rotate_permute``, the dual transformation, or
+            ``affine_permute``, the same form with a matrix of its own for every block, which is
+            trained (needs LWC).
+        rotate_values: multiply the V of every head by a Hadamard matrix, which is folded into
+            v_proj and o_proj and costs nothing at run time.
     """
 
     block_size: int = 128
@@ -104,6 +111,7 @@ class RotationConfig:
     selector: Selector = "outlier"
     scope: Scope = "shared"
     transform: str = "rotate_permute"
+    rotate_values: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers and the choices."""
@@ -180,6 +188,32 @@ class LWCConfig:
             raise ValueError(f"lwc.learning_rate is {self.learning_rate}; it must be above 0")
         if self.batch_size < 1:
             raise ValueError(f"lwc.batch_size is {self.batch_size}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What is trained beside the weights' clip factors, and on what; ``lwc`` says how long.
+
+    Args:
+        activation_clips: learn a clip factor for each end of the tokens' ranges, one pair for every
+            site and for Q, K and V, from ``clipping.activation_ratio``.
+        rate: AdamW's first rate for transforms that learn.
+        inputs: train on what the block receives in the ``quantized`` model, or on what it receives
+            in ``full_precision``.
+        loss: ``mse`` over all outputs, or ``relative``: every token's squared error is divided by
+            its target's square, so that massive tokens count as much as others.
+    """
+
+    activation_clips: bool = False
+    rate: float = 0.005
+    inputs: Literal["quantized", "full_precision"] = "quantized"
+    loss: Literal["mse", "relative"] = "mse"
+
+    def __post_init__(self) -> None:
+        """Check the numbers and the choices."""
+        _require_choices("training", self)
+        if not self.rate > 0:
+            raise ValueError(f"training.rate is {self.rate}; it must be above 0")
 
 
 def _given(config: Any, besides: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from duquant.config import Recipe
+from duquant.model.smoothing import give_biases
 from duquant.model.structure import (
     ATTENTION,
     LINEARS,
@@ -73,8 +74,10 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
         module, prefix = quantized.sites[site.name], _site_path(site.name)
         stored = module.transform.store()
         tensors |= {f"{prefix}.transform.{part}": tensor for part, tensor in stored.items()}
-        tensors[f"{prefix}.online_scale"] = module.online_scale
-    tensors |= {name: quantizer.peak for name, quantizer in _peaks(quantized.layer).items()}
+        tensors |= {f"{prefix}.online_scale": module.online_scale, f"{prefix}.mean": module.mean}
+    for name, module in quantized.layer.named_modules():
+        if isinstance(module, ActivationQuantizer):
+            tensors |= {f"{name}.peak": module.peak, f"{name}.clip_ends": module.clip_ends}
     return {name: tensor.detach().cpu() for name, tensor in tensors.items() if tensor.numel()}
 
 
@@ -97,6 +100,8 @@ def unpack_block(
         ValueError: if a tensor is missing, of another shape, or left over, naming it.
     """
     require_decoder_block(block, "the stored model")
+    if recipe.smoothing.subtract_mean:
+        give_biases(block)
     rest = {current_name(name): tensor for name, tensor in tensors.items()}
     shapes = linear_shapes(block)
     sites = {
@@ -110,8 +115,12 @@ def unpack_block(
         parameter = nn.Parameter(_take(rest, stored, expected.shape).to(dtype), requires_grad=False)
         setattr(block.get_submodule(parent), leaf, parameter)
     install_modules(block, recipe, sites, linears, biases)
-    for name, quantizer in _peaks(block).items():
-        quantizer.hold_peak(_take(rest, name, (1,)))
+    for name, quantizer in block.named_modules():
+        if isinstance(quantizer, ActivationQuantizer):
+            if quantizer.form.needs_peak:
+                quantizer.hold_peak(_take(rest, f"{name}.peak", (1,)))
+            if f"{name}.clip_ends" in rest:
+                quantizer.hold_clip_ends(_take(rest, f"{name}.clip_ends", (2,)))
     if rest:
         raise ValueError(f"the stored block has a tensor that does not belong to it: {min(rest)}")
     return block
@@ -136,25 +145,17 @@ def packed_bytes(block: nn.Module, recipe: Recipe) -> int:
             size += rows * columns * item
         else:
             size += _num_bytes(form.stored_shapes(rows, columns))
-        size += rows * item if getattr(block.get_submodule(name), "bias", None) is not None else 0
+        bias = getattr(block.get_submodule(name), "bias", None)
+        size += rows * item if bias is not None or recipe.smoothing.subtract_mean else 0
     for site in SITES:
         width = linear_shapes(block)[site.linears[0]][1]
-        size += width * torch.float32.itemsize  # a scale that is divided online
+        size += 2 * width * torch.float32.itemsize  # a scale that is divided online, and a mean
         size += _num_bytes(transform_class(recipe.rotation).stored_shapes(width, recipe.rotation))
     return size
 
 
 def _num_bytes(stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> int:
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
-
-
-def _peaks(block: nn.Module) -> dict[str, ActivationQuantizer]:
-    """Quantizers with a calibrated peak, by the peak's name in a quantized block."""
-    return {
-        f"{name}.peak": module
-        for name, module in block.named_modules()
-        if isinstance(module, ActivationQuantizer) and module.form.needs_peak
-    }
 
 
 def _outside_linears(block: nn.Module) -> dict[str, Tensor]:
@@ -184,6 +185,8 @@ def _read_site(tensors: dict[str, Tensor], name: str, width: int, recipe: Recipe
     site.transform = kind.restore(width, stored)
     if f"{prefix}.online_scale" in tensors:
         site.divide_online(_take(tensors, f"{prefix}.online_scale", (width,)))
+    if recipe.smoothing.subtract_mean:
+        site.subtract(_take(tensors, f"{prefix}.mean", (width,)))
     return site
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from duquant.config import Recipe
 from duquant.model.checkpoint import open_safetensors
-from duquant.ops.value_rules import FINITE, POSITIVE_FLOAT32, ValueRule
+from duquant.ops.value_rules import FINITE, FINITE_FLOAT32, POSITIVE_FLOAT32, ValueRule
 from duquant.transforms.table import transform_class
 
 
@@ -50,6 +50,8 @@ def rules_of(recipe: Recipe) -> dict[str, ValueRule]:
     """By the last part of a tensor's name, what it must be; any other must be finite."""
     return {
         "online_scale": POSITIVE_FLOAT32,
+        "mean": FINITE_FLOAT32,
+        "clip_ends": POSITIVE_FLOAT32,
         **recipe.formats.weights.stored_rules,
         **transform_class(recipe.rotation).stored_rules,
     }

@@ -7,15 +7,15 @@ before the attention or the MLP, ``v_proj`` before ``o_proj``, ``up_proj`` befor
 a scale per query channel, and behind norms that do not simply multiply by their weight.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from duquant.config import Recipe
-from duquant.model.structure import ATTENTION, SITES, Site
-from duquant.ops.finite import require_finite
+from duquant.model.channel_ranges import ChannelRange
+from duquant.model.structure import ATTENTION, LINEARS, SITES, Site
 from duquant.ops.smoothing import (
     first_weight_peak,
     repeat_for_heads,
@@ -25,62 +25,69 @@ from duquant.ops.smoothing import (
 )
 
 
-@contextmanager
-def observe_peaks(block: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect ``max|x|`` per channel of every site while the full-precision ``block`` runs.
+@dataclass(frozen=True)
+class Smoothed:
+    """What was done to a block's sites, by site name; every tensor ``(width,)`` in float32.
 
-    Yields:
-        A mapping from site names to float32 tensors of shape ``(width,)``, filled as data passes.
-
-    Raises:
-        ValueError: while data passes, if some of it is not finite, naming the site.
+    Attributes:
+        scales: of every site, if it was smoothed.
+        online: those that a site has to divide by, as nothing before it could take them.
+        means: what a site subtracts behind the division, if the recipe says so.
     """
-    peaks: dict[str, Tensor] = {}
 
-    def observer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            peak = inputs[0].detach().abs().flatten(0, -2).amax(dim=0).float()
-            require_finite(peak, f"channels of {name}", inputs[0].dtype)
-            peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
-
-        return observe
-
-    handles = [
-        block.get_submodule(site.linears[0]).register_forward_pre_hook(observer(site.name))
-        for site in SITES
-    ]
-    try:
-        yield peaks
-    finally:
-        for handle in handles:
-            handle.remove()
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    online: dict[str, Tensor] = field(default_factory=dict)
+    means: dict[str, Tensor] = field(default_factory=dict)
 
 
-def smooth_block(
-    block: nn.Module, peaks: Mapping[str, Tensor], recipe: Recipe
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Fold smoothing scales into the weights of a full-precision block, in place.
+def smooth_block(block: nn.Module, ranges: Mapping[str, ChannelRange], recipe: Recipe) -> Smoothed:
+    """Fold smoothing scales and the products of means into a full-precision block, in place.
 
     Args:
         block: a decoder block with real weights.
-        peaks: ``max|x|`` per channel of every site, from :func:`observe_peaks`.
-        recipe: says whether and how strongly to smooth.
-
-    Returns:
-        The scale of every site and, of those, the ones that have to be divided online.
+        ranges: what the channels of every site hold, from
+            :func:`duquant.model.channel_ranges.observe_sites`.
+        recipe: says whether and how strongly to smooth, and whether means are subtracted.
     """
-    if not recipe.smoothing.enabled:
-        return {}, {}
-    scales = {site.name: _site_scale(block, site, peaks[site.name], recipe) for site in SITES}
-    online = {}
-    for site in SITES:
-        scale = scales[site.name]
-        for name in site.linears:
-            weight = _weight(block, name)
-            weight.copy_((weight.float() * scale).to(weight.dtype))
-        if not _fold_into_producer(block, site, scale):
-            online[site.name] = scale
-    return scales, online
+    centres = recipe.smoothing.subtract_mean
+    scales, online = {}, {}
+    if recipe.smoothing.enabled:
+        for site in SITES:
+            peak = ranges[site.name].peak(around_mean=centres)
+            scales[site.name] = _site_scale(block, site, peak, recipe)
+        for site in SITES:
+            scale = scales[site.name]
+            for name in site.linears:
+                weight = _weight(block, name)
+                weight.copy_((weight.float() * scale).to(weight.dtype))
+            if not _fold_into_producer(block, site, scale):
+                online[site.name] = scale
+    means = {}
+    if centres:
+        give_biases(block)
+        for site in SITES:
+            mean = ranges[site.name].mean
+            means[site.name] = mean / scales[site.name] if site.name in scales else mean
+            for name in site.linears:
+                _add_to_bias(block.get_submodule(name), means[site.name])
+    return Smoothed(scales, online, means)
+
+
+def give_biases(block: nn.Module) -> None:
+    """Give every linear a bias, where it has none: zeros, in its weight's dtype and place."""
+    for name in LINEARS:
+        linear = block.get_submodule(name)
+        if getattr(linear, "bias", None) is None:
+            weight = linear.get_parameter("weight")
+            bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=False)
+            linear.register_parameter("bias", bias)
+
+
+def _add_to_bias(linear: nn.Module, mean: Tensor) -> None:
+    """``W (x - m) + (b + W m)`` is ``W x + b``."""
+    weight, bias = linear.get_parameter("weight"), linear.get_parameter("bias")
+    moved = weight.double() @ mean.double() + bias.double()
+    bias.copy_(moved.to(bias.dtype))
 
 
 def _site_scale(block: nn.Module, site: Site, peak: Tensor, recipe: Recipe) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from duquant.config import Recipe
+from duquant.model.smoothing import Smoothed
 from duquant.model.structure import ATTENTION, LINEARS, SITES, Site
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention import AttentionQuantizer, install_attention_quantizer
@@ -68,8 +69,7 @@ def insert_quantizers(
     block: nn.Module,
     recipe: Recipe,
     clips: Mapping[str, Clip],
-    scales: dict[str, Tensor],
-    online_scales: Mapping[str, Tensor],
+    smoothed: Smoothed,
 ) -> QuantizedBlock:
     """Replace linears and norms of a smoothed block by quantized ones; no transform yet.
 
@@ -77,8 +77,7 @@ def insert_quantizers(
         block: decoder block, changed in place.
         recipe: bits, groups, clip ratios.
         clips: clip factors of every linear by name.
-        scales: smoothing scales by site name, kept for reports.
-        online_scales: those that a site has to divide by.
+        smoothed: what was done to the sites.
 
     Raises:
         ValueError: if smoothing made a weight too large for its dtype, naming the linear.
@@ -89,8 +88,10 @@ def insert_quantizers(
         first = block.get_submodule(site.linears[0])
         assert isinstance(first, nn.Linear)
         transform = SiteTransform(first.in_features, quantizer).to(first.weight.device)
-        if site.name in online_scales:
-            transform.divide_online(online_scales[site.name])
+        if site.name in smoothed.online:
+            transform.divide_online(smoothed.online[site.name])
+        if site.name in smoothed.means:
+            transform.subtract(smoothed.means[site.name])
         sites[site.name] = transform
     linears, biases = {}, take_biases(block, recipe)
     for name in LINEARS:
@@ -104,7 +105,7 @@ def insert_quantizers(
             recipe.formats.weights,
         )
     install_modules(block, recipe, sites, linears, biases)
-    return QuantizedBlock(block, sites, linears, scales)
+    return QuantizedBlock(block, sites, linears, smoothed.scales)
 
 
 def take_biases(block: nn.Module, recipe: Recipe) -> dict[str, Tensor]:

@@ -27,18 +27,23 @@ from torch.nn import functional as F
 from duquant.config import Recipe
 from duquant.model.activation_peaks import calibrate_peaks
 from duquant.model.batch import BlockBatch
+from duquant.model.channel_ranges import ChannelRange
 from duquant.model.decoder import BlockContext
 from duquant.model.site_grams import collect_site_grams
 from duquant.model.site_report import SiteReport, report_site
 from duquant.model.smoothing import smooth_block
-from duquant.model.structure import Site, short_name
+from duquant.model.structure import SITES, Site, short_name
 from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
 from duquant.model.weight_decisions import Chunks, round_weights, search_clips
+from duquant.modules.activation_side import ActivationSide
 from duquant.modules.block_optimizer import block_optimizer, set_learning_rate
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
 from duquant.ops.rotation import BaseSource
 from duquant.processes import ALONE, Processes
+
+SMALLEST_SQUARE = 1e-12
+"""Least square of a token's target in the relative loss."""
 
 
 class QuantBlock(LightningModule):
@@ -63,6 +68,8 @@ class QuantBlock(LightningModule):
         self.clips = nn.ModuleDict(
             {short_name(name): _new_clip(shape, recipe) for name, shape in shapes.items()}
         )
+        widths = {site.name: shapes[site.linears[0]][1] for site in SITES}
+        self.activation_side = ActivationSide(widths, recipe)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("has_begun", torch.zeros((), dtype=torch.bool))
         self.quantized: QuantizedBlock | None = None
@@ -74,7 +81,7 @@ class QuantBlock(LightningModule):
     def enter(
         self,
         block: nn.Module,
-        peaks: Mapping[str, Tensor],
+        ranges: Mapping[str, ChannelRange],
         context: BlockContext,
         calibration_mean: Tensor,
         samples: Chunks,
@@ -87,7 +94,7 @@ class QuantBlock(LightningModule):
 
         Args:
             block: decoder block with real weights, on its device; taken over and changed.
-            peaks: ``max|x|`` per channel of every site under full precision.
+            ranges: what the channels of every site hold under full precision.
             context: what the block's forward needs beside hidden states.
             calibration_mean: calibration tensor ``(1, tokens, hidden)`` of the rotation search.
             samples: gives the block's calibration inputs in chunks ``(batch, tokens, hidden)``, on
@@ -100,14 +107,14 @@ class QuantBlock(LightningModule):
             The block's output on ``calibration_mean`` and what each site's transform did. Both are
             computed with the clip factors at sigmoid(4), also when training was resumed.
         """
-        scales, online = smooth_block(block, peaks, self.recipe)
+        smoothed = smooth_block(block, ranges, self.recipe)
         clips = {name: self._clip(name) for name in self.linear_names}
-        self.quantized = insert_quantizers(block, self.recipe, clips, scales, online)
+        self.quantized = insert_quantizers(block, self.recipe, clips, smoothed)
         self.context, self.processes = context, processes
         reports: dict[str, SiteReport] = {}
 
         def observe(site: Site, transform: SiteTransform, x: Tensor) -> None:
-            reports[site.name] = report_site(x, scales.get(site.name), transform.transform)
+            reports[site.name] = report_site(x, smoothed.scales.get(site.name), transform.transform)
 
         with self._initial_clips():
             output = calibrate_sites(
@@ -119,8 +126,14 @@ class QuantBlock(LightningModule):
                 draw_base=draw_base,
             )
         calibrate_peaks(self.quantized, self, samples, processes)
+        self.activation_side.attach(self.quantized, begins=not self.has_begun)
         self._begin(samples)
         return output, reports
+
+    def settle(self) -> None:
+        """End the training: what was learned of the activations is constant from now on."""
+        assert self.quantized is not None, "enter a block first"
+        self.activation_side.settle(self.quantized)
 
     def round(self, samples: Chunks) -> None:
         """Choose the weights' codes; ``samples`` as in :meth:`enter`."""
@@ -137,11 +150,17 @@ class QuantBlock(LightningModule):
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
         """This process's loss of one step; ``step_loss`` is the mean over all processes."""
         output = self(batch.quantized_input)
-        loss = F.mse_loss(output.float(), batch.target.float())
+        loss = self._loss(output.float(), batch.target.float())
         if self.recipe.lwc.augmented_loss:
-            loss = loss + F.mse_loss(output.float(), batch.augmented_target.float())
+            loss = loss + self._loss(output.float(), batch.augmented_target.float())
         self.step_loss = self.processes.mean(loss.detach())
         return loss
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        if self.recipe.training.loss == "mse":
+            return F.mse_loss(output, target)
+        squares = target.square().sum(dim=-1).clamp(min=SMALLEST_SQUARE)
+        return ((output - target).square().sum(dim=-1) / squares).mean()
 
     def drop_unusable_gradients(self) -> bool:
         """Forget this step's gradients if its loss or one of them is not finite.
@@ -189,7 +208,8 @@ class QuantBlock(LightningModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the block learns, as an optimizer's groups: ``params`` and ``lr``."""
         factors = list(self.clips.parameters())
-        return [{"params": factors, "lr": self.recipe.lwc.learning_rate}] if factors else []
+        groups = [{"params": factors, "lr": self.recipe.lwc.learning_rate}] if factors else []
+        return groups + self.activation_side.parameter_groups()
 
     def decisions(self) -> Iterator[Tensor]:
         """What was decided for the block: transforms, smoothing scales, clip factors."""
@@ -221,14 +241,14 @@ class QuantBlock(LightningModule):
 
     @contextmanager
     def _initial_clips(self) -> Iterator[None]:
-        trained = {name: p.detach().clone() for name, p in self.named_parameters()}
+        trained = {name: p.detach().clone() for name, p in self.clips.named_parameters()}
         for clip in self.clips.values():
             if isinstance(clip, ClipFactors):
                 clip.start_anew()
         try:
             yield
         finally:
-            for name, parameter in self.named_parameters():
+            for name, parameter in self.clips.named_parameters():
                 parameter.copy_(trained[name])
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from duquant.config import Recipe, round_to_nearest
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.decoder import Decoder
+from duquant.model.smoothing import Smoothed
 from duquant.model.structure import LINEARS
 from duquant.model.surgery import insert_quantizers
 from duquant.nn.clipping import FixedClip
@@ -36,7 +37,7 @@ def load_variants(
             yield FULL_PRECISION, block
         if ROUND_TO_NEAREST in wanted:
             clips = dict.fromkeys(LINEARS, FixedClip(1.0))
-            quantized = insert_quantizers(block, round_to_nearest(recipe), clips, {}, {})
+            quantized = insert_quantizers(block, round_to_nearest(recipe), clips, Smoothed())
             quantized.round_to_nearest()
             yield ROUND_TO_NEAREST, quantized.layer
             del quantized

@@ -6,6 +6,7 @@ from torch import Tensor
 from duquant.formats.integer import Integer
 from duquant.formats.number_format import Clip, Grid, NumberFormat, split_rows
 from duquant.formats.row_bytes import decode_rows, encode_rows
+from duquant.nn.clipping import ClipFactors
 from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid
 from duquant.ops.kernels import rows
 from duquant.ops.quantized_tokens import encode_tokens
@@ -24,19 +25,30 @@ class ActivationQuantizer(ExactBuffers):
         clip_ratio: factor on every token's maximum and minimum.
     """
 
-    EXACT = ("peak",)
+    EXACT = ("peak", "clip_ends")
     peak: Tensor
+    clip_ends: Tensor
 
     def __init__(self, form: NumberFormat, clip_ratio: float = 1.0) -> None:
         super().__init__()
         self.form = form
-        self.clip = Clip(clip_ratio, clip_ratio)
+        self.ratio = clip_ratio
+        self.factors: ClipFactors | None = None
+        self.hold_clip_ends(torch.zeros(0, device="cpu"))
         self.hold_peak(torch.zeros(0, device="cpu"))
 
     @property
     def is_quantized(self) -> bool:
         """Whether anything is rounded."""
         return self.form.bits < UNQUANTIZED_BITS
+
+    def hold_clip_ends(self, ends: Tensor) -> None:
+        """Take over learned factors on maximum and minimum, float32 ``(2,)``, as constants.
+
+        One without entries means that both are the recipe's ratio.
+        """
+        self.factors = None
+        self.register_buffer("clip_ends", ends, persistent=ends.numel() > 0)
 
     def hold_peak(self, peak: Tensor) -> None:
         """Take over a calibrated peak, float32 ``(1,)``; one without entries means "none"."""
@@ -48,22 +60,25 @@ class ActivationQuantizer(ExactBuffers):
             return x
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         split = split_rows(wide, self.form.group_size)
-        return self.form.fake_quantize(split, self.clip, self._peak()).reshape(x.shape).to(x.dtype)
+        return (
+            self.form.fake_quantize(split, self._clip(split), self._peak())
+            .reshape(x.shape)
+            .to(x.dtype)
+        )
 
     def codes(self, x: Tensor) -> tuple[Tensor, Grid]:
         """The same before it is undone: codes ``(..., width)`` and the grid of their groups."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         split = split_rows(wide, self.form.group_size)
-        grid = self.form.grid(split, self.clip, self._peak())
+        grid = self.form.grid(split, self._clip(split), self._peak())
         return self.form.codes(split, grid).reshape(x.shape), grid
 
     def encoded(self, x: Tensor) -> Tensor:
         """Integers as bytes, ``(..., width + 6)``: see :mod:`duquant.ops.quantized_tokens`."""
         form = self.form
         assert isinstance(form, Integer)
-        if rows.can_encode(x, form.bits):
-            assert isinstance(self.clip.high, float)
-            tokens: Tensor = rows.encode_rows(x, form.bits, self.clip.high, form.symmetric)
+        if rows.can_encode(x, form.bits) and not self.clip_ends.numel():
+            tokens: Tensor = rows.encode_rows(x, form.bits, self.ratio, form.symmetric)
             return tokens
         codes, (scale, zero) = self.codes(x)
         return encode_tokens(codes, AffineGrid(scale, zero))
@@ -71,7 +86,7 @@ class ActivationQuantizer(ExactBuffers):
     def encoded_rows(self, x: Tensor) -> Tensor:
         """Any format's codes and scales as bytes: see :mod:`duquant.formats.row_bytes`."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return encode_rows(self.form, wide, self.clip, self._peak())
+        return encode_rows(self.form, wide, self._clip(wide), self._peak())
 
     def decoded_rows(self, encoded: Tensor, width: int) -> Tensor:
         """Undo :meth:`encoded_rows`: float values ``(..., width)``."""
@@ -79,7 +94,16 @@ class ActivationQuantizer(ExactBuffers):
 
     def extra_repr(self) -> str:
         """Show the settings."""
-        return f"{self.form}, clip_ratio={self.clip.high}"
+        return f"{self.form}, clip_ratio={self.ratio}"
+
+    def _clip(self, rows: Tensor) -> Clip:
+        """Clip factors of ``rows (..., columns)``."""
+        if self.factors is None:
+            high, low = self.clip_ends if self.clip_ends.numel() else (self.ratio, self.ratio)
+            return Clip(high, low)
+        high, low, moves_zero_point = self.factors()
+        shape = (*rows.shape[:-1], 1)
+        return Clip(high.expand(shape), low.expand(shape), moves_zero_point)
 
     def _peak(self) -> Tensor | None:
         return self.peak if self.peak.numel() else None

@@ -20,13 +20,17 @@ class ClipFactors(nn.Module):
     Args:
         rows: rows of the weight that have a scale of their own (output channels × groups).
         moves_zero_point: let them learn through the zero points too.
+        start: their logit.
     """
 
-    def __init__(self, rows: int, *, moves_zero_point: bool = False) -> None:
+    def __init__(
+        self, rows: int, *, moves_zero_point: bool = False, start: float = INITIAL_LOGIT
+    ) -> None:
         super().__init__()
         self.moves_zero_point = moves_zero_point
-        self.high_logit = nn.Parameter(torch.full((rows, 1), INITIAL_LOGIT))
-        self.low_logit = nn.Parameter(torch.full((rows, 1), INITIAL_LOGIT))
+        self.start = start
+        self.high_logit = nn.Parameter(torch.full((rows, 1), start))
+        self.low_logit = nn.Parameter(torch.full((rows, 1), start))
 
     def forward(self) -> Clip:
         """Factors on each row's maximum and minimum, both of shape ``(rows, 1)``."""
@@ -40,9 +44,9 @@ class ClipFactors(nn.Module):
 
     @torch.no_grad()
     def start_anew(self) -> None:
-        """Begin with 98 % of every range, as the authors do."""
+        """Begin at the start, by default with 98 % of every range, as the authors do."""
         for logit in (self.high_logit, self.low_logit):
-            logit.fill_(INITIAL_LOGIT)
+            logit.fill_(self.start)
 
 
 class FixedClip(nn.Module):

@@ -5,7 +5,8 @@ q, k and v read the same tensor, gate and up another; so a decoder block has fou
 of once per linear halves that work and guarantees that linears which share an input share its
 transform.
 
-    x  ->  x / s (only where s could not be folded)  ->  transform  ->  quantize per token
+    x  ->  x / s (where s could not be folded)  ->  x - mean (if the recipe subtracts means)
+       ->  transform  ->  quantize per token
 """
 
 import torch
@@ -28,8 +29,9 @@ class SiteTransform(ExactBuffers):
         quantizer: quantizes each transformed token.
     """
 
-    EXACT = ("online_scale",)
+    EXACT = ("online_scale", "mean")
     online_scale: Tensor
+    mean: Tensor
 
     def __init__(self, width: int, quantizer: ActivationQuantizer) -> None:
         super().__init__()
@@ -37,6 +39,7 @@ class SiteTransform(ExactBuffers):
         self.quantizer = quantizer
         self.emits_integers = False
         self.divide_online(torch.ones(0, device="cpu"))
+        self.subtract(torch.zeros(0, device="cpu"))
         self.transform: Transform = Identity(width)
 
     def divide_online(self, scale: Tensor) -> None:
@@ -46,9 +49,18 @@ class SiteTransform(ExactBuffers):
         """
         self.register_buffer("online_scale", scale, persistent=scale.numel() > 0)
 
+    def subtract(self, mean: Tensor) -> None:
+        """Subtract ``mean`` of shape ``(width,)`` at every forward pass, behind the division.
+
+        One without entries means "nothing" and is not stored.
+        """
+        self.register_buffer("mean", mean, persistent=mean.numel() > 0)
+
     def smooth(self, x: Tensor) -> Tensor:
         """The part of smoothing that could not be folded into the producer of ``x``."""
-        return x / self.online_scale.to(x.dtype) if self.online_scale.numel() else x
+        if self.online_scale.numel():
+            x = x / self.online_scale.to(x.dtype)
+        return x - self.mean.to(x.dtype) if self.mean.numel() else x
 
     def transformed(self, x: Tensor) -> Tensor:
         """Smoothed and transformed input; half precision becomes float32 on the CPU."""

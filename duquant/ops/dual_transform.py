@@ -52,7 +52,8 @@ def apply_transform(x: Tensor, transform: DualTransform) -> Tensor:
 
     Processors do all steps at once in C (:mod:`duquant.ops.kernels.transform`).
     """
-    if kernel.serves(x, transform.rotations):
+    learns = torch.is_grad_enabled() and transform.rotations.requires_grad
+    if kernel.serves(x, transform.rotations) and not learns:
         by_kernel: Tensor = _TransformRows.apply(x, *transform)
         return by_kernel
     return apply_in_steps(x, transform)
@@ -72,6 +73,15 @@ def inverse_transform(transform: DualTransform) -> DualTransform:
     return DualTransform(
         transform.rotations.flip(0).transpose(-1, -2), transform.permutations.flip(0).argsort(-1)
     )
+
+
+def inverse_transposed(transform: DualTransform) -> DualTransform:
+    """What a weight goes through that reads ``transform``: inverses, transposed.
+
+    Differentiable in the blocks; inverses of orthogonal ones are computed too.
+    """
+    inverse = torch.linalg.inv(transform.rotations)
+    return DualTransform(inverse.transpose(-1, -2), transform.permutations)
 
 
 class _TransformRows(torch.autograd.Function):

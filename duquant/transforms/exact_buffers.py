@@ -16,10 +16,10 @@ class ExactBuffers(nn.Module):
     EXACT: tuple[str, ...] = ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        exact = {name: self._buffers[name] for name in self.EXACT}
+        exact = {name: self._buffers.get(name) for name in self.EXACT}
         super()._apply(fn, recurse)
         for name, before in exact.items():
-            after = self._buffers[name]
+            after = self._buffers.get(name)
             if before is not None and after is not None and after.dtype != before.dtype:
                 self._buffers[name] = before.to(after.device)
         return self

@@ -1,6 +1,7 @@
 """The transforms by the names that recipes give them."""
 
 from duquant.recipe_parts import RotationConfig
+from duquant.transforms.affine_permute import AffinePermute
 from duquant.transforms.identity import Identity
 from duquant.transforms.rotate_permute import RotatePermute
 from duquant.transforms.transform import Transform
@@ -8,6 +9,7 @@ from duquant.transforms.transform import Transform
 TRANSFORMS: dict[str, type[Transform]] = {
     "none": Identity,
     "rotate_permute": RotatePermute,
+    "affine_permute": AffinePermute,
 }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from duquant.ops.rotation import BaseSource
 from duquant.ops.value_rules import ValueRule
@@ -89,6 +89,27 @@ class Transform(ExactBuffers):
     @abstractmethod
     def restore(cls, width: int, tensors: Mapping[str, Tensor]) -> "Transform":
         """Undo :meth:`store`; tensors may be on the meta device."""
+
+    @classmethod
+    def learned_shapes(cls, width: int, options: RotationConfig) -> dict[str, tuple[int, ...]]:
+        """Shapes of what is trained, by the names of the parameters; empty if nothing is."""
+        return {}
+
+    def learn(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Train these parameters in the place of this module's own, named as they are."""
+        for name, parameter in parameters.items():
+            delattr(self, name)
+            self.register_parameter(name, parameter)
+
+    def settle(self) -> None:
+        """End the training: parameters become buffers that stay as they are."""
+        for name, parameter in list(self.named_parameters(recurse=False)):
+            delattr(self, name)
+            self.register_buffer(name, parameter.detach().clone())
+
+    def condition(self) -> float:
+        """Largest condition number, 1 of what is orthogonal."""
+        return 1.0
 
     @property
     def learns(self) -> bool:
