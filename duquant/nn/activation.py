@@ -6,9 +6,8 @@ from torch import Tensor
 from duquant.formats.integer import Integer
 from duquant.formats.number_format import Clip, Grid, NumberFormat, split_rows
 from duquant.formats.row_bytes import decode_rows, encode_rows
-from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid
-from duquant.ops.kernels import rows
-from duquant.ops.quantized_tokens import encode_tokens
+from duquant.ops.affine import UNQUANTIZED_BITS
+from duquant.ops.quantized_tokens import quantize_tokens
 from duquant.transforms.exact_buffers import ExactBuffers
 
 
@@ -61,12 +60,8 @@ class ActivationQuantizer(ExactBuffers):
         """Integers as bytes, ``(..., width + 6)``: see :mod:`duquant.ops.quantized_tokens`."""
         form = self.form
         assert isinstance(form, Integer)
-        if rows.can_encode(x, form.bits):
-            assert isinstance(self.clip.high, float)
-            tokens: Tensor = rows.encode_rows(x, form.bits, self.clip.high, form.symmetric)
-            return tokens
-        codes, (scale, zero) = self.codes(x)
-        return encode_tokens(codes, AffineGrid(scale, zero))
+        assert isinstance(self.clip.high, float)
+        return quantize_tokens(x, form.bits, clip_ratio=self.clip.high, symmetric=form.symmetric)
 
     def encoded_rows(self, x: Tensor) -> Tensor:
         """Any format's codes and scales as bytes: see :mod:`duquant.formats.row_bytes`."""

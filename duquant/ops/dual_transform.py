@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from duquant.ops.inlining import is_inlined
 from duquant.ops.permutation import permute_channels, zigzag_permutation
 from duquant.ops.rotation import block_rotate
 
@@ -59,8 +60,8 @@ def apply_transform(x: Tensor, transform: DualTransform) -> Tensor:
 
     Differentiable, any number of times, in ``x`` and in the rotations.
     """
-    if not len(transform.rotations):
-        return x
+    if not len(transform.rotations) or is_inlined("transform_rows", x.device):
+        return apply_in_steps(x, transform)
     result: Tensor = transform_rows(x, *transform)
     return result
 

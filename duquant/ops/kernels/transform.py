@@ -19,6 +19,11 @@ from duquant.ops.dual_transform import transform_rows_in_steps
 from duquant.ops.kernels.compiler import load_library
 
 
+def is_available() -> bool:
+    """Whether this machine has the kernel; compiles it when asked for the first time."""
+    return _library() is not None
+
+
 def panel_width() -> int:
     """What the kernel's block sizes are multiples of; 0 without a kernel."""
     library = _library()
