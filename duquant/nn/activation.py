@@ -8,8 +8,7 @@ from duquant.formats.number_format import Clip, Grid, NumberFormat, split_rows
 from duquant.formats.row_bytes import decode_rows, encode_rows
 from duquant.nn.clipping import ClipFactors
 from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid
-from duquant.ops.kernels import rows
-from duquant.ops.quantized_tokens import encode_tokens
+from duquant.ops.quantized_tokens import encode_tokens, quantize_tokens
 from duquant.transforms.exact_buffers import ExactBuffers
 
 
@@ -77,11 +76,10 @@ class ActivationQuantizer(ExactBuffers):
         """Integers as bytes, ``(..., width + 6)``: see :mod:`duquant.ops.quantized_tokens`."""
         form = self.form
         assert isinstance(form, Integer)
-        if rows.can_encode(x, form.bits) and not self.clip_ends.numel():
-            tokens: Tensor = rows.encode_rows(x, form.bits, self.ratio, form.symmetric)
-            return tokens
-        codes, (scale, zero) = self.codes(x)
-        return encode_tokens(codes, AffineGrid(scale, zero))
+        if self.clip_ends.numel():
+            codes, (scale, zero) = self.codes(x)
+            return encode_tokens(codes, AffineGrid(scale, zero))
+        return quantize_tokens(x, form.bits, clip_ratio=self.ratio, symmetric=form.symmetric)
 
     def encoded_rows(self, x: Tensor) -> Tensor:
         """Any format's codes and scales as bytes: see :mod:`duquant.formats.row_bytes`."""

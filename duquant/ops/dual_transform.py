@@ -5,15 +5,23 @@
 ``R₁`` flattens outliers inside blocks, the zigzag ``P`` evens out the blocks, ``R₂`` flattens what
 the permutation brought together (DuQuant section 3.3). ``permutation_times`` repeats the pair ``(R,
 P)``; one last rotation always follows, so 0 times is a rotation alone.
+
+Applying one is the operator ``duquant::transform_rows``, whose definition is PyTorch's operations
+and whose kernels are listed in :mod:`duquant.ops.kernels.table`. Its gradient is written out once
+for all of them; ``xᵢ`` is what rotation ``i`` receives, ``gᵢ`` the gradient that arrives behind it:
+
+    ∂L/∂Rᵢ = xᵢᵀ gᵢ        ∂L/∂xᵢ = gᵢ Rᵢᵀ
+
+Only where a rotation learns does the operator keep ``x`` for the backward pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from duquant.ops.kernels import transform as kernel
+from duquant.ops.inlining import is_inlined
 from duquant.ops.permutation import permute_channels, zigzag_permutation
 from duquant.ops.rotation import block_rotate
 
@@ -50,17 +58,16 @@ def apply_transform(x: Tensor, transform: DualTransform) -> Tensor:
         x: activation ``(..., width)`` or weight ``(out, width)``; computed in its own dtype.
         transform: rotations are converted to the dtype of ``x``.
 
-    Processors do all steps at once in C (:mod:`duquant.ops.kernels.transform`).
+    Differentiable, any number of times, in ``x`` and in the rotations.
     """
-    learns = torch.is_grad_enabled() and transform.rotations.requires_grad
-    if kernel.serves(x, transform.rotations) and not learns:
-        by_kernel: Tensor = _TransformRows.apply(x, *transform)
-        return by_kernel
-    return apply_in_steps(x, transform)
+    if not len(transform.rotations) or is_inlined("transform_rows", x.device):
+        return apply_in_steps(x, transform)
+    result: Tensor = transform_rows(x, *transform)
+    return result
 
 
 def apply_in_steps(x: Tensor, transform: DualTransform) -> Tensor:
-    """:func:`apply_transform` in PyTorch alone: one pass for every rotation and permutation."""
+    """:func:`apply_transform` by PyTorch's operations and its own gradient; what kernels equal."""
     for index, rotation in enumerate(transform.rotations):
         x = block_rotate(x, rotation.to(x.dtype))
         if index < len(transform.permutations):
@@ -84,19 +91,74 @@ def inverse_transposed(transform: DualTransform) -> DualTransform:
     return DualTransform(inverse.transpose(-1, -2), transform.permutations)
 
 
-class _TransformRows(torch.autograd.Function):
-    """A matrix product with an orthogonal matrix: gradients go through its transpose."""
+def transform_rows_in_steps(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor:
+    """Multiply the last dimension by ``R₁ P₁ R₂ …``, a pass over ``x`` for each.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor:
-        ctx.transform = DualTransform(rotations, permutations)
-        result: Tensor = kernel.transform_rows(x, rotations, permutations)
-        return result
+    Args:
+        x: ``(..., width)``.
+        rotations: ``(times + 1, 1 or width / b, b, b)``, at least one.
+        permutations: integers ``(times, width)``.
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        result: Tensor = kernel.transform_rows(grad, *inverse_transform(ctx.transform))
-        return result, None, None
+    Returns:
+        Shape and dtype of ``x``, contiguous.
+    """
+    return apply_in_steps(x, DualTransform(rotations, permutations))
+
+
+transform_rows = torch.library.custom_op(
+    "duquant::transform_rows", transform_rows_in_steps, mutates_args=()
+)
+
+
+@transform_rows.register_fake
+def _(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    x, rotations, permutations = inputs
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, rotations, permutations)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    x, *matrices = ctx.saved_tensors
+    transform = DualTransform(*matrices)
+    if x is None:
+        return apply_transform(grad, inverse_transform(transform)), None, None
+    to_rotations = []
+    for index, received in reversed(list(enumerate(_received(x, transform)))):
+        if index < len(transform.permutations):
+            grad = permute_channels(grad, transform.permutations[index].argsort())
+        rotation = transform.rotations[index]
+        to_rotations.append(_to_rotation(received, grad, rotation))
+        if index or ctx.needs_input_grad[0]:
+            grad = _rotated(grad, rotation.transpose(-1, -2))
+    to_x = grad if ctx.needs_input_grad[0] else None
+    return to_x, torch.stack(to_rotations[::-1]), None
+
+
+transform_rows.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def _received(x: Tensor, transform: DualTransform) -> Iterator[Tensor]:
+    """What each rotation is given."""
+    yield x
+    for rotation, permutation in zip(transform.rotations, transform.permutations, strict=False):
+        x = permute_channels(_rotated(x, rotation), permutation)
+        yield x
+
+
+def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """``x`` through one rotation ``(matrices, b, b)``."""
+    none = torch.zeros(0, x.shape[-1], dtype=torch.int64, device=x.device)
+    return apply_transform(x, DualTransform(rotation.unsqueeze(0), none))
+
+
+def _to_rotation(x: Tensor, grad: Tensor, rotation: Tensor) -> Tensor:
+    """``xᵀ g`` of every block, shape and dtype of ``rotation``."""
+    num_matrices, size, _ = rotation.shape
+    x, grad = (part.reshape(-1, num_matrices, size).transpose(0, 1) for part in (x, grad))
+    return (x.transpose(1, 2) @ grad).to(rotation.dtype)
 
 
 def find_transform(

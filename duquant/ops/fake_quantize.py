@@ -16,8 +16,9 @@ rounding differentiated as the identity too, moves every clamped entry. With ``o
 gradients that arrive at them, ``zero_point_gradient`` adds ``o`` to the gradient of ``low`` and
 ``−o · low / s`` to that of ``s``: clamped entries then follow the end of the range they sit at.
 
-Values are exactly those of the reference; a test compares the gradients. On a CPU the three passes
-over the rows run in C (:mod:`duquant.ops.kernels.rows`); the same in PyTorch stands below it.
+Values are exactly those of the reference; a test compares the gradients. Two operators do what
+passes over whole rows, ``duquant::fake_quantize_rows`` and ``duquant::quantize_rows_gradient``;
+their kernels are listed in :mod:`duquant.ops.kernels.table`.
 """
 
 from typing import Any
@@ -31,9 +32,14 @@ from duquant.ops.affine import (
     UNQUANTIZED_BITS,
     AffineGrid,
     dequantize,
+    fake_quantize,
     grid_of_range,
 )
-from duquant.ops.kernels import rows
+
+Quantized = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Values; the largest and the smallest entry, the scale and the zero point of every row."""
+RowGradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""See :func:`gradient_in_steps`."""
 
 
 def fake_quantize_rows(
@@ -53,92 +59,174 @@ def fake_quantize_rows(
     """
     if bits >= UNQUANTIZED_BITS:
         return x
-    result: Tensor = _FakeQuantizeRows.apply(
-        x, clip_high, clip_low, bits, symmetric, zero_point_gradient and not symmetric
-    )
+    moves_zero = zero_point_gradient and not symmetric
+    if torch.compiler.is_compiling() and not moves_zero:  # a compiler fuses the operations
+        return fake_quantize(x, bits, symmetric=symmetric, clip_high=clip_high, clip_low=clip_low)
+    high, high_ratio = (clip_high, 1.0) if isinstance(clip_high, Tensor) else (None, clip_high)
+    low, low_ratio = (clip_low, 1.0) if isinstance(clip_low, Tensor) else (None, clip_low)
+    result: Tensor = quantize_rows(
+        x.contiguous(), high, low, high_ratio, low_ratio, bits, symmetric, moves_zero
+    )[0]
     return result
 
 
-class _FakeQuantizeRows(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        clip_high: Tensor | float,
-        clip_low: Tensor | float,
-        bits: int,
-        symmetric: bool,
-        zero_point_gradient: bool,
-    ) -> Tensor:
-        x = x.contiguous()
-        highest, lowest = _extremes(x)
-        grid = grid_of_range(clip_high * highest, clip_low * lowest, bits, symmetric=symmetric)
-        if any(ctx.needs_input_grad):
-            ctx.bits, ctx.symmetric, ctx.clips = bits, symmetric, (clip_high, clip_low)
-            ctx.zero_point_gradient = zero_point_gradient
-            ctx.save_for_backward(x, highest, lowest, *grid)
-        return _quantize_dequantize(x, grid, bits)
+def quantize_in_steps(
+    x: Tensor,
+    clip_high: Tensor | None,
+    clip_low: Tensor | None,
+    high_ratio: float,
+    low_ratio: float,
+    bits: int,
+    symmetric: bool,
+    zero_point_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The definition of the operator.
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, highest, lowest, scale, zero = ctx.saved_tensors
-        clip_high, clip_low = ctx.clips
-        high, low = clip_high * highest, clip_low * lowest
-        distance, clamped, to_x = _sums(
-            x, grad, AffineGrid(scale, zero), ctx.bits, wants_input=ctx.needs_input_grad[0]
-        )
-        to_scale = distance / scale
-        to_high, to_low = _gradient_of_ends(to_scale, scale, high, low, ctx.bits, ctx.symmetric)
-        if to_x is not None:
-            to_x.scatter_add_(-1, _position(x, highest), to_high * clip_high)
-            to_x.scatter_add_(-1, _position(x, lowest), to_low * clip_low)
-        if ctx.zero_point_gradient:
-            clamped = clamped.masked_fill(~((low / scale).abs() < LARGEST_SCALE), 0)
-            more = _gradient_of_ends(-clamped * low / scale, scale, high, low, ctx.bits, False)
-            to_high, to_low = to_high + more[0], to_low + more[1] + clamped
-        to_clip_high = to_high * highest if ctx.needs_input_grad[1] else None
-        to_clip_low = to_low * lowest if ctx.needs_input_grad[2] else None
-        return to_x, to_clip_high, to_clip_low, None, None, None
+    Args:
+        x: ``(..., rows, columns)``.
+        clip_high: factor on every row's maximum, ``(..., rows, 1)``.
+        clip_low: factor on every row's minimum, likewise.
+        high_ratio: the same as a number, where ``clip_high`` is ``None``.
+        low_ratio: the same as a number, where ``clip_low`` is ``None``.
+        bits: width of the integers.
+        symmetric: centre the range on zero.
+        zero_point_gradient: whether clip factors learn through the zero point.
 
-
-def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest and smallest entry of every row."""
-    if rows.serves(x):
-        return rows.row_extremes(x)
-    return x.amax(dim=-1, keepdim=True), x.amin(dim=-1, keepdim=True)
-
-
-def _quantize_dequantize(x: Tensor, grid: AffineGrid, bits: int) -> Tensor:
-    if rows.serves(x):
-        return rows.quantize_rows(x, grid, bits)
+    Returns:
+        Values, shape of ``x``; then the largest and the smallest entry, the scale and the zero
+        point of every row, ``(..., rows, 1)``, which take no gradient.
+    """
+    x = x.contiguous()
+    highest, lowest = x.amax(dim=-1, keepdim=True), x.amin(dim=-1, keepdim=True)
+    grid = clipped_grid(
+        highest, lowest, (clip_high, clip_low), (high_ratio, low_ratio), bits, symmetric
+    )
     levels = (x / grid.scale).round_().add_(grid.zero)  # the only tensor besides x
-    return levels.clamp_(0, 2**bits - 1).sub_(grid.zero).mul_(grid.scale)
+    values = levels.clamp_(0, 2**bits - 1).sub_(grid.zero).mul_(grid.scale)
+    return values, highest, lowest, grid.scale, grid.zero
 
 
-def _sums(
-    x: Tensor, grad: Tensor, grid: AffineGrid, bits: int, *, wants_input: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``Σ (x̂ − [inside] x) g``, ``Σ [outside] g`` of every row, and ``[inside] g`` if wanted."""
-    if rows.serves(x):
-        return rows.quantize_rows_gradient(
-            x, grad.contiguous(), grid, bits, wants_input=wants_input
-        )
-    levels = (x / grid.scale).round_().add_(grid.zero)
+def clipped_grid(
+    highest: Tensor,
+    lowest: Tensor,
+    clips: tuple[Tensor | None, Tensor | None],
+    ratios: tuple[float, float],
+    bits: int,
+    symmetric: bool,
+) -> AffineGrid:
+    """The grid of rows with these extremes, by the clip factors of :func:`quantize_in_steps`."""
+    factors = (ratio if clip is None else clip for clip, ratio in zip(clips, ratios, strict=True))
+    high, low = (factor * end for factor, end in zip(factors, (highest, lowest), strict=True))
+    return grid_of_range(high, low, bits, symmetric=symmetric)
+
+
+quantize_rows = torch.library.custom_op(
+    "duquant::fake_quantize_rows", quantize_in_steps, mutates_args=()
+)
+
+
+@quantize_rows.register_fake
+def _(x: Tensor, *_: Any) -> Quantized:
+    high, low, scale, zero = (x.new_empty(*x.shape[:-1], 1) for _ in range(4))
+    values = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return values, high, low, scale, zero
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Quantized) -> None:
+    x, clip_high, clip_low, *ctx.ratios, ctx.bits, ctx.symmetric, ctx.zero_point_gradient = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, clip_high, clip_low, *output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    x, *clips, highest, lowest, scale, zero = ctx.saved_tensors
+    clip_high, clip_low = (
+        ratio if clip is None else clip for clip, ratio in zip(clips, ctx.ratios, strict=True)
+    )
+    high, low = clip_high * highest, clip_low * lowest
+    wants_input, wants_high, wants_low = ctx.needs_input_grad[:3]
+    distance, clamped, to_x, at_high, at_low = rows_gradient(
+        x, grad, highest, lowest, scale, zero, ctx.bits, wants_input
+    )
+    to_scale = distance / scale
+    to_high, to_low = _gradient_of_ends(to_scale, scale, high, low, ctx.bits, ctx.symmetric)
+    if wants_input:
+        to_x.scatter_add_(-1, at_high, to_high * clip_high)
+        to_x.scatter_add_(-1, at_low, to_low * clip_low)
+    if ctx.zero_point_gradient:
+        clamped = clamped.masked_fill(~((low / scale).abs() < LARGEST_SCALE), 0)
+        more = _gradient_of_ends(-clamped * low / scale, scale, high, low, ctx.bits, False)
+        to_high, to_low = to_high + more[0], to_low + more[1] + clamped
+    to_clip_high = to_high * highest if wants_high else None
+    to_clip_low = to_low * lowest if wants_low else None
+    return to_x if wants_input else None, to_clip_high, to_clip_low, *[None] * 5
+
+
+quantize_rows.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def gradient_in_steps(
+    x: Tensor,
+    grad: Tensor,
+    highest: Tensor,
+    lowest: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    bits: int,
+    wants_input: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Sums that make up the gradient.
+
+    Args:
+        x: as it was quantized, ``(..., rows, columns)``.
+        grad: the gradient ``g`` that arrives at the quantized values.
+        highest: largest entry of every row, ``(..., rows, 1)``.
+        lowest: smallest entry.
+        scale: of every row.
+        zero: zero point of every row.
+        bits: width of the integers.
+        wants_input: compute the last three results; without it they have no entries.
+
+    Returns:
+        ``Σ (x̂ − [inside] x) g`` and ``Σ [outside] g`` of every row; ``[inside] g``, shape of ``x``;
+        the first column that holds the row's largest entry and its smallest, int64.
+    """
+    x, grid = x.contiguous(), AffineGrid(scale, zero)
+    levels = (x / scale).round_().add_(zero)
     q = levels.clamp(0, 2**bits - 1)
     outside = levels != q  # a mask: 0 times what is not finite would not be 0
     distance = dequantize(q, grid).sub_(torch.where(outside, 0, x)).mul_(grad)
-    return (
-        distance.sum(dim=-1, keepdim=True),
-        torch.where(outside, grad, 0).sum(dim=-1, keepdim=True),
-        torch.where(outside, 0 * grid.scale, grad) if wants_input else None,
+    to_scale = distance.sum(dim=-1, keepdim=True)
+    clamped = torch.where(outside, grad, 0).sum(dim=-1, keepdim=True)
+    if not wants_input:
+        return to_scale, clamped, *nothing_for_input(x)
+    to_x = torch.where(outside, 0 * scale, grad.contiguous())
+    at_high, at_low = (
+        (x == end).to(torch.uint8).argmax(dim=-1, keepdim=True) for end in (highest, lowest)
     )
+    return to_scale, clamped, to_x, at_high, at_low
 
 
-def _position(x: Tensor, extreme: Tensor) -> Tensor:
-    """Column of the first entry of each row that equals the row's extreme."""
-    if rows.serves(x):
-        return rows.find_in_rows(x, extreme)
-    return (x == extreme).to(torch.uint8).argmax(dim=-1, keepdim=True)
+def nothing_for_input(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Results that are not wanted."""
+    at_high, at_low = (x.new_empty(0, dtype=torch.int64) for _ in range(2))
+    return x.new_empty(0), at_high, at_low
+
+
+rows_gradient = torch.library.custom_op(
+    "duquant::quantize_rows_gradient", gradient_in_steps, mutates_args=()
+)
+
+
+@rows_gradient.register_fake
+def _(x: Tensor, grad: Tensor, *others: Any) -> RowGradients:
+    to_scale, clamped = (x.new_empty(*x.shape[:-1], 1) for _ in range(2))
+    if not others[-1]:
+        return to_scale, clamped, *nothing_for_input(x)
+    at_high, at_low = (x.new_empty(*x.shape[:-1], 1, dtype=torch.int64) for _ in range(2))
+    to_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return to_scale, clamped, to_x, at_high, at_low
 
 
 def _gradient_of_ends(

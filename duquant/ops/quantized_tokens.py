@@ -8,16 +8,55 @@ has three parts, so they are laid side by side as bytes:
 
 Such a tensor is ``uint8``, and no float activation ever is: the dtype says what it holds. Slicing,
 concatenating or reordering tokens, heads and batches works on it as on any tensor.
+
+Quantizing a float activation and laying it out is one operator, ``duquant::quantize_tokens``; its
+kernels are listed in :mod:`duquant.ops.kernels.table`.
 """
 
 import torch
 from torch import Tensor
 
-from duquant.ops.affine import AffineGrid
+from duquant.ops.affine import AffineGrid, affine_grid, quantize
+from duquant.ops.inlining import is_inlined
 from duquant.ops.packing import pack, packed_width, unpack
 
 SCALE_BYTES, ZERO_BYTES = torch.float32.itemsize, torch.int16.itemsize
 GRID_BYTES = SCALE_BYTES + ZERO_BYTES
+
+
+def quantize_tokens(x: Tensor, bits: int, *, clip_ratio: float, symmetric: bool) -> Tensor:
+    """Quantize every token by itself and lay it out as :func:`encode_tokens` does.
+
+    Args:
+        x: float ``(..., width)``; the arithmetic runs in float32 or wider.
+        bits: width of the integers, at most 8; each takes a byte.
+        clip_ratio: factor on both ends of every token's range.
+        symmetric: centre the range on zero.
+
+    Returns:
+        ``uint8 (..., width + 6)``.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if is_inlined("quantize_tokens", x.device):
+        return quantize_tokens_in_steps(wide, bits, clip_ratio, symmetric)
+    tokens: Tensor = quantized_tokens(wide, bits, clip_ratio, symmetric)
+    return tokens
+
+
+def quantize_tokens_in_steps(x: Tensor, bits: int, clip_ratio: float, symmetric: bool) -> Tensor:
+    """The definition of the operator; arguments are those of :func:`quantize_tokens`."""
+    grid = affine_grid(x, bits, symmetric=symmetric, clip_high=clip_ratio, clip_low=clip_ratio)
+    return encode_tokens(quantize(x, grid, bits), grid)
+
+
+quantized_tokens = torch.library.custom_op(
+    "duquant::quantize_tokens", quantize_tokens_in_steps, mutates_args=()
+)
+
+
+@quantized_tokens.register_fake
+def _(x: Tensor, bits: int, clip_ratio: float, symmetric: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
 
 
 def encode_tokens(q: Tensor, grid: AffineGrid, bits: int | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from duquant.ops.dual_transform import (
     DualTransform,
+    apply_in_steps,
     apply_transform,
     find_transform,
     identity_transform,
@@ -105,3 +106,47 @@ def test_dtype_of_the_input_is_kept(dtype: torch.dtype) -> None:
     assert y.dtype == dtype
     # bfloat16 has eight bits of mantissa, and three roundings happen on the way.
     torch.testing.assert_close(y.float(), apply_transform(x, transform), rtol=0.03, atol=0.03)
+
+
+def learning(size: int, times: int, *, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Five float64 tokens of three blocks, rotations that are not orthogonal, permutations."""
+    generator = torch.Generator().manual_seed(times)
+    matrices, width = 1 if shared else 3, 3 * size
+    x = torch.randn(5, width, generator=generator).double()
+    drawn = torch.randn(times + 1, matrices, size, size, generator=generator).double()
+    orders = [torch.randperm(width, generator=generator) for _ in range(times)]
+    return x, drawn, torch.stack(orders) if times else torch.zeros(0, width).long()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_gradients_are_finite_differences(times: int, shared: bool) -> None:
+    """Those of the input and of every rotation, and their own gradients."""
+    x, rotations, permutations = learning(2, times, shared=shared)
+    leaves = x.requires_grad_(), rotations.requires_grad_()
+
+    def apply(x: Tensor, rotations: Tensor) -> Tensor:
+        return apply_transform(x, DualTransform(rotations, permutations))
+
+    assert torch.autograd.gradcheck(apply, leaves)
+    assert torch.autograd.gradgradcheck(apply, leaves)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("times", [0, 1, 2])
+@pytest.mark.parametrize("learns", [(0,), (1,), (0, 1)], ids=["x", "rotations", "both"])
+def test_gradients_of_float32_are_autograd_of_its_steps(
+    learns: tuple[int, ...], times: int, shared: bool
+) -> None:
+    """With kernels where the machine has them: blocks of 64 channels are theirs."""
+    *tensors, permutations = learning(64, times, shared=shared)
+    upstream = torch.randn(5, 192, generator=torch.Generator().manual_seed(9))
+    found: list[tuple[Tensor, ...]] = []
+    for apply in (apply_transform, apply_in_steps):
+        x, rotations = (tensor.float() for tensor in tensors)
+        leaves = [(x, rotations)[index].requires_grad_() for index in learns]
+        y = apply(x, DualTransform(rotations / 8, permutations))  # as long as orthogonal ones
+        found.append(torch.autograd.grad(y, leaves, upstream))
+    for one, other in zip(*found, strict=True):
+        # Sums of 64 products of normal numbers, up to three times in a row, in another order.
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)

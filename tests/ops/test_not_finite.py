@@ -15,10 +15,9 @@ from torch import Tensor
 
 from duquant.formats.integer import Integer
 from duquant.nn.activation import ActivationQuantizer
-from duquant.ops import fake_quantize as written
 from duquant.ops.affine import AffineGrid, affine_grid, dequantize, fake_quantize, quantize
 from duquant.ops.dual_transform import DualTransform, apply_in_steps, apply_transform
-from duquant.ops.fake_quantize import fake_quantize_rows
+from duquant.ops.fake_quantize import fake_quantize_rows, rows_gradient
 from duquant.ops.integer_linear import Panel, integer_linear, scaled_product
 from duquant.ops.integer_product import PackedWeight
 from duquant.ops.kernels import int4, rows, screen
@@ -56,8 +55,7 @@ def assert_same(one: Tensor, other: Tensor) -> None:
 @pytest.fixture(params=["kernel", "pytorch"])
 def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "pytorch":
-        monkeypatch.setattr(rows, "serves", lambda x: False)
-        monkeypatch.setattr(rows, "can_encode", lambda x, bits: False)
+        monkeypatch.setattr(rows, "is_available", lambda: False)
     elif not rows.is_available():
         pytest.skip("needs an x86 processor with AVX2 and a C compiler")
 
@@ -110,13 +108,13 @@ def test_sums_of_the_gradient(symmetric: bool) -> None:
         arriving = outlier_activation(*x.shape, number + 1)
         arriving.view(-1)[number % x.numel()] = other[0, 0]
         grid = affine_grid(x, 4, symmetric=symmetric, clip_high=0.75, clip_low=0.75)
-        here = written._sums(x, arriving, grid, 4, wants_input=True)
+        ends = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True)
+        here = rows_gradient(x, arriving, *ends, *grid, 4, True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rows, "serves", lambda x: False)
-            there = written._sums(x, arriving, grid, 4, wants_input=True)
-        assert here[2] is not None
-        assert there[2] is not None
-        assert_same(here[2], there[2])
+            patch.setattr(rows, "is_available", lambda: False)
+            there = rows_gradient(x, arriving, *ends, *grid, 4, True)
+        for one, other in zip(here[2:], there[2:], strict=True):
+            assert_same(one, other)
         for one, other in zip(here[:2], there[:2], strict=True):
             # Terms up to 300 steps of 15 · 1e4.
             torch.testing.assert_close(one, other, rtol=1e-3, atol=100, equal_nan=True)

@@ -12,7 +12,7 @@ from tests.outliers import outlier_activation, seeds
 
 SIZE = 32
 pytestmark = pytest.mark.skipif(
-    not transform.serves(torch.zeros(1, SIZE), torch.zeros(1, 1, SIZE, SIZE)),
+    not transform.panel_width(),
     reason="needs an x86 processor with AVX2 and a C compiler",
 )
 
@@ -62,36 +62,3 @@ def test_dimensions_and_strides_do_not_matter() -> None:
     x = outlier_activation(30, 2 * SIZE, 1).view(5, 6, -1).transpose(0, 1)
     expected = apply_transform(x.reshape(30, -1), transformation).view_as(x)
     assert torch.equal(apply_transform(x, transformation), expected)
-
-
-def test_what_it_does_not_serve() -> None:
-    rotations = drawn(0, 2, 0, shared=True).rotations
-    x = torch.zeros(3, 2 * SIZE)
-    assert transform.serves(x, rotations)
-    assert not transform.serves(x.double(), rotations)
-    assert not transform.serves(x[:0], rotations)
-    assert not transform.serves(x, rotations[:0])
-    assert not transform.serves(torch.zeros(3, 24), torch.zeros(1, 1, 12, 12))
-
-
-@pytest.mark.parametrize("times", [0, 1, 2])
-@pytest.mark.parametrize("shared", [False, True])
-def test_gradients_are_those_of_the_other_path(times: int, shared: bool) -> None:
-    transformation = drawn(2, 2, times, shared=shared)
-    x, upstream = outlier_activation(9, 2 * SIZE, 2), outlier_activation(9, 2 * SIZE, 3)
-    found, expected = (
-        torch.autograd.grad(apply(leaf, transformation), leaf, upstream)[0]
-        for apply, leaf in (
-            (apply_transform, x.clone().requires_grad_()),
-            (apply_in_steps, x.clone().requires_grad_()),
-        )
-    )
-    # Sums of 32 float32 products, up to three times in a row, possibly in another order.
-    tolerance = 4 * SIZE * 2.0**-24 * float(upstream.norm(dim=1).max())
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
-
-
-def test_the_operator_is_sound() -> None:
-    transformation = drawn(3, 2, 1, shared=False)
-    arguments = (torch.randn(3, 2 * SIZE), *transformation)
-    torch.library.opcheck(torch.ops.duquant.transform_rows.default, arguments)

@@ -5,7 +5,7 @@ memory; ``fake_quantize.c`` needs three. Values are equal to the last bit; the s
 make up a gradient are added in another order. Scales and zero points stay PyTorch's: there is one
 definition of them, in :mod:`duquant.ops.affine`.
 
-All tensors are contiguous float32 on the CPU.
+They take float32 on the CPU; the operators' definitions do the rest.
 """
 
 import ctypes
@@ -15,8 +15,16 @@ import torch
 from torch import Tensor
 
 from duquant.ops.affine import AffineGrid, affine_grid, dequantize, grid_of_range, quantize
+from duquant.ops.fake_quantize import (
+    Quantized,
+    RowGradients,
+    clipped_grid,
+    gradient_in_steps,
+    nothing_for_input,
+    quantize_in_steps,
+)
 from duquant.ops.kernels.compiler import load_library
-from duquant.ops.quantized_tokens import GRID_BYTES
+from duquant.ops.quantized_tokens import GRID_BYTES, quantize_tokens_in_steps
 
 BYTE = 8
 FUNCTIONS = (
@@ -25,15 +33,58 @@ FUNCTIONS = (
 )
 
 
-def serves(x: Tensor) -> bool:
-    """Whether the kernels can take ``x``, never while a graph is compiled: that has its own."""
-    return (
-        x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and x.numel() > 0
-        and not torch.compiler.is_compiling()
-        and _library() is not None
-    )
+def fake_quantize_rows(
+    x: Tensor,
+    clip_high: Tensor | None,
+    clip_low: Tensor | None,
+    high_ratio: float,
+    low_ratio: float,
+    bits: int,
+    symmetric: bool,
+    zero_point_gradient: bool,
+) -> Quantized:
+    """:func:`duquant.ops.fake_quantize.quantize_in_steps` on a processor."""
+    clips, ratios = (clip_high, clip_low), (high_ratio, low_ratio)
+    if not _takes(x):
+        return quantize_in_steps(x, *clips, *ratios, bits, symmetric, zero_point_gradient)
+    x = x.contiguous()
+    extremes = row_extremes(x)
+    grid = clipped_grid(*extremes, clips, ratios, bits, symmetric)
+    return quantize_rows(x, grid, bits), *extremes, *grid
+
+
+def quantize_rows_gradient(
+    x: Tensor,
+    grad: Tensor,
+    highest: Tensor,
+    lowest: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    bits: int,
+    wants_input: bool,
+) -> RowGradients:
+    """:func:`duquant.ops.fake_quantize.gradient_in_steps` on a processor."""
+    if not _takes(x):
+        return gradient_in_steps(x, grad, highest, lowest, scale, zero, bits, wants_input)
+    x, grad = x.contiguous(), grad.contiguous()
+    to_scale, clamped = _per_row(x), _per_row(x)
+    to_x = torch.empty_like(x) if wants_input else None
+    _call("quantize_rows_gradient", x, (x, grad, scale, zero, to_scale, clamped, to_x), bits)
+    if to_x is None:
+        return to_scale, clamped, *nothing_for_input(x)
+    return to_scale, clamped, to_x, find_in_rows(x, highest), find_in_rows(x, lowest)
+
+
+def quantize_tokens(x: Tensor, bits: int, clip_ratio: float, symmetric: bool) -> Tensor:
+    """:func:`duquant.ops.quantized_tokens.quantize_tokens_in_steps` on a processor."""
+    if bits > BYTE or not _takes(x):
+        return quantize_tokens_in_steps(x, bits, clip_ratio, symmetric)
+    x = x.contiguous()
+    high, low = row_extremes(x)
+    grid = grid_of_range(clip_ratio * high, clip_ratio * low, bits, symmetric=symmetric)
+    out = x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
+    _call("encode_rows", x, (x, *grid, out), bits)
+    return out
 
 
 def row_extremes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,30 +97,8 @@ def row_extremes(x: Tensor) -> tuple[Tensor, Tensor]:
 def quantize_rows(x: Tensor, grid: AffineGrid, bits: int) -> Tensor:
     """Quantized and dequantized ``x``; the grid's tensors are ``(..., rows, 1)``."""
     out = torch.empty_like(x)
-    _call("quantize_rows", x, (x, *grid, out), 2**bits - 1)
+    _call("quantize_rows", x, (x, *grid, out), bits)
     return out
-
-
-def quantize_rows_gradient(
-    x: Tensor, gradient: Tensor, grid: AffineGrid, bits: int, *, wants_input: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Sums that make up the gradient, see the formulas of :mod:`duquant.ops.fake_quantize`.
-
-    Args:
-        x: as it was quantized.
-        gradient: what arrives at the quantized values.
-        grid: scales and zero points.
-        bits: width of the integers.
-        wants_input: compute the third result.
-
-    Returns:
-        ``Σ (x̂ − [inside] x) g`` and ``Σ [outside] g`` of every row, and ``[inside] g``.
-    """
-    to_scale, clamped = _per_row(x), _per_row(x)
-    to_x = torch.empty_like(x) if wants_input else None
-    tensors = (x, gradient, *grid, to_scale, clamped, to_x)
-    _call("quantize_rows_gradient", x, tensors, 2**bits - 1)
-    return to_scale, clamped, to_x
 
 
 def find_in_rows(x: Tensor, values: Tensor) -> Tensor:
@@ -79,56 +108,29 @@ def find_in_rows(x: Tensor, values: Tensor) -> Tensor:
     return at
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_available() -> bool:
     """Whether this machine has the kernels; compiles them when asked for the first time."""
     return _library() is not None
 
 
-def can_encode(x: Tensor, bits: int) -> bool:
-    """Whether :func:`encode_rows` takes ``x``."""
-    is_float = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
-    return bool(is_float and bits <= BYTE and is_available())
-
-
-@torch.library.custom_op("duquant::encode_rows", mutates_args=())
-def encode_rows(x: Tensor, bits: int, clip_ratio: float, symmetric: bool) -> Tensor:
-    """Quantized rows as :func:`duquant.ops.quantized_tokens.encode_tokens` lays them.
-
-    Args:
-        x: ``(..., width)``.
-        bits: width of the integers, at most 8.
-        clip_ratio: factor on both ends of every row's range.
-        symmetric: centre the range on zero.
-
-    Returns:
-        ``uint8 (..., width + 6)``.
-    """
-    x = x.contiguous()
-    high, low = row_extremes(x)
-    grid = grid_of_range(clip_ratio * high, clip_ratio * low, bits, symmetric=symmetric)
-    out = x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
-    _call("encode_rows", x, (x, *grid, out), 2**bits - 1)
-    return out
-
-
-@encode_rows.register_fake
-def _(x: Tensor, bits: int, clip_ratio: float, symmetric: bool) -> Tensor:
-    return x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
+def _takes(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.numel() > 0 and is_available()
 
 
 def _per_row(x: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], 1)
 
 
-def _call(name: str, x: Tensor, tensors: tuple[Tensor | None, ...], *numbers: float) -> None:
+def _call(
+    name: str, x: Tensor, tensors: tuple[Tensor | None, ...], bits: int | None = None
+) -> None:
     library = _library()
     assert library is not None
     columns = x.shape[-1]
     pointers = [None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors]
     sizes = [ctypes.c_int64(x.numel() // columns), ctypes.c_int64(columns)]
-    floats = [ctypes.c_float(number) for number in numbers]
-    getattr(library, name)(*pointers, *sizes, *floats, ctypes.c_int(torch.get_num_threads()))
+    largest = [] if bits is None else [ctypes.c_float(2**bits - 1)]
+    getattr(library, name)(*pointers, *sizes, *largest, ctypes.c_int(torch.get_num_threads()))
 
 
 @functools.cache

@@ -5,8 +5,8 @@ an index for every entry. ``transform.c`` reads the activation once and writes i
 products are summed in the order of the channels, as PyTorch's usually are, but nothing promises
 that: results of the two agree to float32 rounding.
 
-All tensors are contiguous float32 on the CPU. Gradients are the business of the caller, since the
-inverse is a transform too (:mod:`duquant.ops.dual_transform`).
+It takes float32 in blocks that are a multiple of :func:`panel_width`; PyTorch does the rest. The
+gradient is the operator's (:mod:`duquant.ops.dual_transform`).
 """
 
 import ctypes
@@ -15,42 +15,30 @@ import functools
 import torch
 from torch import Tensor
 
+from duquant.ops.dual_transform import transform_rows_in_steps
 from duquant.ops.kernels.compiler import load_library
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_available() -> bool:
+    """Whether this machine has the kernel; compiles it when asked for the first time."""
+    return _library() is not None
+
+
 def panel_width() -> int:
     """What the kernel's block sizes are multiples of; 0 without a kernel."""
     library = _library()
     return 0 if library is None else int(library.panel_width())
 
 
-def serves(x: Tensor, rotations: Tensor) -> bool:
-    """Whether the kernel can multiply ``x`` by these rotations."""
-    is_float = x.device.type == "cpu" and x.dtype == torch.float32
-    if not (is_float and x.numel() and rotations.numel()):
-        return False
-    width: int = panel_width()
-    return width > 0 and rotations.shape[-1] % width == 0
-
-
-@torch.library.custom_op("duquant::transform_rows", mutates_args=())
 def transform_rows(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor:
-    """Multiply the last dimension by ``R₁ P₁ R₂ …``.
-
-    Args:
-        x: float32 ``(..., width)``.
-        rotations: float32 ``(times + 1, 1 or width / b, b, b)``.
-        permutations: integers ``(times, width)``.
-
-    Returns:
-        float32, shape of ``x``.
+    """:func:`duquant.ops.dual_transform.transform_rows_in_steps` on a processor.
 
     Raises:
         ValueError: if a permutation, which a file may bring, names a channel that does not exist.
     """
     library = _library()
-    assert library is not None
+    if library is None or not _takes(library, x, rotations):
+        return transform_rows_in_steps(x, rotations, permutations)
     x, width = x.contiguous(), x.shape[-1]
     rotations = rotations.float().contiguous()
     steps, matrices, size, _ = rotations.shape
@@ -65,9 +53,10 @@ def transform_rows(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor
     return out
 
 
-@transform_rows.register_fake
-def _(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _takes(library: ctypes.CDLL, x: Tensor, rotations: Tensor) -> bool:
+    has_entries = x.numel() > 0 and rotations.numel() > 0
+    is_whole = has_entries and rotations.shape[-1] % library.panel_width() == 0
+    return x.dtype == torch.float32 and is_whole
 
 
 def _orders(permutations: Tensor, steps: int, width: int) -> Tensor:

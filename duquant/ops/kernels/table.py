@@ -1,0 +1,76 @@
+"""Every kernel: which operator it computes, on which device.
+
+An operator is a ``torch.library.custom_op`` whose body is the definition in PyTorch's operations,
+whose gradient is registered with it, and which therefore works on every device. A kernel is a
+function with the same arguments that computes the same faster. Where it cannot (a shape, a dtype, a
+machine without a compiler) it calls the definition itself, so nobody who uses an operator asks
+whether there is a kernel.
+
+``tests/ops/test_kernel_table.py`` compares every row with its operator's definition.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from duquant.ops.dual_transform import transform_rows
+from duquant.ops.fake_quantize import quantize_rows, rows_gradient
+from duquant.ops.kernels import rows, transform
+from duquant.ops.quantized_tokens import quantized_tokens
+
+
+class Operator(Protocol):
+    """What ``torch.library.custom_op`` makes of a function."""
+
+    @property
+    def _qualname(self) -> str: ...
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Compute it, by a kernel where there is one for the device of the arguments."""
+
+    def register_kernel(self, device_types: str, /) -> Callable[[Callable[..., Any]], Any]:
+        """Name the function that computes it on a device."""
+
+
+class Kernel(NamedTuple):
+    """One row.
+
+    Attributes:
+        operator: what it computes.
+        device: type of the tensors it is called with, ``cpu`` or ``cuda``.
+        function: the kernel.
+        is_available: whether this machine runs it; a kernel that is not available still computes
+            the operator, by its definition.
+    """
+
+    operator: Operator
+    device: str
+    function: Callable[..., Any]
+    is_available: Callable[[], bool]
+
+
+KERNELS = (
+    Kernel(transform_rows, "cpu", transform.transform_rows, transform.is_available),
+    Kernel(quantize_rows, "cpu", rows.fake_quantize_rows, rows.is_available),
+    Kernel(rows_gradient, "cpu", rows.quantize_rows_gradient, rows.is_available),
+    Kernel(quantized_tokens, "cpu", rows.quantize_tokens, rows.is_available),
+)
+
+for _kernel in KERNELS:
+    _kernel.operator.register_kernel(_kernel.device)(_kernel.function)
+
+
+def has_kernel(operator: str, device: str) -> bool:
+    """Whether a kernel computes an operator here.
+
+    For what is prepared once, long before the operator runs: a compiled graph, the layout of a
+    weight. Whoever calls an operator need not ask.
+
+    Args:
+        operator: its name without ``duquant::``.
+        device: type of its tensors.
+    """
+    name = f"duquant::{operator}"
+    return any(
+        row.operator._qualname == name and row.device == device and row.is_available()
+        for row in KERNELS
+    )

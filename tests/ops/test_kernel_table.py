@@ -1,0 +1,189 @@
+"""Every kernel of the table beside its operator's definition, over the same hard cases.
+
+A row of ``KERNELS`` needs an entry of ``CASES``, by the name of its operator; a new kernel of an
+operator that is there needs nothing. The definition is the operator itself with the kernel of that
+device disabled, so gradients are compared as well.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from duquant.ops.affine import affine_grid
+from duquant.ops.kernels.table import KERNELS, Kernel
+from duquant.ops.rotation import random_orthogonal
+from tests.outliers import outlier_activation
+
+SIZE = 64
+"""Channels of a block that every machine's kernels multiply."""
+
+
+class Case(NamedTuple):
+    """One call of an operator.
+
+    Attributes:
+        name: what is special about it.
+        arguments: of the operator.
+        learns: which of them take a gradient.
+        error: largest difference of values and of gradients, beside one in 1e-4 of each; 0: equal
+            to the last bit.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    learns: tuple[int, ...] = ()
+    error: tuple[float, float] = (0, 0)
+
+
+def activations(width: int) -> Iterator[tuple[str, Tensor]]:
+    """Shapes, strides and dtypes of an activation ``(..., width)``."""
+    x = outlier_activation(30, width, seed=3)
+    yield "plain", x
+    yield "one token", x[:1]
+    yield "a vector", x[0]
+    yield "more dimensions", x.view(5, 3, 2, width)
+    yield "transposed tokens", x.view(5, 6, width).transpose(0, 1)
+    yield "every other channel", outlier_activation(7, 2 * width, seed=4)[:, ::2]
+    yield "columns in memory", outlier_activation(width, 9, seed=5).t()
+    yield "one token for many", x[:1].expand(4, width)
+    yield "no tokens", x[:0]
+    yield "no tokens of no batches", x.view(5, 6, width)[:0, :0]
+    yield "float64", x.double()
+    yield "bfloat16", x.bfloat16()
+
+
+def transform_cases() -> Iterator[Case]:
+    generator = torch.Generator().manual_seed(0)
+    for blocks, size, times in [(3, SIZE, 1), (2, SIZE, 0), (2, SIZE, 2), (5, 6, 1)]:
+        width = blocks * size
+        orders = [torch.randperm(width, generator=generator) for _ in range(times)]
+        permutations = torch.stack(orders) if times else torch.zeros(0, width).long()
+        for matrices in (1, blocks):
+            drawn = random_orthogonal((times + 1) * matrices, size, generator)
+            rotations = drawn.view(times + 1, matrices, size, size)
+            for name, x in activations(width):
+                # Sums of up to 64 products and, in gradients of rotations, of up to 30 tokens, in
+                # another order and up to three times in a row; bfloat16 has no kernel.
+                largest = float(x.abs().max()) if x.numel() else 0
+                error = 4 * SIZE * 2.0**-24 * largest * 8
+                arguments = (x, rotations, permutations)
+                label = f"{name}, {matrices} of {blocks} blocks of {size}, {times} permutations"
+                yield Case(label, arguments, (0, 1), (error, 30 * error))
+
+
+def fake_quantize_cases() -> Iterator[Case]:
+    for name, x in activations(70):
+        ratio = torch.full((*x.shape[:-1], 1), 0.75, dtype=x.dtype)
+        for bits, symmetric, clips, learns in [
+            (4, False, (ratio, ratio, 1.0, 1.0), (0, 1, 2)),
+            (2, True, (ratio, None, 1.0, 0.6), (0, 1)),
+            (8, False, (None, None, 0.9, 0.8), (0,)),
+            (3, False, (ratio, ratio, 1.0, 1.0), (1, 2)),
+        ]:
+            for moves_zero in {False, not symmetric}:
+                arguments = (x, *clips, bits, symmetric, moves_zero)
+                # Up to 70 float32 terms as large as the largest entry, added in another order.
+                error = 70 * 2e-7 * (1 + (float(x.abs().max()) if x.numel() else 0))
+                yield Case(f"{name}, {bits} bits, {clips[2:]}", arguments, learns, (0, error))
+
+
+def gradient_cases() -> Iterator[Case]:
+    for name, x in activations(70):
+        high, low = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True)
+        grid = affine_grid(x, 4, clip_high=0.7, clip_low=0.8)
+        grad = x.flip(-1).transpose(0, -1).contiguous().transpose(0, -1)
+        error = 70 * 2e-7 * float(x.square().max()) if x.numel() else 0
+        for wants_input in (False, True):
+            arguments = (x, grad, high, low, *grid, 4, wants_input)
+            yield Case(f"{name}, {wants_input=}", arguments, error=(error, 0))
+
+
+def token_cases() -> Iterator[Case]:
+    for name, x in activations(33):
+        for bits, symmetric in itertools.product((2, 4, 8), (False, True)):
+            yield Case(f"{name}, {bits} bits", (x, bits, 0.9, symmetric))
+
+
+CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "transform_rows": transform_cases,
+    "fake_quantize_rows": fake_quantize_cases,
+    "quantize_rows_gradient": gradient_cases,
+    "quantize_tokens": token_cases,
+}
+
+
+def name_of(kernel: Kernel) -> str:
+    return kernel.operator._qualname.removeprefix("duquant::")
+
+
+def disabled(kernel: Kernel) -> AbstractContextManager[None]:
+    context: AbstractContextManager[None] = kernel.operator.set_kernel_enabled(  # type: ignore[attr-defined]
+        kernel.device, enabled=False
+    )
+    return context
+
+
+def results(
+    kernel: Kernel, case: Case, context: AbstractContextManager[None]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Values without and with a gradient recorded, and the gradients."""
+    arguments = [
+        argument.to(kernel.device).detach() if isinstance(argument, Tensor) else argument
+        for argument in case.arguments
+    ]
+    with context:
+        values = as_list(kernel.operator(*arguments))
+        if not case.learns:
+            return values, []
+        leaves = [arguments[index].requires_grad_() for index in case.learns]
+        recorded = as_list(kernel.operator(*arguments))
+        generator = torch.Generator().manual_seed(7)
+        upstream = torch.randn(recorded[0].shape, generator=generator).to(recorded[0])
+        gradients = torch.autograd.grad(recorded[0], leaves, upstream)
+    return values + [value.detach() for value in recorded], list(gradients)
+
+
+def as_list(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+@pytest.fixture(params=KERNELS, ids=lambda kernel: f"{name_of(kernel)} {kernel.device}")
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    row: Kernel = request.param
+    if row.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return row
+
+
+def test_every_kernel_is_its_operator(kernel: Kernel) -> None:
+    for case in CASES[name_of(kernel)]():
+        found = results(kernel, case, nullcontext())
+        expected = results(kernel, case, disabled(kernel))
+        for ours, theirs, error in zip(found, expected, case.error, strict=True):
+            for one, other in zip(ours, theirs, strict=True):
+                assert one.stride() == other.stride(), case.name
+                torch.testing.assert_close(
+                    one,
+                    other,
+                    rtol=1e-4 if error else 0,
+                    atol=error,
+                    equal_nan=True,
+                    msg=lambda m: f"{case.name}: {m}",  # noqa: B023
+                )
+
+
+def test_every_operator_is_sound(kernel: Kernel) -> None:
+    """Schema, shapes for tracing and gradients are registered as PyTorch wants them."""
+    case = next(CASES[name_of(kernel)]())
+    arguments = [
+        argument.to(kernel.device).detach().requires_grad_(index in case.learns)
+        if isinstance(argument, Tensor)
+        else argument
+        for index, argument in enumerate(case.arguments)
+    ]
+    torch.library.opcheck(kernel.operator, tuple(arguments))
