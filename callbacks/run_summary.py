@@ -22,12 +22,12 @@ from duquant.evaluation.perplexity import describe_windows
 from duquant.export.model_card import write_model_card
 from duquant.json_files import read_json
 from duquant.modules.language_model import LanguageModel
-from duquant.modules.run_description import RunDescription
 from duquant.modules.variants import FULL_PRECISION, QUANTIZED, ROUND_TO_NEAREST
 from duquant.reporting.measurements import UNMEASURED
 from duquant.reporting.report import HTML, MARKDOWN, write_report
 from duquant.reporting.run_contents import read_run
 from duquant.reporting.run_files import read_summary
+from duquant.run_description import RunDescription
 from duquant.terminal import PlainTable, say, show_table
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "safetensors")

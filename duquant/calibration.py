@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from duquant.data.streams import BlockSamples, Stream, Streams
-from duquant.evaluation.perplexity import TOKENS_AT_ONCE
 from duquant.model.block_error import BlockError, Probe, measure_block, num_probed
+from duquant.model.block_forward import TOKENS_AT_ONCE
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.site_report import SiteReport
 from duquant.model.smoothing import observe_peaks

@@ -8,11 +8,11 @@ quoting them (protocol, limit, examples, backend, KV cache) is said above the ta
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from duquant.evaluation.results_table import format_value
-from duquant.evaluation.statistics import PERPLEXITY
 from duquant.reporting.run_contents import VARIANTS, RunContents
 from duquant.reporting.run_files import Apart, Evaluation, TaskResult
 from duquant.reporting.tables import Cells, Column, Table, join
+from duquant.scores.formatting import format_value
+from duquant.scores.statistics import PERPLEXITY
 
 DIFFERENCE = "difference"
 UNMEASURED = "perplexity was not measured"

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from duquant.evaluation.mt_bench.scores import ModelScore, PairScore
-from duquant.evaluation.parts import Evaluated
-from duquant.evaluation.statistics import PERPLEXITY
 from duquant.json_files import read_json
+from duquant.scores.evaluated import Evaluated
+from duquant.scores.mt_bench import ModelScore, PairScore
+from duquant.scores.statistics import PERPLEXITY
 
 
 class Peaks(TypedDict):
