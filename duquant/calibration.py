@@ -87,6 +87,7 @@ class BlockCalibration:
         self.processes = processes
         self.reports: dict[str, SiteReport] = {}
         self.error = BlockError(None)
+        self.damping = ""
         self._probe: Probe | None = None
         self._entering: Streams | None = streams
 
@@ -137,7 +138,8 @@ class BlockCalibration:
     def finish(self, write: Callable[[QuantizedBlock], None] | None) -> Streams:
         """Round the weights, store them, and let the quantized stream pass.
 
-        Afterwards :attr:`error` says how far the block is from full precision.
+        Afterwards :attr:`error` says how far the block is from full precision, and :attr:`damping`
+        where rounding needed more damping than the recipe's.
 
         Args:
             write: stores the finished block; ``None`` where another process does.
@@ -163,7 +165,7 @@ class BlockCalibration:
 
     def round(self) -> None:
         """Choose the weights' codes, which :meth:`finish` does first."""
-        self.block.round(self._quantized_chunks)
+        self.damping = self.block.round(self._quantized_chunks)
         self._require_same_decisions()
 
     def _measured(self) -> BlockError:

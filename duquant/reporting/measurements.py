@@ -22,8 +22,10 @@ def perplexity_tables(runs: Sequence[RunContents]) -> list[Table]:
     """Perplexity by corpus and model, a table per protocol, a column per run."""
     columns = [column for run in runs for column in _perplexities(run)]
     columns = [c for c in columns if c.cells] or [c._replace(key=(UNMEASURED,)) for c in columns]
+    summaries = [summary for run in runs for summary in (run.summary, run.validation) if summary]
+    baselines = dict.fromkeys(filter(None, (s.get("baseline") for s in summaries)))
     return [
-        join("Perplexity", [c for c in columns if c.key == notes], notes)
+        join("Perplexity", [c for c in columns if c.key == notes], (*notes, *baselines))
         for notes in dict.fromkeys(column.key for column in columns)
     ]
 

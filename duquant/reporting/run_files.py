@@ -24,12 +24,13 @@ class Peaks(TypedDict):
 class _Error(TypedDict, total=False):
     relative_error: float | None
     complaint: str
+    damping: str
 
 
 class BlockEntry(_Error):
     """What is kept of one block's calibration, see ``callbacks/block_events.py``.
 
-    Releases before this one kept no errors.
+    Releases before this one kept no errors and no damping.
     """
 
     index: int
@@ -52,6 +53,7 @@ class SummaryOfAnyVersion(TypedDict, total=False):
     """What summaries have had from some version on."""
 
     protocols: dict[str, str]
+    baseline: str
 
 
 class Summary(SummaryOfAnyVersion):
