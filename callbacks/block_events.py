@@ -35,6 +35,7 @@ class BlockRecord:
         relative_error: what quantization costs it (:mod:`duquant.model.block_error`); ``None`` if
             that was not measured or is not finite.
         complaint: what loses too much and the remedy, in words; empty if nothing does.
+        damping: where rounding needed more damping than the recipe's, in words; empty if nowhere.
     """
 
     index: int
@@ -45,6 +46,7 @@ class BlockRecord:
     sites: dict[str, dict[str, float]] = field(default_factory=dict)
     relative_error: float | None = None
     complaint: str = ""
+    damping: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the first and last epoch's loss beside the curve."""

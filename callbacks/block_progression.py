@@ -169,6 +169,7 @@ class BlockProgression(Callback):
         streams = self._calibration.finish(write)
         error = self._calibration.error
         self.record.relative_error, self.record.complaint = error.relative, error.complaint
+        self.record.damping = self._calibration.damping
         self._calibration = data.samples = None  # what entered the block is no longer needed
         if index + 1 < model.num_blocks:
             streams = self.files.save(index + 1, streams)

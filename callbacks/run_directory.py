@@ -32,7 +32,7 @@ from duquant.model.decoder import Decoder
 from duquant.model.finite_weights import require_finite_weights
 from duquant.model.tokenizer import require_matching_vocabulary
 from duquant.modules.language_model import LanguageModel
-from duquant.modules.run_description import RunDescription, compare_runs
+from duquant.run_description import RunDescription, compare_runs
 
 RUN_FILE = "run.json"
 

@@ -22,12 +22,17 @@ from duquant.evaluation.perplexity import describe_windows
 from duquant.export.model_card import write_model_card
 from duquant.json_files import read_json
 from duquant.modules.language_model import LanguageModel
-from duquant.modules.run_description import RunDescription
-from duquant.modules.variants import FULL_PRECISION, QUANTIZED, ROUND_TO_NEAREST
+from duquant.modules.variants import (
+    FULL_PRECISION,
+    QUANTIZED,
+    ROUND_TO_NEAREST,
+    describe_baseline,
+)
 from duquant.reporting.measurements import UNMEASURED
 from duquant.reporting.report import HTML, MARKDOWN, write_report
 from duquant.reporting.run_contents import read_run
 from duquant.reporting.run_files import read_summary
+from duquant.run_description import RunDescription
 from duquant.terminal import PlainTable, say, show_table
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "safetensors")
@@ -117,6 +122,7 @@ def summarize(
         "calibration": calibration,
         "recipe": model.recipe.to_dict(),
         "recipe_in_words": describe_recipe(model),
+        "baseline": describe_baseline(model.recipe) if model.report_round_to_nearest else "",
         "seed": calibration["seed"],
         "dtype": str(model.decoder.dtype).removeprefix("torch."),
         "versions": {
@@ -207,6 +213,8 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         + (f", {skipped} LWC steps skipped (not finite)" if skipped else ""),
         console,
     )
+    if summary.get("baseline"):
+        say(summary["baseline"], console)
     _print_complaints(summary["blocks"], console)
     say(f"quantized model: {summary['artifact']}", console)
 

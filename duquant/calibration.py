@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from duquant.data.streams import BlockSamples, Stream, Streams
-from duquant.evaluation.perplexity import TOKENS_AT_ONCE
 from duquant.model.block_error import BlockError, Probe, measure_block, num_probed
+from duquant.model.block_forward import TOKENS_AT_ONCE
 from duquant.model.channel_ranges import observe_sites
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.site_report import SiteReport
@@ -91,6 +91,7 @@ class BlockCalibration:
         self.processes = processes
         self.reports: dict[str, SiteReport] = {}
         self.error = BlockError(None)
+        self.damping = ""
         self._probe: Probe | None = None
         self._entering: Streams | None = streams
 
@@ -144,7 +145,8 @@ class BlockCalibration:
     def finish(self, write: Callable[[QuantizedBlock], None] | None) -> Streams:
         """Round the weights, store them, and let the quantized stream pass.
 
-        Afterwards :attr:`error` says how far the block is from full precision.
+        Afterwards :attr:`error` says how far the block is from full precision, and :attr:`damping`
+        where rounding needed more damping than the recipe's.
 
         Args:
             write: stores the finished block; ``None`` where another process does.
@@ -171,7 +173,7 @@ class BlockCalibration:
 
     def round(self) -> None:
         """Choose the weights' codes, which :meth:`finish` does first."""
-        self.block.round(self._quantized_chunks)
+        self.damping = self.block.round(self._quantized_chunks)
         self._require_same_decisions()
 
     def _measured(self) -> BlockError:

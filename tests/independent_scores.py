@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from duquant.evaluation.statistics import Measurement
+from duquant.scores.statistics import Measurement
 
 LETTERS = ("A", "B", "C", "D")
 

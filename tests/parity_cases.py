@@ -167,7 +167,7 @@ class TeacherForcedBlock:
         )
         self.mean_output = calibrate_sites(
             self.quantized,
-            lambda: self(case.samples(index, "statistic.input")),
+            lambda: self(case.samples(index, "statistic_stream.input")),
             recipe,
             torch.Generator(),
             draw_base=case.recorded_bases(index),

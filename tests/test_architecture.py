@@ -7,7 +7,10 @@
 2  duquant.model
 1  duquant.nn, duquant.transforms
 0  duquant.ops, duquant.formats, duquant.rounding, duquant.config, duquant.processes,
-   duquant.checksum
+   duquant.checksum, duquant.scores, duquant.run_description
+
+No two folders import each other, and no file imports itself in a circle, not even by imports inside
+of functions or for annotations.
 """
 
 import ast
@@ -32,6 +35,8 @@ FLOORS = {
     "duquant.export": 3,
     "duquant.quickstart": 3,
     "duquant.reporting": 3,
+    "duquant.run_description": 0,
+    "duquant.scores": 0,
     "duquant.model": 2,
     "duquant.nn": 1,
     "duquant.rounding": 0,
@@ -61,6 +66,7 @@ DOORS = [
     ("duquant.config", "duquant.ops"),
     ("duquant.config", "duquant.recipe_parts"),
     ("duquant.recipe_parts", "duquant.ops"),
+    ("duquant.run_description", "duquant.config"),
     ("duquant.json_files", "duquant.json_shapes"),
     ("duquant.progress_bar", "duquant.plain_text"),
     ("duquant.terminal", "duquant.plain_text"),
@@ -104,17 +110,9 @@ def room(module: str) -> str | None:
     return None if not rooms or (rooms[0] == "duquant" != module) else rooms[0]
 
 
-def imports(module: str, sources: Sources, *, while_loading: bool = False) -> Iterator[str]:
-    """Modules of the project that a module imports anywhere, or only ``while_loading``."""
-    pending: list[ast.AST] = [ast.parse(sources[module])]
-    while pending:
-        node = pending.pop()
-        if while_loading and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            continue
-        if while_loading and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            pending.extend(node.orelse)
-            continue
-        pending.extend(ast.iter_child_nodes(node))
+def imports(module: str, sources: Sources) -> Iterator[str]:
+    """Modules of the project that a module imports anywhere."""
+    for node in ast.walk(ast.parse(sources[module])):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in sources)
         elif isinstance(node, ast.ImportFrom):
@@ -142,8 +140,23 @@ def violations(sources: Sources) -> list[str]:
     return found
 
 
+def mutual(sources: Sources) -> list[str]:
+    """Pairs of folders that import each other; a file outside of folders counts as one."""
+    crossings = {
+        (room(module), room(imported)): f"{module} imports {imported}"
+        for module in sources
+        for imported in imports(module, sources)
+        if room(module) != room(imported)
+    }
+    return [
+        f"{crossing}, but {crossings[target, importer]}"
+        for (importer, target), crossing in crossings.items()
+        if str(importer) < str(target) and (target, importer) in crossings
+    ]
+
+
 def cycle(sources: Sources) -> list[str]:
-    graph = {module: set(imports(module, sources, while_loading=True)) for module in sources}
+    graph = {module: set(imports(module, sources)) for module in sources}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -153,6 +166,10 @@ def cycle(sources: Sources) -> list[str]:
 
 def test_imports_only_go_down() -> None:
     assert violations(project_sources()) == []
+
+
+def test_no_two_folders_import_each_other() -> None:
+    assert mutual(project_sources()) == []
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
@@ -223,13 +240,35 @@ def test_the_checker_allows_what_the_floors_allow() -> None:
         "duquant.ops.affine": "",
     }
     assert violations(house) == []
+    assert mutual(house) == []
     assert cycle(house) == []
 
 
-def test_the_checker_finds_cycles_that_loading_would_run_into() -> None:
-    first, second = "duquant.ops.first", "duquant.ops.second"
-    circle = {first: f"import {second}", second: f"from {first} import x"}
-    assert cycle(circle)
-    assert not cycle({**circle, second: f"def f():\n    import {first}"})
-    lazy = f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import {first}"
-    assert not cycle({**circle, second: lazy})
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from {} import x",
+        "def f():\n    import {}",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import {}",
+    ],
+)
+def test_the_checker_finds_circles_of_files_however_they_are_imported(back: str) -> None:
+    first, second, third = (f"duquant.ops.{name}" for name in ("first", "second", "third"))
+    chain = {first: f"import {second}", second: f"import {third}", third: ""}
+    assert not cycle(chain)
+    assert set(cycle({**chain, third: back.format(first)})) == {first, second, third}
+
+
+@pytest.mark.parametrize("back", ["import {}", "def f():\n    from {} import x"])
+def test_the_checker_finds_folders_that_import_each_other_by_different_files(back: str) -> None:
+    house = {
+        "duquant.evaluation.command": "import duquant.reporting.report",
+        "duquant.evaluation.mt_bench.scores": "",
+        "duquant.reporting.report": "",
+        "duquant.reporting.tables": "",
+    }
+    assert mutual(house) == []
+    house["duquant.reporting.tables"] = back.format("duquant.evaluation.mt_bench.scores")
+    assert not cycle(house)
+    (found,) = mutual(house)
+    assert "duquant.reporting.tables imports duquant.evaluation.mt_bench.scores" in found

@@ -23,14 +23,14 @@ from duquant.atomic_files import write_json
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.loaded_model import ModelSource
-from duquant.evaluation.mt_bench.run_scores import SCORES
 from duquant.evaluation.parts import EvaluationDirectory
-from duquant.evaluation.statistics import Measurement, mean_of
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.charts import draw_bars, draw_losses
 from duquant.reporting.report import report
+from duquant.scores.mt_bench import SCORES_FOLDER
+from duquant.scores.statistics import Measurement, mean_of
 from tests.hostile_json import DAMAGED, MISFITS, NO_FILES, broken_values
 from tests.in_process import (
     LIGHTNING_WARNINGS,
@@ -96,7 +96,7 @@ READERS: dict[str, tuple[str, Callable[[Victim], None]]] = {
     "results of a report": ("evaluation/results/20.json", Victim.report),
     "results of an evaluation": ("evaluation/results/20.json", Victim.evaluate),
     "part": ("evaluation/parts/", Victim.evaluate),
-    "scores": (f"{SCORES}/gpt-4.json", Victim.report),
+    "scores": (f"{SCORES_FOLDER}/gpt-4.json", Victim.report),
     "model config": ("model/config.json", Victim.evaluate),
     "index of a report": (f"model/{INDEX}", Victim.report),
     "index of a model": (f"model/{INDEX}", Victim.evaluate),
@@ -111,7 +111,7 @@ def victim(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) 
     shutil.copytree(finished_run.output, path)
     shutil.copy(path / "summary.json", path / "validation.json")
     write_json(path / "evaluation" / "results" / "20.json", results())
-    write_json(path / SCORES / "gpt-4.json", judged("run", "full"))
+    write_json(path / SCORES_FOLDER / "gpt-4.json", judged("run", "full"))
     EvaluationDirectory(path / "other").part("task", SETTINGS, measure)
     (path / "other" / "parts").rename(path / "evaluation" / "parts")
     (path / "other").rmdir()

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from duquant.formats.number_format import split_rows
 from duquant.model.smoothing import observe_peaks
 from duquant.model.structure import LINEARS, SITES
 from duquant.nn.clipping import ClipFactors
-from duquant.ops.affine import affine_grid, dequantize, fake_quantize, quantize, split_groups
+from duquant.ops.affine import affine_grid, dequantize, fake_quantize, quantize
 from duquant.ops.dual_transform import DualTransform, apply_transform, find_transform
 from duquant.ops.permutation import zigzag_permutation
 from duquant.ops.rotation import BaseSource, find_rotation, spreading_matrix
@@ -66,7 +67,7 @@ def test_parity_quantizer(path: Path, listed: tuple[int, dict[str, Any]]) -> Non
         suffix = f"_g{group_size}" if group_size else ""
         high, low = (tensors[f"lwc_{end}{suffix}"].sigmoid() for end in ("hi", "lo"))
     options = {"symmetric": case["symmetric"], "clip_high": high, "clip_low": low}
-    rows = split_groups(tensors[case["tensor"]], group_size)
+    rows = split_rows(tensors[case["tensor"]], group_size)
     grid = affine_grid(rows, case["bits"], **options)
     quantized = dequantize(quantize(rows, grid, case["bits"]), grid)
     # The same float32 operations in the same order; a sigmoid's last bit may depend on the CPU.
@@ -188,7 +189,7 @@ def test_parity_rotations_and_permutations(path: Path, index: int) -> None:
 @parametrize("path, index", "model", each_block)
 def test_parity_statistic_stream(path: Path, index: int) -> None:
     block = finished_block(path, index)
-    recorded = block.case.samples(index, "statistic.output")
+    recorded = block.case.samples(index, "statistic_stream.output")
     torch.testing.assert_close(block.mean_output, recorded, **STREAM)
 
 

@@ -16,12 +16,12 @@ from rich.console import Console
 from callbacks.endings import fail
 from callbacks.run_summary import print_summary
 from duquant.evaluation.mt_bench.progress import StepProgress
-from duquant.evaluation.mt_bench.scores import ModelScore, PairScore, Tally
 from duquant.evaluation.mt_bench.tables import pair_table, score_table
 from duquant.evaluation.progress import EvaluationProgress
 from duquant.evaluation.results_table import print_results
-from duquant.evaluation.statistics import Measurement, Metric
 from duquant.plain_text import plain
+from duquant.scores.mt_bench import ModelScore, PairScore, Tally
+from duquant.scores.statistics import Measurement, Metric
 from duquant.terminal import complain, say, show_table
 from tests.assets import REPOSITORY
 from tests.foreign_names import NAMES

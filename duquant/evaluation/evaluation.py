@@ -10,18 +10,18 @@ from rich.console import Console
 
 from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.evaluation.command import Evaluate
 from duquant.evaluation.harness import EvaluatedModel, measure_task
 from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.mmlu import PUBLISHED_ITEMS
 from duquant.evaluation.parts import EvaluationDirectory
 from duquant.evaluation.perplexity_part import corpus_digest, describe_protocol, measure_perplexity
 from duquant.evaluation.progress import EvaluationProgress
+from duquant.evaluation.request import EvaluationRequest
 from duquant.evaluation.results_table import notes, print_results
-from duquant.evaluation.statistics import PERPLEXITY, Measurement, combine, differences
 from duquant.evaluation.task_list import find_tasks
 from duquant.interruption import ToldInterrupt
 from duquant.model.tokenizer import require_known_tokens
+from duquant.scores.statistics import PERPLEXITY, Measurement, combine, differences
 from duquant.terminal import say
 
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "tokenizers")
@@ -40,7 +40,7 @@ class Evaluation:
         ValueError: naming what is wrong; nothing has been written then.
     """
 
-    def __init__(self, request: Evaluate, console: Console) -> None:
+    def __init__(self, request: EvaluationRequest, console: Console) -> None:
         self.request = request
         self.console = console
         names = [request.source, *([request.compare] if request.compare else [])]

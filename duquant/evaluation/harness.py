@@ -21,15 +21,15 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from duquant.evaluation.command import BatchSize
 from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.mmlu import FittingTask
+from duquant.evaluation.options import BatchSize
 from duquant.evaluation.prompting import Prompting
 from duquant.evaluation.silence import silence
-from duquant.evaluation.statistics import Measurement, Metric
 from duquant.model.execution import describe_execution
 from duquant.model.tokenizer import require_known_tokens
 from duquant.nn.packed_cache import PackedCache
+from duquant.scores.statistics import Measurement, Metric
 
 BOOTSTRAP_ITERATIONS = 1000
 """Resamplings for the standard error of what is no mean, as LAMBADA's perplexity."""

@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 import torch
 
 from duquant.config import Recipe
-from duquant.evaluation.command import Dtype
 from duquant.evaluation.every_tensor import require_every_tensor
+from duquant.evaluation.options import Dtype
 from duquant.evaluation.silence import silence
 from duquant.export.hugging_face import set_execution
 from duquant.export.quantization_config import QUANT_METHOD

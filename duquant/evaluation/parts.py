@@ -20,8 +20,9 @@ from urllib.parse import quote
 
 from duquant.atomic_files import write_json
 from duquant.checksum import check_values, with_checksum
-from duquant.evaluation.statistics import Measurement
 from duquant.json_files import read_json
+from duquant.scores.evaluated import Evaluated
+from duquant.scores.statistics import Measurement
 
 PARTS, RESULTS = "parts", "results"
 AGAIN = "delete it to measure it again"
@@ -34,20 +35,6 @@ class Part(TypedDict):
 
     settings: dict[str, Any]
     measured: Measurement
-
-
-class PartSettings(TypedDict, total=False):
-    """What decides a part's numbers, as far as anybody reads it again."""
-
-    limit: int | None
-    seed: int
-    lm_eval: str
-
-
-class Evaluated(TypedDict):
-    """What decides the results of a command, see :func:`cover`."""
-
-    parts: dict[str, PartSettings]
 
 
 class Results(TypedDict):

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from duquant.model.decoder import BlockContext, Decoder
+from duquant.model.block_forward import TOKENS_AT_ONCE, run_block
+from duquant.model.decoder import Decoder
 
 BlockLoader = Callable[[int], Iterable[tuple[str, nn.Module]]]
 """Gives block ``index`` of every variant by name, one after the other; each is run before the next
 is asked for."""
-TOKENS_AT_ONCE = 4096
 LOGITS_AT_ONCE = 1 << 25
 """Entries of the logits that are in memory together."""
 
@@ -168,12 +168,6 @@ def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     target = logits.gather(-1, targets.unsqueeze(-1))
     total, largest, target = (part.cpu().double() for part in (total, largest, target))
     return total.log() + (largest - target).squeeze(-1)
-
-
-def run_block(block: nn.Module, x: Tensor, context: BlockContext, device: torch.device) -> Tensor:
-    """One block's output ``(batch, tokens, hidden)``, computed on ``device``, kept on the CPU."""
-    output: Tensor = block(x.to(device), **context)
-    return output.cpu()
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ from typing import Any
 
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.perplexity import describe_windows, model_losses
-from duquant.evaluation.statistics import PERPLEXITY, Measurement, perplexity_of
 from duquant.model.execution import describe_execution
+from duquant.scores.statistics import PERPLEXITY, Measurement, perplexity_of
 
 
 def measure_perplexity(

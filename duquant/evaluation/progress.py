@@ -4,8 +4,8 @@ import time
 
 from rich.console import Console
 
-from duquant.evaluation.statistics import Measurement
 from duquant.progress_bar import clock, progress_bar
+from duquant.scores.statistics import Measurement
 from duquant.terminal import say
 
 

@@ -52,7 +52,7 @@ def round_weights(
     forward: Callable[[Tensor], Tensor],
     chunks: Chunks,
     processes: Processes = ALONE,
-) -> None:
+) -> str:
     """Choose every weight's codes for good, in place.
 
     Args:
@@ -61,6 +61,9 @@ def round_weights(
         forward: runs the block.
         chunks: its quantized stream.
         processes: who has the other chunks.
+
+    Returns:
+        The largest damping that was more than asked for, in words; empty if none was.
 
     Raises:
         ValueError: if a weight is not finite, naming the linear.
@@ -76,3 +79,14 @@ def round_weights(
             weight = quantized.linears[name].transformed_weight()
             require_finite(weight, f"weights of {name}", dtype)
             quantized.linears[name].round(rounding, gram)
+    return _raised_damping(quantized)
+
+
+def _raised_damping(quantized: QuantizedBlock) -> str:
+    """Where the Gram matrix needed more damping than the recipe's: the worst linear, in words."""
+    rounded = {name: linear.rounded for name, linear in quantized.linears.items()}
+    raised = {name: one.damping for name, one in rounded.items() if one and one.is_raised}
+    if not raised:
+        return ""
+    worst = max(raised, key=raised.__getitem__)
+    return f"damping raised to {raised[worst]:g} for {worst}, the most of {len(raised)} linears"

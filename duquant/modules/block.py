@@ -135,11 +135,15 @@ class QuantBlock(LightningModule):
         assert self.quantized is not None, "enter a block first"
         self.activation_side.settle(self.quantized)
 
-    def round(self, samples: Chunks) -> None:
-        """Choose the weights' codes; ``samples`` as in :meth:`enter`."""
+    def round(self, samples: Chunks) -> str:
+        """Choose the weights' codes; ``samples`` as in :meth:`enter`.
+
+        Returns:
+            What :func:`~duquant.model.weight_decisions.round_weights` says of its damping.
+        """
         assert self.quantized is not None, "enter a block first"
         rounding = self.recipe.weight_rounding
-        round_weights(self.quantized, rounding, self, samples, self.processes)
+        return round_weights(self.quantized, rounding, self, samples, self.processes)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Output of the quantized block, ``(batch, tokens, hidden)``."""

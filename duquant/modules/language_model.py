@@ -25,13 +25,13 @@ from duquant.model.decoder import Decoder
 from duquant.model.structure import linear_shapes, require_fitting_widths
 from duquant.modules.block import QuantBlock, block_generator
 from duquant.modules.block_optimizer import block_optimizer, merged_groups, set_learning_rate
-from duquant.modules.run_description import compare_runs
 from duquant.modules.variants import (
     FULL_PRECISION,
     QUANTIZED,
     ROUND_TO_NEAREST,
     load_variants,
 )
+from duquant.run_description import compare_runs
 from duquant.user_paths import user_path
 
 

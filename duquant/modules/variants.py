@@ -17,6 +17,22 @@ ROUND_TO_NEAREST = "round_to_nearest"
 QUANTIZED = "quantized"
 
 
+def describe_baseline(recipe: Recipe) -> str:
+    """What plain rounding does otherwise than the recipe, beyond its options; empty if nothing.
+
+    Its activations are not calibrated, so scales that belong to a whole tensor are dynamic.
+    """
+    formats = recipe.formats._asdict()
+    del formats["weights"]
+    dynamic = [name for name, form in formats.items() if form.needs_peak]
+    if not dynamic:
+        return ""
+    return (
+        f"round to nearest is not calibrated: the tensor scales of its {', '.join(dynamic)} are "
+        f"those of the tokens measured together"
+    )
+
+
 def load_variants(
     wanted: Container[str], index: int, decoder: Decoder, directory: ModelDirectory, recipe: Recipe
 ) -> Iterator[tuple[str, nn.Module]]:

@@ -123,11 +123,3 @@ def fake_quantize(
         return x
     grid = affine_grid(x, bits, symmetric=symmetric, clip_high=clip_high, clip_low=clip_low)
     return dequantize(quantize(x, grid, bits), grid)
-
-
-def split_groups(weight: Tensor, group_size: int | None) -> Tensor:
-    """View a weight ``(out, in)`` as rows that share a scale, ``(rows, group_size)``.
-
-    Without a group size there is one row per output channel.
-    """
-    return weight if group_size is None else weight.reshape(-1, group_size)

@@ -41,11 +41,6 @@ class DualTransform(NamedTuple):
     permutations: Tensor
 
 
-def identity_transform(width: int) -> DualTransform:
-    """The transform that leaves a site of ``width`` channels as it is."""
-    return DualTransform(torch.zeros(0, 1, 1, 1), torch.zeros(0, width, dtype=torch.int64))
-
-
 def rotation_alone(matrix: Tensor) -> DualTransform:
     """Every block multiplied by ``matrix (b, b)``; the width is that of what it is applied to."""
     return DualTransform(matrix.view(1, 1, *matrix.shape), torch.zeros(0, 0, dtype=torch.int64))

@@ -12,7 +12,6 @@ inverses. Rounding each line to even rounds ties to the even code, as IEEE 754 d
 import torch
 from torch import Tensor
 
-BITS = 4
 LARGEST = 6.0
 LARGEST_EXPONENT = 2
 """Of the power of two in the largest magnitude, ``6 = 1.5 · 2²``."""

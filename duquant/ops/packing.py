@@ -60,7 +60,11 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
 def _pack_rows(q: Tensor, bits: int) -> Tensor:
     rows, columns = q.shape
     if 8 % bits == 0:  # whole integers in every byte
-        parts = F.pad(q, (0, -columns % (8 // bits))).view(rows, -1, 8 // bits).unbind(-1)
+        parts = (
+            F.pad(q, (0, -columns % (8 // bits)))
+            .view(rows, packed_width(columns, bits), 8 // bits)
+            .unbind(-1)
+        )
         whole = parts[0].clone()
         for place, part in enumerate(parts[1:], start=1):
             whole |= part << (place * bits)
@@ -70,7 +74,9 @@ def _pack_rows(q: Tensor, bits: int) -> Tensor:
     each_bit = q.unsqueeze(-1).bitwise_right_shift(places).bitwise_and(1)
     stream[:, : columns * bits] = each_bit.flatten(1).to(torch.uint8)
     values = 1 << torch.arange(8, dtype=torch.uint8, device=q.device)
-    return (stream.view(rows, -1, 8) * values).sum(dim=-1, dtype=torch.uint8)
+    return (stream.view(rows, packed_width(columns, bits), 8) * values).sum(
+        dim=-1, dtype=torch.uint8
+    )
 
 
 def _unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:

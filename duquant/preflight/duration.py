@@ -16,10 +16,10 @@ import torch
 
 from duquant.calibration import BlockCalibration, open_streams
 from duquant.data.streams import BlockSamples, Streams, StreamSizes
-from duquant.evaluation.perplexity import run_block
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
 from duquant.model.block_error import num_probed
+from duquant.model.block_forward import run_block
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.structure import linear_shapes
 from duquant.modules.block import QuantBlock

@@ -8,7 +8,7 @@ from torch import nn
 
 from duquant.config import Recipe
 from duquant.data.streams import StreamSizes
-from duquant.evaluation.perplexity import TOKENS_AT_ONCE
+from duquant.model.block_forward import TOKENS_AT_ONCE
 from duquant.model.decoder import Decoder
 from duquant.model.structure import linear_shapes
 

@@ -8,11 +8,11 @@ quoting them (protocol, limit, examples, backend, KV cache) is said above the ta
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from duquant.evaluation.results_table import format_value
-from duquant.evaluation.statistics import PERPLEXITY
 from duquant.reporting.run_contents import VARIANTS, RunContents
 from duquant.reporting.run_files import Apart, Evaluation, TaskResult
 from duquant.reporting.tables import Cells, Column, Table, join
+from duquant.scores.formatting import format_value
+from duquant.scores.statistics import PERPLEXITY
 
 DIFFERENCE = "difference"
 UNMEASURED = "perplexity was not measured"
@@ -22,8 +22,10 @@ def perplexity_tables(runs: Sequence[RunContents]) -> list[Table]:
     """Perplexity by corpus and model, a table per protocol, a column per run."""
     columns = [column for run in runs for column in _perplexities(run)]
     columns = [c for c in columns if c.cells] or [c._replace(key=(UNMEASURED,)) for c in columns]
+    summaries = [summary for run in runs for summary in (run.summary, run.validation) if summary]
+    baselines = dict.fromkeys(filter(None, (s.get("baseline") for s in summaries)))
     return [
-        join("Perplexity", [c for c in columns if c.key == notes], notes)
+        join("Perplexity", [c for c in columns if c.key == notes], (*notes, *baselines))
         for notes in dict.fromkeys(column.key for column in columns)
     ]
 

@@ -7,7 +7,10 @@ usually the full-precision original.
 
 from collections.abc import Iterator, Sequence
 
-from duquant.evaluation.mt_bench.tables import (
+from duquant.reporting.run_contents import RunContents
+from duquant.reporting.run_files import Judged
+from duquant.reporting.tables import Column, Table, join
+from duquant.scores.mt_bench_cells import (
     PAIR_ROWS,
     SCORE_ROWS,
     TIES,
@@ -15,9 +18,6 @@ from duquant.evaluation.mt_bench.tables import (
     pair_cells,
     score_cells,
 )
-from duquant.reporting.run_contents import RunContents
-from duquant.reporting.run_files import Judged
-from duquant.reporting.tables import Column, Table, join
 
 Found = tuple[RunContents, Judged]
 """A run, and what one judge found."""

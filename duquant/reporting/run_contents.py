@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duquant.evaluation.mt_bench.run_scores import SCORES
 from duquant.export.model_card import size_breakdown
 from duquant.model.checkpoint import INDEX
 from duquant.reporting.pictures import read_pictures
@@ -20,6 +19,7 @@ from duquant.reporting.run_files import (
     read_judged,
     read_summary,
 )
+from duquant.scores.mt_bench import SCORES_FOLDER
 
 VARIANTS = {
     "full_precision": "full precision",
@@ -76,7 +76,7 @@ def read_run(directory: Path, name: str | None = None) -> RunContents:
         summary=read_summary(file),
         validation=read_summary(validation) if validation.is_file() else None,
         evaluations=[read_evaluation(f) for f in sorted(directory.rglob("results/*.json"))],
-        mt_bench=[read_judged(f) for f in sorted((directory / SCORES).glob("*.json"))],
+        mt_bench=[read_judged(f) for f in sorted((directory / SCORES_FOLDER).glob("*.json"))],
         pictures=read_pictures(directory),
         sizes=size_breakdown(model) if (model / INDEX).is_file() else {},
     )

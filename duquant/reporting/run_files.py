@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from duquant.evaluation.mt_bench.scores import ModelScore, PairScore
-from duquant.evaluation.parts import Evaluated
-from duquant.evaluation.statistics import PERPLEXITY
 from duquant.json_files import read_json
+from duquant.scores.evaluated import Evaluated
+from duquant.scores.mt_bench import ModelScore, PairScore
+from duquant.scores.statistics import PERPLEXITY
 
 
 class Peaks(TypedDict):
@@ -24,12 +24,13 @@ class Peaks(TypedDict):
 class _Error(TypedDict, total=False):
     relative_error: float | None
     complaint: str
+    damping: str
 
 
 class BlockEntry(_Error):
     """What is kept of one block's calibration, see ``callbacks/block_events.py``.
 
-    Releases before this one kept no errors.
+    Releases before this one kept no errors and no damping.
     """
 
     index: int
@@ -52,6 +53,7 @@ class SummaryOfAnyVersion(TypedDict, total=False):
     """What summaries have had from some version on."""
 
     protocols: dict[str, str]
+    baseline: str
 
 
 class Summary(SummaryOfAnyVersion):

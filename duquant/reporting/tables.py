@@ -109,9 +109,10 @@ def block_table(run: RunContents) -> Table:
     sites = [site.replace("_", " ") for site in first]
     columns = ["block", "error", "first loss", "last loss", *sites, "seconds", "GB"]
     notes = [
-        f"Block {block['index']}: {block['complaint']}"
+        f"Block {block['index']}: {words}"
         for block in run.summary["blocks"]
-        if block.get("complaint")
+        for words in (block.get("complaint"), block.get("damping"))
+        if words
     ]
     if sites:
         notes.append("Error: what quantization changes, of what the block adds to its input")

@@ -75,7 +75,8 @@ class GPTQ:
             order = columns.tolist()
             codes = _round_in_order(weight, form, nearest, feedback, order, self.block_columns)
             better = _costs_less(codes, nearest, weight, form, gram)
-        return Rounded(torch.where(better, codes, nearest.codes), nearest.grid, damping)
+        chosen = torch.where(better, codes, nearest.codes)
+        return Rounded(chosen, nearest.grid, damping, damping > self.damping)
 
 
 def _round_in_order(

@@ -15,11 +15,13 @@ class Rounded(NamedTuple):
         grid: of their groups, each ``(out · groups, 1)``.
         damping: share of the Gram matrix's mean diagonal that had to be added to it, 0 where no
             Gram matrix was used, infinite where it was of no use.
+        is_raised: whether that is more than was asked for.
     """
 
     codes: Tensor
     grid: Grid
     damping: float = 0.0
+    is_raised: bool = False
 
 
 class WeightRounding(Protocol):

@@ -1,5 +1,6 @@
 """Block progression: how long a fit is, what it refuses, what it announces."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning import LightningModule, Trainer
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint, last_checkpoint
-from duquant.config import LWCConfig
+from duquant.config import LWCConfig, RoundingConfig
 from duquant.model.site_report import SiteReport
 from duquant.model.structure import SITES
 from duquant.modules.language_model import LanguageModel
@@ -58,6 +59,19 @@ def test_the_fit_is_as_long_as_all_blocks(
     steps = trainer.fit_loop.epoch_loop._batches_that_stepped
     assert steps == (BLOCKS * epochs * 2 if epochs else BLOCKS)
     assert model.is_calibrated
+
+
+@pytest.mark.parametrize(("damping", "is_raised"), [(0.0, True), (0.01, False)])
+def test_a_record_says_where_more_damping_was_needed_than_the_recipes(
+    source: Path, text: Path, tmp_path: Path, damping: float, is_raised: bool
+) -> None:
+    """The Gram matrices of 32 tokens in 64 channels and more cannot be factored undamped."""
+    rounding = RoundingConfig("gptq", damping=damping)
+    model = small_language_model(source, tmp_path, lwc=NO_LWC, rounding=rounding)
+    calibrate(model, small_data(source, text, num_samples=1, batch_size=1))
+    for record in BlockRecord.load_all(tmp_path, BLOCKS):
+        words = r"damping raised to [0-9.e-]+ for [a-z_.]+_proj, the most of 7 linears"
+        assert re.fullmatch(words if is_raised else "", record.damping)
 
 
 class Diary(BlockObserver):
@@ -149,7 +163,15 @@ def test_a_damaged_file_is_missed_by_name_when_the_run_goes_on(
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:
     record = BlockRecord(
-        3, [2.0, 1.0], 4, 5.5, 6, {"mlp_input": {"peak_before": 7.0, "peak_after": 2.0}}, 0.6, "K"
+        3,
+        [2.0, 1.0],
+        4,
+        5.5,
+        6,
+        {"mlp_input": {"peak_before": 7.0, "peak_after": 2.0}},
+        0.6,
+        "K",
+        "d",
     )
     record.save(tmp_path)
     assert BlockRecord.load_all(tmp_path, 5) == [record]
@@ -159,7 +181,7 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
 
 def test_a_record_of_the_version_before_is_read(tmp_path: Path) -> None:
     values = BlockRecord(0).to_dict()
-    del values["relative_error"], values["complaint"]
+    del values["relative_error"], values["complaint"], values["damping"]
     assert BlockRecord.from_dict(values) == BlockRecord(0, relative_error=None, complaint="")
 
 

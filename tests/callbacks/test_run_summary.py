@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from callbacks.run_summary import (
     print_summary,
     summarize,
 )
-from duquant.config import Recipe, RotationConfig
+from duquant.config import FormatConfig, Recipe, RotationConfig
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.model.block_error import TOLERABLE
 from duquant.model.structure import SITES
@@ -201,6 +202,26 @@ def test_a_recipe_in_words(
     finished_run: FinishedRun, tmp_path: Path, options: dict[str, Any], words: str
 ) -> None:
     assert describe_recipe(small_language_model(finished_run.source, tmp_path, **options)) == words
+
+
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_a_baseline_with_dynamic_tensor_scales_says_so(
+    finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch, is_measured: bool
+) -> None:
+    """NVFP4's scale of the whole tensor is calibrated in the recipe, and not in the baseline."""
+    model = finished_run.model
+    nvfp4 = FormatConfig(format="nvfp4")
+    recipe = replace(model.recipe, activations=nvfp4)
+    monkeypatch.setattr(model, "recipe", recipe)
+    monkeypatch.setattr(model, "report_round_to_nearest", is_measured)
+    values = summarize(model, finished_run.data, torch.device("cpu"))
+    words = "round to nearest is not calibrated: the tensor scales of its activations"
+    assert values["baseline"].startswith(words) is is_measured
+    assert (words in " ".join(printed(values).split())) is is_measured
+
+
+def test_integers_have_no_tensor_scale_to_calibrate(summary: dict[str, Any]) -> None:
+    assert summary["baseline"] == ""
 
 
 def test_records_that_are_not_there_yet_are_left_out(finished_run: FinishedRun) -> None:

@@ -15,7 +15,7 @@ import cli
 from duquant.evaluation import evaluation
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.silence import silence
-from duquant.evaluation.statistics import Measurement
+from duquant.scores.statistics import Measurement
 from tests.assets import REPOSITORY
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun, write_text
 from tests.small_run import write_small_model

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from duquant.evaluation.parts import EvaluationDirectory, cover
-from duquant.evaluation.statistics import Measurement, mean_of
+from duquant.scores.statistics import Measurement, mean_of
 
 SETTINGS: dict[str, Any] = {"model": {"weights": "abc"}, "limit": 20, "seed": 1}
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from duquant.evaluation import perplexity
-from duquant.evaluation.perplexity import Perplexity, run_block, stream_losses, window_losses
+from duquant.evaluation.perplexity import Perplexity, stream_losses, window_losses
+from duquant.model.block_forward import run_block
 from duquant.model.decoder import Decoder
 from tests.tiny_models import FAMILIES, VOCABULARY, token_ids, write_tiny_model
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from duquant.evaluation.results_table import format_metric, notes, print_results
-from duquant.evaluation.statistics import Measurement, Metric, mean_of, perplexity_of
+from duquant.evaluation.results_table import notes, print_results
+from duquant.scores.formatting import format_metric
+from duquant.scores.statistics import Measurement, Metric, mean_of, perplexity_of
 
 
 def measurement(name: str, values: list[float]) -> Measurement:

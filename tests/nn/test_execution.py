@@ -84,6 +84,15 @@ def test_small_groups_are_worthwhile_only_on_request(has_units: bool) -> None:
     assert Execution("integer").is_integer(CPU, **narrow)
 
 
+@pytest.mark.parametrize("has_units", [True], indirect=True)
+@pytest.mark.parametrize(("columns", "expected"), [(128, False), (256, False), (512, True)])
+def test_usual_group_sizes_stay_in_floating_point(
+    has_units: bool, columns: int, expected: bool
+) -> None:
+    """Groups of 128 are what most recipes use; as integers they were slower than as floats."""
+    assert Execution().is_integer(CPU, **{**WIDE, "columns": columns}) is expected
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

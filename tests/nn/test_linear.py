@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from duquant.formats.integer import Integer
+from duquant.formats.number_format import split_rows
 from duquant.formats.table import build_format
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.site import SiteTransform
-from duquant.ops.affine import fake_quantize, split_groups
+from duquant.ops.affine import fake_quantize
 from duquant.rounding.nearest import Nearest
 from tests.outliers import outlier_activation, random_weight, seeds
 
@@ -90,7 +91,7 @@ def test_rounding_changes_no_output_and_takes_the_gradient_away(variant: dict[st
 def test_every_group_has_its_own_scale() -> None:
     layer = build(group_size=4, learned=True)
     high, low, _ = layer.clip()
-    expected = fake_quantize(split_groups(layer.weight, 4), 4, clip_high=high, clip_low=low)
+    expected = fake_quantize(split_rows(layer.weight, 4), 4, clip_high=high, clip_low=low)
     assert torch.equal(layer.quantized_weight(), expected.view(6, 16))
     layer.round(Nearest())
     assert layer.rounded is not None

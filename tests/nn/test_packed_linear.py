@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from duquant.formats.integer import Integer
+from duquant.formats.number_format import split_rows
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
-from duquant.ops.affine import AffineGrid, affine_grid, dequantize, quantize, split_groups
+from duquant.ops.affine import AffineGrid, affine_grid, dequantize, quantize
 from duquant.ops.integer_product import columns_at_once, engine
 from duquant.ops.packing import packed_width
 from duquant.ops.quantized_tokens import encode_tokens
@@ -109,7 +110,7 @@ def test_reference_is_a_linear_with_the_dequantized_weight(bits: int, dtype: tor
 @pytest.mark.parametrize("group_size", [None, 8])
 def test_dequantized_weight_is_what_was_quantized(group_size: int | None, symmetric: bool) -> None:
     weight = random_weight(7, 24, seed=1)
-    rows = split_groups(weight, group_size)
+    rows = split_rows(weight, group_size)
     grid = affine_grid(rows, 4, symmetric=symmetric)
     expected = dequantize(quantize(rows, grid, 4), grid).view(7, 24)
     linear = packed_linear(group_size=group_size, symmetric=symmetric)

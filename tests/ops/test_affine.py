@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from duquant.formats.number_format import split_rows
 from duquant.ops.affine import (
     LARGEST_SCALE,
     SMALLEST_SCALE,
@@ -14,7 +15,6 @@ from duquant.ops.affine import (
     fake_quantize,
     quantize,
     round_straight_through,
-    split_groups,
 )
 from tests.outliers import outlier_activation, seeds
 
@@ -132,11 +132,11 @@ def test_sixteen_bits_leave_the_tensor_alone() -> None:
 @given(seeds, st.sampled_from([1, 2, 4, 8]))
 def test_groups_are_quantized_one_by_one(seed: int, group_size: int) -> None:
     weight = outlier_activation(3, 16, seed)
-    together = fake_quantize(split_groups(weight, group_size), 4).reshape(weight.shape)
+    together = fake_quantize(split_rows(weight, group_size), 4).reshape(weight.shape)
     for start in range(0, 16, group_size):
         group = slice(start, start + group_size)
         assert torch.equal(together[:, group], fake_quantize(weight[:, group], 4))
-    assert split_groups(weight, None) is weight
+    assert split_rows(weight, None) is weight
 
 
 def test_rounding_passes_its_gradient_straight_through() -> None:

@@ -23,7 +23,7 @@ def packed_as_text(row: list[int], bits: int) -> list[int]:
     return [int(stream[i : i + 8][::-1], 2) for i in range(0, len(stream), 8)]
 
 
-@given(widths, st.integers(1, 5), st.integers(1, 37), seeds)
+@given(widths, st.integers(0, 5), st.integers(0, 37), seeds)
 def test_unpacking_restores_every_integer(bits: int, rows: int, columns: int, seed: int) -> None:
     q = random_integers(rows, columns, bits, seed)
     packed = pack(q, bits)
@@ -39,6 +39,16 @@ def test_bytes_are_those_of_the_reference(bits: int, columns: int, seed: int) ->
     q = random_integers(2, columns, bits, seed)
     expected = [packed_as_text(row, bits) for row in q.tolist()]
     assert pack(q, bits).tolist() == expected
+
+
+@pytest.mark.parametrize("bits", range(1, 16))
+@pytest.mark.parametrize(("rows", "columns"), [(0, 5), (0, 8), (3, 0), (0, 0)])
+def test_nothing_is_packed_into_nothing(bits: int, rows: int, columns: int) -> None:
+    q = torch.zeros(rows, columns, dtype=torch.int32)
+    packed = pack(q, bits)
+    assert packed.shape == (rows, packed_width(columns, bits))
+    assert packed.dtype == torch.uint8
+    assert unpack(packed, bits, columns).shape == (rows, columns)
 
 
 @pytest.mark.parametrize("bits", range(2, 16))

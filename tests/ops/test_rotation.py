@@ -164,6 +164,21 @@ def test_block_rotation_is_one_block_diagonal_matrix(num_matrices: int, dtype: t
     torch.testing.assert_close(rotated, x @ dense)
 
 
+def test_random_rotations_favour_no_direction() -> None:
+    """Uniform over the orthogonal group: every entry has mean 0 and variance ``1/size``.
+
+    A QR decomposition alone fixes the sign of the first column's first entry.
+    """
+    count, size = 4000, 4
+    drawn = random_orthogonal(count, size, torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(drawn @ drawn.mT, torch.eye(size).double().expand_as(drawn @ drawn))
+    deviation = (1 / size / count) ** 0.5
+    assert drawn.mean(dim=0).abs().max() < 5 * deviation
+    # The square of an entry has mean 1/n and variance 2 (n - 1) / (n² (n + 2)).
+    spread = (2 * (size - 1) / (size**2 * (size + 2)) / count) ** 0.5
+    assert (drawn.square().mean(dim=0) - 1 / size).abs().max() < 5 * spread
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 16, 128])
 def test_spreading_matrix_is_orthogonal_with_a_constant_first_row(size: int) -> None:
     matrix = spreading_matrix(size)

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from duquant.atomic_files import write_json
-from duquant.evaluation.mt_bench.run_scores import SCORES
-from duquant.evaluation.mt_bench.scores import ModelScore, PairScore, Tally
 from duquant.json_shapes import shaped
 from duquant.reporting.mt_bench import mt_bench_tables
 from duquant.reporting.report import report
 from duquant.reporting.run_contents import RunContents, read_run
 from duquant.reporting.run_files import Judged
+from duquant.scores.mt_bench import SCORES_FOLDER, ModelScore, PairScore, Tally
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
 
 pytestmark = LIGHTNING_WARNINGS
@@ -87,7 +86,7 @@ def test_no_scores_no_tables() -> None:
 
 
 def test_both_files_show_them(finished_run: FinishedRun, tmp_path: Path) -> None:
-    file = finished_run.output / SCORES / "gpt-4-0.json"
+    file = finished_run.output / SCORES_FOLDER / "gpt-4-0.json"
     try:
         write_json(file, judged("a", "full"))
         report([str(finished_run.output)], str(tmp_path))

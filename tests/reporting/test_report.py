@@ -224,6 +224,14 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         report([str(tmp_path)])
 
 
+def test_a_baseline_that_is_not_calibrated_is_said_above_the_perplexities(run: Path) -> None:
+    words = "round to nearest is not calibrated: the tensor scales of its activations are those"
+    assert words not in perplexity_tables([read_run(run)])[0].notes
+    summary = read_json(run / "summary.json")
+    write_json(run / "summary.json", {**summary, "baseline": words})
+    assert words in perplexity_tables([read_run(run)])[0].notes
+
+
 def test_names_are_escaped(run: Path) -> None:
     summary = read_json(run / "summary.json")
     summary["pretrained"] = "<script>alert(1)</script>|"
@@ -237,11 +245,15 @@ def test_every_block_has_its_error_and_a_line_if_it_loses_too_much(run: Path) ->
     table = block_table(read_run(run))
     errors = [f"{block['relative_error']:.1%}" for block in summary["blocks"]]
     assert [row[1] for row in table.rows] == errors
-    summary["blocks"][1] |= {"relative_error": 0.9, "complaint": "K is to blame"}
+    summary["blocks"][1] |= {
+        "relative_error": 0.9,
+        "complaint": "K is to blame",
+        "damping": "damping raised to 0.1 for q",
+    }
     del summary["blocks"][0]["relative_error"], summary["blocks"][0]["complaint"]
     write_json(run / "summary.json", summary)
     table = block_table(read_run(run))
     assert [row[1] for row in table.rows] == ["–", "90.0%"]
-    assert table.notes[0] == "Block 1: K is to blame"
+    assert table.notes[:2] == ("Block 1: K is to blame", "Block 1: damping raised to 0.1 for q")
     report([str(run)])
     assert "Block 1: K is to blame" in (run / "report.md").read_text(encoding="utf-8")

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from duquant.formats.integer import Integer
-from duquant.ops.affine import fake_quantize, split_groups
+from duquant.formats.number_format import split_rows
+from duquant.ops.affine import fake_quantize
 from duquant.rounding.clip_ratios import search_clip_ratios
 from tests.outliers import outlier_activation
 
@@ -61,7 +62,7 @@ def test_a_group_sees_its_own_inputs(weight: Tensor, x: Tensor) -> None:
         own = x[:, columns]
         alone = search_clip_ratios(weight[:, columns].contiguous(), own.t() @ own, Integer(4))
         assert torch.equal(found[:, group : group + 1], alone)
-    assert found.numel() == len(split_groups(weight, 8))
+    assert found.numel() == len(split_rows(weight, 8))
 
 
 def test_outliers_without_energy_are_clipped_away() -> None:

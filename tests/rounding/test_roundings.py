@@ -177,6 +177,17 @@ def test_groups_keep_their_grids_in_any_order() -> None:
     assert costs(weight, rounded, form, gram).sum() < 0.7 * nearest.sum()
 
 
+def test_damping_says_whether_it_is_more_than_was_asked_for() -> None:
+    weight, tokens = random_weight(OUT, IN, 9), random_weight(3, IN, 10)
+    singular = tokens.t() @ tokens
+    raised = GPTQ(damping=0.0)(weight, Integer(4), NO_CLIP, singular)
+    assert raised.is_raised
+    assert 0 < raised.damping < 1
+    asked = GPTQ(damping=0.01)(weight, Integer(4), NO_CLIP, singular)
+    assert (asked.damping, asked.is_raised) == (0.01, False)
+    assert not Nearest()(weight, Integer(4)).is_raised
+
+
 def test_uncorrelated_inputs_leave_nothing_to_feed_back() -> None:
     weight, gram = random_weight(OUT, IN, 7), torch.arange(1.0, IN + 1).diag()
     for form in FORMS:
@@ -189,6 +200,7 @@ def test_a_gram_matrix_that_is_not_finite_means_nearest_and_says_so() -> None:
     gram[3, 4] = torch.nan
     rounded = GPTQ()(weight, Integer(4), NO_CLIP, gram)
     assert rounded.damping == float("inf")
+    assert rounded.is_raised
     assert torch.equal(rounded.codes, Nearest()(weight, Integer(4)).codes)
 
 

@@ -15,7 +15,7 @@ from duquant.evaluation.mt_bench.json_lines import append_record, recover_record
 from duquant.evaluation.mt_bench.progress import StepProgress
 from duquant.evaluation.mt_bench.questions import Question
 from duquant.json_files import read_json
-from duquant.modules.run_description import compare_runs
+from duquant.run_description import compare_runs
 
 
 def answered(bench: BenchDirectory, model_id: str, settings: dict[str, Any]) -> set[int]:

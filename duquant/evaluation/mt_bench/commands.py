@@ -7,7 +7,6 @@ written before that, and everything that is written is finished: the same comman
 from pathlib import Path
 
 from duquant.atomic_files import write_json
-from duquant.evaluation.command import Dtype
 from duquant.evaluation.loaded_model import ModelSource, find_device
 from duquant.evaluation.local_items import file_digest
 from duquant.evaluation.mt_bench.answering import (
@@ -34,6 +33,7 @@ from duquant.evaluation.mt_bench.request_policy import RequestPolicy
 from duquant.evaluation.mt_bench.results import collect_results
 from duquant.evaluation.mt_bench.run_scores import remember_run, tell_runs
 from duquant.evaluation.mt_bench.scores import Categories
+from duquant.evaluation.options import Dtype
 from duquant.model.tokenizer import require_known_tokens
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run

@@ -29,9 +29,8 @@ from duquant.evaluation.mt_bench.judgments import load_judgments
 from duquant.evaluation.mt_bench.scores import Categories, score_models, score_pairs
 from duquant.json_files import read_json
 from duquant.model.checkpoint import Checkpoint
+from duquant.scores.mt_bench import SCORES_FOLDER
 
-SCORES = "mt_bench_scores"
-"""Folder of a run."""
 SUMMARY = "summary.json"
 
 
@@ -89,7 +88,7 @@ def tell_runs(bench: BenchDirectory, judge: str, categories: Categories) -> list
         found = _found(bench, judged, model, judge, categories)
         decisive = [judge, found["questions"], found["asked"][model]]
         digest = sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
-        write_json(run / SCORES / f"{file_name(judge)}-{digest}.json", found)
+        write_json(run / SCORES_FOLDER / f"{file_name(judge)}-{digest}.json", found)
         told.append(run)
     return told
 

@@ -6,90 +6,14 @@ tie. The adjusted win rate counts a tie as half a win.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import Any
 
 from duquant.evaluation.mt_bench.json_lines import Record
 from duquant.evaluation.mt_bench.verdicts import NO_SCORE
+from duquant.scores.mt_bench import ModelScore, PairScore, Tally
 
 Categories = dict[int, str]
 """Category of every question, by number."""
-
-
-@dataclass(frozen=True)
-class ModelScore:
-    """Mean scores of a model, from 1 to 10; ``None`` where nothing was judged.
-
-    Attributes:
-        model: its name.
-        categories: mean over both turns, by category.
-        turn_1: mean of first turns.
-        turn_2: mean of second turns.
-        average: mean of all turns.
-        questions: questions with a scored turn.
-        judged: turns that were scored.
-        malformed: turns whose judgment had no score.
-    """
-
-    model: str
-    categories: dict[str, float]
-    turn_1: float | None
-    turn_2: float | None
-    average: float | None
-    questions: int
-    judged: int
-    malformed: int
-
-
-@dataclass
-class Tally:
-    """Outcomes of a model's matches.
-
-    Attributes:
-        win: turns won in both orders.
-        tie: turns with any other outcome.
-        loss: turns lost in both orders.
-    """
-
-    win: int = 0
-    tie: int = 0
-    loss: int = 0
-
-    def count(self, outcome: str) -> None:
-        """Add one outcome: "win", "tie" or "loss"."""
-        setattr(self, outcome, getattr(self, outcome) + 1)
-
-    def rate(self) -> float | None:
-        """Adjusted win rate, 0 to 1: ``(win + tie / 2) / (win + tie + loss)``."""
-        total = self.win + self.tie + self.loss
-        return (self.win + self.tie / 2) / total if total else None
-
-
-@dataclass
-class PairScore:
-    """How a model did against all its opponents.
-
-    Attributes:
-        model: its name.
-        overall: all its matches.
-        categories: the same by category.
-        malformed: matches with a judgment that had no verdict; they count nowhere else.
-    """
-
-    model: str
-    overall: Tally = field(default_factory=Tally)
-    categories: dict[str, Tally] = field(default_factory=dict)
-    malformed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the rates."""
-        plain = asdict(self)
-        total = self.overall.win + self.overall.tie + self.overall.loss
-        plain["win_rate"] = self.overall.win / total if total else None
-        plain["loss_rate"] = self.overall.loss / total if total else None
-        plain["win_rate_adjusted"] = self.overall.rate()
-        return plain
 
 
 def score_models(judgments: Iterable[Record], categories: Categories) -> list[ModelScore]:

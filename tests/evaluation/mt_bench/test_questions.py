@@ -8,6 +8,7 @@ import pytest
 
 from duquant.evaluation.mt_bench.answers import answer_record, load_answers, load_references
 from duquant.evaluation.mt_bench.questions import TEMPERATURES, Question, load_questions
+from duquant.scores.mt_bench_cells import CATEGORIES
 from tests.chat_bench import MT_BENCH, QUESTIONS, write_lines, write_questions, write_references
 
 needs_mt_bench = pytest.mark.skipif(
@@ -73,3 +74,7 @@ def test_references_are_asked_for_only_where_needed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 questions.*2, math.*--reference_answers"):
         load_references(None, questions)
     assert load_references(write_references(tmp_path), questions)[2] == ("It is 4.", "It is 6.")
+
+
+def test_every_category_of_the_tables_has_a_temperature() -> None:
+    assert tuple(TEMPERATURES) == CATEGORIES

@@ -8,9 +8,10 @@ import pytest
 from duquant.atomic_files import write_json
 from duquant.evaluation.mt_bench.bench_directory import BenchDirectory
 from duquant.evaluation.mt_bench.chat_template import TEMPLATES
-from duquant.evaluation.mt_bench.run_scores import SCORES, remember_run, tell_runs
+from duquant.evaluation.mt_bench.run_scores import remember_run, tell_runs
 from duquant.json_files import read_json
 from duquant.model.checkpoint import Checkpoint
+from duquant.scores.mt_bench import SCORES_FOLDER
 from tests.chat_bench import QUESTIONS, write_bench, write_chat_model, write_lines
 
 CATEGORIES = {q["question_id"]: q["category"] for q in QUESTIONS}
@@ -55,7 +56,7 @@ def bench(tmp_path: Path) -> BenchDirectory:
 
 
 def found(run: Path) -> dict[str, Any]:
-    (file,) = (run / SCORES).iterdir()
+    (file,) = (run / SCORES_FOLDER).iterdir()
     values: dict[str, Any] = read_json(file)
     return values
 
@@ -101,4 +102,4 @@ def test_other_models_and_runs_are_left_alone(tmp_path: Path, bench: BenchDirect
     assert tell_runs(bench, "gpt-4", CATEGORIES) == [], "another model has taken its place"
     (run / "summary.json").unlink()
     assert tell_runs(bench, "gpt-4", CATEGORIES) == []
-    assert not (run / SCORES).exists()
+    assert not (run / SCORES_FOLDER).exists()

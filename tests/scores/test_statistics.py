@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from duquant.evaluation.statistics import (
+from duquant.json_shapes import shaped
+from duquant.scores.statistics import (
     Measurement,
     Metric,
     combine,
@@ -15,7 +16,6 @@ from duquant.evaluation.statistics import (
     mean_of,
     perplexity_of,
 )
-from duquant.json_shapes import shaped
 
 
 def measurement(name: str, values: list[float], **options: int) -> Measurement:

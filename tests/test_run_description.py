@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from duquant.modules.run_description import compare_runs
+from duquant.run_description import compare_runs
 
 STORED = {"recipe": {"weight_bits": 4, "lwc": {"epochs": 20}}, "seed": 2}
 

@@ -1,0 +1,1 @@
+"""What was measured, as values: what evaluation finds and what reports show."""
