@@ -15,10 +15,12 @@ from duquant.config import (
     RotationConfig,
     SmoothingConfig,
 )
+from duquant.model.channel_ranges import observe_sites
 from duquant.model.decoder import Decoder
-from duquant.model.smoothing import observe_peaks, smooth_block
+from duquant.model.smoothing import smooth_block
 from duquant.model.structure import LINEARS
 from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
+from duquant.model.value_rotation import rotate_values
 from duquant.nn.clipping import FixedClip
 
 CPU = torch.device("cpu")
@@ -61,11 +63,13 @@ def quantize_decoder(
     quantized_blocks = []
     for index, context in enumerate(decoder.contexts(input_ids.shape[1], CPU)):
         block = decoder.load_block(index)
-        with observe_peaks(block) as peaks:
+        if recipe.rotation.rotate_values:
+            rotate_values(block, recipe.rotation.block_size)
+        with observe_sites(block, means=True) as ranges:
             full_precision = block(full_precision, **context)
-        scales, online = smooth_block(block, peaks, recipe)
+        smoothed = smooth_block(block, ranges, recipe)
         clips = {name: FixedClip(recipe.weight_ratio) for name in LINEARS}
-        quantized = insert_quantizers(block, recipe, clips, scales, online)
+        quantized = insert_quantizers(block, recipe, clips, smoothed)
         calibration_mean = calibrate_once(quantized, calibration_mean, context, recipe, generator)
         if rounded:
             quantized.round_to_nearest()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from duquant.config import ClippingConfig, LWCConfig, Recipe, RotationConfig, SmoothingConfig
+from duquant.model.channel_ranges import ChannelRange
 from duquant.model.smoothing import smooth_block
 from duquant.model.structure import LINEARS, SITES
 from duquant.model.surgery import Clip, QuantizedBlock, calibrate_sites, insert_quantizers
@@ -139,6 +140,12 @@ class ModelCase:
         name = f"act_absmax.model.layers.{index}"
         return {site.name: self.tensors[f"{name}.{site.linears[0]}"] for site in SITES}
 
+    def recorded_ranges(self, index: int) -> dict[str, ChannelRange]:
+        """Ranges with the recorded peaks at both ends."""
+        none = torch.zeros((), dtype=torch.float64)
+        peaks = self.recorded_peaks(index)
+        return {name: ChannelRange(peak, -peak, none, none) for name, peak in peaks.items()}
+
     def recorded_bases(self, index: int) -> BaseSource:
         per_block = len(SITES) * (self.settings["permutation_times"] + 1)
         drawn = self.tensors["rotation_bases_in_call_order"]
@@ -160,10 +167,10 @@ class TeacherForcedBlock:
         self.layer: nn.Module = model.model.layers[index]
         self.context = case.context(model)
         recipe = case.recipe
-        self.scales, online = smooth_block(self.layer, case.recorded_peaks(index), recipe)
+        self.smoothed = smooth_block(self.layer, case.recorded_ranges(index), recipe)
         self.clips = {name: self._fresh_clip(name) for name in LINEARS}
         self.quantized: QuantizedBlock = insert_quantizers(
-            self.layer, recipe, self.clips, self.scales, online
+            self.layer, recipe, self.clips, self.smoothed
         )
         self.mean_output = calibrate_sites(
             self.quantized,

@@ -1,4 +1,4 @@
-"""Every number format and rounding from calibration to a loaded model."""
+"""Every number format, rounding and trained part from calibration to a loaded model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import duquant
-from duquant.config import FormatConfig, LWCConfig, Recipe, RotationConfig, RoundingConfig
+from duquant.config import (
+    FormatConfig,
+    LWCConfig,
+    Recipe,
+    RotationConfig,
+    RoundingConfig,
+    SmoothingConfig,
+    TrainingConfig,
+)
 from tests.in_process import LIGHTNING_WARNINGS
 from tests.small_run import write_small_model
 from tests.tiny_models import token_ids
@@ -19,6 +27,8 @@ PLAIN = Recipe(rotation=RotationConfig(block_size=16, max_steps=4), lwc=LWCConfi
 LEARNED = replace(PLAIN, lwc=LWCConfig(epochs=1))
 FP4 = {name: FormatConfig(name) for name in ("mxfp4", "nvfp4")}
 GPTQ = RoundingConfig("gptq")
+MEANS = SmoothingConfig(weights="all", subtract_mean=True)
+TRAINED = replace(PLAIN.rotation, transform="affine_permute")
 RECIPES: dict[str, Recipe] = {
     **{n: replace(PLAIN, weights=form, activations=form) for n, form in FP4.items()},
     **{f"{n}, searched": replace(LEARNED, weights=f, activations=f) for n, f in FP4.items()},
@@ -29,6 +39,17 @@ RECIPES: dict[str, Recipe] = {
     "W4A8": replace(PLAIN, activations=FormatConfig(bits=8)),
     "gptq": replace(PLAIN, rounding=GPTQ),
     "gptq behind LWC, in groups": replace(LEARNED, rounding=GPTQ, group_size=16),
+    "means subtracted": replace(PLAIN, smoothing=MEANS),
+    "values rotated": replace(PLAIN, rotation=replace(PLAIN.rotation, rotate_values=True)),
+    "learned clips of activations": replace(LEARNED, training=TrainingConfig(True)),
+    "trained transforms": replace(LEARNED, rotation=TRAINED),
+    "everything learned": replace(
+        LEARNED,
+        rotation=replace(TRAINED, rotate_values=True),
+        smoothing=MEANS,
+        training=TrainingConfig(True, 0.01, "full_precision", "relative"),
+        rounding=GPTQ,
+    ),
     "gptq to mxfp4": replace(PLAIN, weights=FP4["mxfp4"], rounding=GPTQ),
 }
 IDS = token_ids(1, 12, seed=4) % 60
@@ -71,6 +92,17 @@ def test_it_loads_is_saved_and_caches(directory: tuple[Recipe, Path], tmp_path: 
     if recipe.formats.keys.bits < 16:
         cached = logits(model, past_key_values=duquant.PackedCache(model), use_cache=True)
         assert torch.equal(cached, expected)
+
+
+def test_integers_compute_the_same(directory: tuple[Recipe, Path]) -> None:
+    recipe, path = directory
+    if {recipe.formats.weights.name, recipe.formats.activations.name} != {"integer"}:
+        pytest.skip("computed by the reference alone")
+    model = load(path)
+    duquant.set_execution(model, "reference")
+    expected = logits(model)
+    duquant.set_execution(model, "integer")
+    torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_token_does_not_depend_on_those_behind_it(directory: tuple[Recipe, Path]) -> None:

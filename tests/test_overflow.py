@@ -14,6 +14,7 @@ import duquant
 from duquant.config import Recipe, RotationConfig, SmoothingConfig
 from duquant.model.checkpoint import WEIGHTS
 from duquant.model.decoder import Decoder
+from duquant.model.smoothing import Smoothed
 from duquant.model.structure import LINEARS
 from duquant.model.surgery import insert_quantizers
 from duquant.nn.clipping import FixedClip
@@ -103,4 +104,4 @@ def test_a_scale_that_folding_cannot_hold_names_the_linear(tmp_path: Path) -> No
     block.get_submodule("mlp.gate_proj").get_parameter("weight")[3, 5] = torch.inf
     clips = dict.fromkeys(LINEARS, FixedClip(1.0))
     with pytest.raises(ValueError, match=r"1 of 6144 weights of mlp\.gate_proj are not finite in"):
-        insert_quantizers(block, small_recipe(), clips, {}, {})
+        insert_quantizers(block, small_recipe(), clips, Smoothed())

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from duquant.formats.number_format import split_rows
-from duquant.model.smoothing import observe_peaks
+from duquant.model.channel_ranges import observe_sites
 from duquant.model.structure import LINEARS, SITES
 from duquant.nn.clipping import ClipFactors
 from duquant.ops.affine import affine_grid, dequantize, fake_quantize, quantize
@@ -154,17 +154,17 @@ def test_parity_full_precision_logits(path: Path, case: ModelCase) -> None:
 def test_parity_activation_peaks(path: Path, index: int) -> None:
     case = model_case(path)
     model = case.full_precision_model()
-    with observe_peaks(model.model.layers[index]) as peaks:
+    with observe_sites(model.model.layers[index]) as ranges:
         model(case.tensors["calibration_ids"])
     for name, peak in case.recorded_peaks(index).items():
-        torch.testing.assert_close(peaks[name], peak, **STREAM)
+        torch.testing.assert_close(ranges[name].peak(), peak, **STREAM)
 
 
 @parametrize("path, index", "model", each_smoothed_block)
 def test_parity_smoothing_scales(path: Path, index: int) -> None:
     block = finished_block(path, index)
-    assert set(block.scales) == set(SCALE_NAMES)
-    for site, scale in block.scales.items():
+    assert set(block.smoothed.scales) == set(SCALE_NAMES)
+    for site, scale in block.smoothed.scales.items():
         recorded = block.case.tensors[f"layers.{index}.{SCALE_NAMES[site]}_smooth_scale"]
         # Two powers and a quotient in float32.
         torch.testing.assert_close(scale, recorded, rtol=1e-6, atol=0)

@@ -149,7 +149,8 @@ def packed_bytes(block: nn.Module, recipe: Recipe) -> int:
         size += rows * item if bias is not None or recipe.smoothing.subtract_mean else 0
     for site in SITES:
         width = linear_shapes(block)[site.linears[0]][1]
-        size += 2 * width * torch.float32.itemsize  # a scale that is divided online, and a mean
+        size += width * torch.float32.itemsize  # a scale that is divided online
+        size += width * torch.float32.itemsize if recipe.smoothing.subtract_mean else 0
         size += _num_bytes(transform_class(recipe.rotation).stored_shapes(width, recipe.rotation))
     return size
 

@@ -30,6 +30,7 @@ from duquant.export.model_card import size_breakdown
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.checkpoint import INDEX
 from duquant.model.decoder import Decoder
+from duquant.model.smoothing import Smoothed
 from duquant.model.structure import LINEARS
 from duquant.model.surgery import QuantizedBlock, insert_quantizers
 from duquant.nn.clipping import FixedClip
@@ -93,7 +94,7 @@ def write_quantized(directory: Path, plain: Path) -> None:
 def quantize(block: nn.Module, recipe: Recipe) -> QuantizedBlock:
     """Round a block to nearest behind random transforms."""
     clips = {name: FixedClip(1.0) for name in LINEARS}
-    quantized = insert_quantizers(block, recipe, clips, {}, {})
+    quantized = insert_quantizers(block, recipe, clips, Smoothed())
     size = recipe.rotation.block_size
     for site in quantized.sites.values():
         rotations = torch.linalg.qr(torch.randn(2, 1, size, size)).Q

@@ -28,8 +28,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from duquant.config import Recipe, RotationConfig
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.model.batch import BlockBatch
+from duquant.model.channel_ranges import observe_sites
 from duquant.model.decoder import BlockContext, Decoder
-from duquant.model.smoothing import observe_peaks, smooth_block
+from duquant.model.smoothing import smooth_block
 from duquant.model.structure import ATTENTION, LINEARS, SITES, linear_shapes
 from duquant.modules.block import QuantBlock
 from duquant.modules.block_optimizer import block_optimizer
@@ -122,20 +123,20 @@ class Bench:
         self.recipe = Recipe(rotation=rotation)
         self.context, self.stream = subject.context, subject.stream
         self.full_precision = subject.load()
-        with torch.no_grad(), observe_peaks(self.full_precision) as peaks:
+        with torch.no_grad(), observe_sites(self.full_precision) as ranges:
             self.target: Tensor = self.full_precision(self.stream, **self.context)
         self.block = QuantBlock(linear_shapes(self.full_precision), self.recipe)
         calibration_mean = self.stream.mean(dim=0, keepdim=True)
         self.block.enter(
             subject.load(),
-            peaks,
+            ranges,
             self.context,
             calibration_mean,
             lambda: [self.stream],
             torch.Generator().manual_seed(0),
         )
         self.naive = subject.load()
-        smooth_block(self.naive, peaks, self.recipe)
+        smooth_block(self.naive, ranges, self.recipe)
         self._make_naive()
 
     def _make_naive(self) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from duquant.config import LWCConfig, Recipe, RotationConfig, SmoothingConfig
-from duquant.model.smoothing import observe_peaks, smooth_block
+from duquant.model.channel_ranges import ChannelRange, observe_sites
+from duquant.model.smoothing import Smoothed, smooth_block
 from duquant.model.structure import LINEARS, SITES, Site
 from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
 from duquant.nn.attention import ATTENTION_NAME, register_attention
@@ -54,18 +55,18 @@ class Bench:
             handle.remove()
         return inputs
 
-    def peaks(self) -> dict[str, Tensor]:
-        with observe_peaks(self.block) as peaks:
+    def ranges(self, *, means: bool = False) -> dict[str, ChannelRange]:
+        with observe_sites(self.block, means=means) as ranges:
             self.run()
-        return peaks
+        return ranges
 
     def weight(self, name: str) -> Tensor:
         return self.block.get_submodule(name).get_parameter("weight")
 
     def quantize(self, recipe: Recipe) -> QuantizedBlock:
-        scales, online = smooth_block(self.block, self.peaks(), recipe)
+        smoothed = smooth_block(self.block, self.ranges(means=True), recipe)
         clips = {name: FixedClip(1.0) for name in LINEARS}
-        return insert_quantizers(self.block, recipe, clips, scales, online)
+        return insert_quantizers(self.block, recipe, clips, smoothed)
 
 
 @pytest.fixture
@@ -77,16 +78,16 @@ def bench() -> Bench:
 
 
 def test_peaks_are_the_largest_magnitudes_of_all_batches(bench: Bench) -> None:
-    with observe_peaks(bench.block) as peaks:
+    with observe_sites(bench.block) as ranges:
         bench.run(bench.hidden[:1])
         bench.run(bench.hidden[1:])
     for name, x in bench.site_inputs().items():
-        torch.testing.assert_close(peaks[name], x.abs().flatten(0, 1).amax(dim=0))
-        assert peaks[name].dtype == torch.float32
+        torch.testing.assert_close(ranges[name].peak(), x.abs().flatten(0, 1).amax(dim=0))
+        assert ranges[name].peak().dtype == torch.float32
 
 
 def test_no_hook_stays_behind_even_after_an_error(bench: Bench) -> None:
-    with pytest.raises(RuntimeError, match="stop"), observe_peaks(bench.block):
+    with pytest.raises(RuntimeError, match="stop"), observe_sites(bench.block):
         raise RuntimeError("stop")
     assert not any(module._forward_pre_hooks for module in bench.block.modules())
 
@@ -100,7 +101,8 @@ def test_folding_leaves_the_plain_block_as_it_was(family: str, weights: Any) -> 
     bench = Bench(family)
     before, reads = bench.run(), bench.site_inputs()
     recipe = Recipe(smoothing=SmoothingConfig(weights=weights))
-    scales, online = smooth_block(bench.block, bench.peaks(), recipe)
+    smoothed = smooth_block(bench.block, bench.ranges(), recipe)
+    scales, online = smoothed.scales, smoothed.online
     assert not online
     # Scales between 0.1 and 10 in float32, on outputs up to 50.
     torch.testing.assert_close(bench.run(), before, rtol=1e-4, atol=1e-4)
@@ -111,7 +113,8 @@ def test_folding_leaves_the_plain_block_as_it_was(family: str, weights: Any) -> 
 def test_a_norm_that_multiplies_by_one_plus_its_weight_divides_online() -> None:
     bench = Bench("gemma")
     before = bench.weight("input_layernorm").clone()
-    scales, online = smooth_block(bench.block, bench.peaks(), Recipe())
+    smoothed = smooth_block(bench.block, bench.ranges(), Recipe())
+    scales, online = smoothed.scales, smoothed.online
     assert set(online) == {"attention_input", "mlp_input"}
     assert all(online[name] is scales[name] for name in online)
     # Doubling and halving a weight to find out is exact.
@@ -122,20 +125,20 @@ def test_a_norm_that_multiplies_by_one_plus_its_weight_divides_online() -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 def test_scales_follow_the_formula(weights: Any, alpha: float) -> None:
     bench = Bench("llama")
-    peaks, expected = bench.peaks(), {}
+    ranges, expected = bench.ranges(), {}
     for site in SITES:
         names = site.linears if weights == "all" else site.linears[:1]
         largest = torch.cat([bench.weight(name).abs() for name in names]).amax(dim=0)
-        expected[site.name] = peaks[site.name] ** alpha / largest ** (1 - alpha)
+        expected[site.name] = ranges[site.name].peak() ** alpha / largest ** (1 - alpha)
     recipe = Recipe(smoothing=SmoothingConfig(weights=weights, alpha=alpha))
-    scales, _ = smooth_block(bench.block, peaks, recipe)
+    scales = smooth_block(bench.block, ranges, recipe).scales
     for name, scale in scales.items():
         torch.testing.assert_close(scale, expected[name].clamp(min=1e-2))
 
 
 def test_weights_are_multiplied_along_their_inputs(bench: Bench) -> None:
     before = {name: bench.weight(name).clone() for name in LINEARS}
-    scales, _ = smooth_block(bench.block, bench.peaks(), Recipe())
+    scales = smooth_block(bench.block, bench.ranges(), Recipe()).scales
     for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
         site = next(site for site in SITES if name in site.linears)
         torch.testing.assert_close(bench.weight(name), before[name] * scales[site.name])
@@ -144,13 +147,15 @@ def test_weights_are_multiplied_along_their_inputs(bench: Bench) -> None:
 def test_grouped_heads_share_a_scale_that_folds_or_divide_online() -> None:
     shared = SmoothingConfig(attention_output="key_value_channel")
     bench = Bench("llama-grouped")
-    scales, online = smooth_block(bench.block, bench.peaks(), Recipe(smoothing=shared))
+    smoothed = smooth_block(bench.block, bench.ranges(), Recipe(smoothing=shared))
+    scales, online = smoothed.scales, smoothed.online
     heads = scales["attention_output"].view(2, 2, 16)
     assert torch.equal(heads[:, 0], heads[:, 1])
     assert not online
     own = SmoothingConfig(attention_output="query_channel")
     bench = Bench("llama-grouped")
-    scales, online = smooth_block(bench.block, bench.peaks(), Recipe(smoothing=own))
+    smoothed = smooth_block(bench.block, bench.ranges(), Recipe(smoothing=own))
+    scales, online = smoothed.scales, smoothed.online
     assert set(online) == {"attention_output"}
     assert torch.equal(online["attention_output"], scales["attention_output"])
     heads = scales["attention_output"].view(2, 2, 16)
@@ -160,7 +165,7 @@ def test_grouped_heads_share_a_scale_that_folds_or_divide_online() -> None:
 def test_nothing_is_touched_without_smoothing(bench: Bench) -> None:
     before = {name: tensor.clone() for name, tensor in bench.block.state_dict().items()}
     recipe = Recipe(smoothing=SmoothingConfig(enabled=False))
-    assert smooth_block(bench.block, bench.peaks(), recipe) == ({}, {})
+    assert smooth_block(bench.block, bench.ranges(), recipe) == Smoothed()
     assert all(torch.equal(before[name], t) for name, t in bench.block.state_dict().items())
 
 
@@ -182,8 +187,8 @@ def test_sixteen_bits_without_transform_change_nothing(bench: Bench) -> None:
 
 def test_only_clip_factors_can_be_trained(bench: Bench) -> None:
     clips = {name: ClipFactors(bench.weight(name).shape[0]) for name in LINEARS}
-    scales, online = smooth_block(bench.block, bench.peaks(), Recipe())
-    quantized = insert_quantizers(bench.block, small_recipe(), clips, scales, online)
+    smoothed = smooth_block(bench.block, bench.ranges(), Recipe())
+    quantized = insert_quantizers(bench.block, small_recipe(), clips, smoothed)
     trainable = {name for name, p in quantized.layer.named_parameters() if p.requires_grad}
     expected = {f"{name}.clip.{end}_logit" for name in LINEARS for end in ("high", "low")}
     assert trainable == expected

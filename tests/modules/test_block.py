@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from duquant.config import LWCConfig, Recipe
 from duquant.data.streams import BlockSamples
 from duquant.model.batch import BlockBatch
+from duquant.model.channel_ranges import observe_sites
 from duquant.model.decoder import Decoder
 from duquant.model.site_report import SiteReport
-from duquant.model.smoothing import observe_peaks
 from duquant.model.structure import LINEARS, SITES, linear_shapes, short_name
 from duquant.modules.block import QuantBlock
 from duquant.nn.clipping import INITIAL_LOGIT
@@ -47,9 +47,9 @@ class Bench:
         self.context = self.decoder.contexts(TOKENS, CPU)[0]
         self.stream = self.decoder.embed(token_ids(SAMPLES, TOKENS), CPU)
         full_precision = self.decoder.load_block(0)
-        with torch.no_grad(), observe_peaks(full_precision) as peaks:
+        with torch.no_grad(), observe_sites(full_precision, means=True) as ranges:
             self.target: Tensor = full_precision(self.stream, **self.context)
-        self.peaks = peaks
+        self.ranges = ranges
 
     def new_block(self, recipe: Recipe = RECIPE) -> QuantBlock:
         return QuantBlock(linear_shapes(self.decoder.meta_block()), recipe)
@@ -59,7 +59,7 @@ class Bench:
     ) -> tuple[Tensor, dict[str, SiteReport]]:
         return block.enter(
             self.decoder.load_block(0),
-            self.peaks,
+            self.ranges,
             self.context,
             self.stream.mean(dim=0, keepdim=True),
             lambda: [self.stream if samples is None else samples],
