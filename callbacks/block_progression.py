@@ -28,6 +28,7 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.stream_shares import StreamShares
 from duquant.data.streams import Streams
 from duquant.model.decoder import BlockContext
+from duquant.modules.block import QuantBlock
 from duquant.modules.language_model import LanguageModel
 from duquant.ops.freed_memory import return_freed_memory
 from duquant.ops.process_memory import peak_resident_bytes
@@ -184,6 +185,7 @@ class BlockProgression(Callback):
         for observer in _observers(trainer):
             observer.on_block_finished(trainer, model, self.record)
         block.release()
+        _forget_steps(trainer, block)
         return_freed_memory()
         model.block_index += 1
         return streams
@@ -192,6 +194,13 @@ class BlockProgression(Callback):
         now = time.perf_counter()
         self.record.seconds += now - self._clock
         self._clock = now
+
+
+def _forget_steps(trainer: Trainer, block: QuantBlock) -> None:
+    """Drop the optimizers' moments of what a finished block has learned."""
+    for optimizer in trainer.optimizers:
+        for parameter in block.parameters():
+            optimizer.state.pop(parameter, None)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

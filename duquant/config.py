@@ -39,6 +39,7 @@ __all__ = [
 WEIGHT_RATIO_WITHOUT_LWC = 0.8
 ALPHA_WITH_LWC = 0.5
 ALPHA_WITHOUT_LWC = 0.6
+NOTHING_IS_TRAINED = "nothing is trained: set lwc.epochs to at least 1, with integer weights"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class Recipe:
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"group_size is {self.group_size}; it must be at least 1")
         _ = self.formats, self.weight_rounding  # check their options
+        if self.training.activation_clips and not self.has_lwc:
+            raise ValueError(f"training.activation_clips is true, but {NOTHING_IS_TRAINED}")
         if self.lwc.epochs and self.clipping.weight_ratio is not None:
             raise ValueError(
                 f"clipping.weight_ratio is {self.clipping.weight_ratio} while LWC learns the clip "
@@ -231,6 +234,7 @@ def round_to_nearest(recipe: Recipe) -> Recipe:
         rotation=RotationConfig(selector="none", block_size=recipe.rotation.block_size),
         clipping=ClippingConfig(weight_ratio=1.0, activation_ratio=1.0),
         lwc=LWCConfig(epochs=0),
+        training=TrainingConfig(),
         rounding=RoundingConfig(),
     )
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from duquant.config import Recipe
+from duquant.config import NOTHING_IS_TRAINED, Recipe
+from duquant.transforms.table import transform_class
 
 ATTENTION = "self_attn"
 MLP = "mlp"
@@ -127,8 +128,13 @@ def require_fitting_widths(block: nn.Module, recipe: Recipe) -> None:
     """Check that blocks and groups divide the input width of every linear.
 
     Raises:
-        ValueError: naming the linear, its width and the sizes that would fit.
+        ValueError: naming the linear, its width and the sizes that would fit, or a transform that
+            has to be trained where nothing is.
     """
+    rotation = recipe.rotation
+    learned = transform_class(rotation).learned_shapes(rotation.block_size, rotation)
+    if learned and not recipe.has_lwc:
+        raise ValueError(f"rotation.transform is {rotation.transform}, but {NOTHING_IS_TRAINED}")
     weights, activations = recipe.formats[:2]
     checks = [("group_size", weights.group_size)]
     if activations.group_size != weights.group_size:

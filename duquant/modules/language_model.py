@@ -195,11 +195,13 @@ class LanguageModel(LightningModule):
                 self.log(f"perplexity/{corpus}/{variant}", perplexity, rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the run is about beside its state."""
+        """Keep what the run is about, and of transforms that learn only the current block's."""
         checkpoint["duquant_run"] = self.run_description
+        for name in self._transforms_elsewhere():
+            del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another run.
+        """Refuse a checkpoint of another run; transforms that it does not hold stay as they are.
 
         Raises:
             ValueError: naming every difference.
@@ -207,6 +209,22 @@ class LanguageModel(LightningModule):
         differences = compare_runs(checkpoint.get("duquant_run", {}), self.run_description)
         if differences:
             raise ValueError(f"the checkpoint is of another run: {'; '.join(differences)}")
+        current, state = int(checkpoint["state_dict"]["block_index"]), self.state_dict()
+        for name in self._transforms_elsewhere(current):
+            checkpoint["state_dict"][name] = state[name]
+
+    def _transforms_elsewhere(self, current: int | None = None) -> list[str]:
+        """Names of what transforms learn in blocks other than the current one.
+
+        Those of finished blocks are in the blocks' files, and the others have not begun.
+        """
+        index = int(self.block_index) if current is None else current
+        return [
+            f"blocks.{number}.activation_side.transforms.{name}"
+            for number, block in enumerate(self.blocks)
+            if number != index
+            for name, _ in _quant_block(block).activation_side.transforms.named_parameters()
+        ]
 
 
 def _quant_block(block: nn.Module) -> QuantBlock:

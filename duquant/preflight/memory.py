@@ -19,9 +19,12 @@ block's share lies there, and the sum is an upper bound of either.
 """
 
 from dataclasses import dataclass
+from math import prod
 
 from duquant.evaluation.perplexity import LOGITS_AT_ONCE
+from duquant.model.structure import SITES
 from duquant.preflight.job import Job
+from duquant.transforms.table import transform_class
 
 WIDE = 4
 """Bytes of a number in whatever is quantized."""
@@ -112,7 +115,21 @@ def _search(job: Job) -> int:
 def _training(job: Job) -> int:
     tokens = job.batch_size * job.streams.tokens
     activations = tokens * (10 * _mlp_width(job) + 24 * job.streams.hidden) * WIDE
-    return (3 * job.block_weights + 4 * job.largest_linear) * WIDE + activations
+    weights = 3 * job.block_weights + 4 * job.largest_linear
+    learned = _learned_transforms(job)
+    if learned:  # weights are transformed in every step: before, between, and their gradients
+        weights += 4 * job.block_weights
+        activations += 2 * tokens * (2 * _mlp_width(job) + 6 * job.streams.hidden) * WIDE
+    # Transforms of all blocks are held; the current one's gradients and two moments come to that.
+    return (weights + learned * (job.decoder.num_blocks + 3)) * WIDE + activations
+
+
+def _learned_transforms(job: Job) -> int:
+    """Numbers that the transforms of a block learn."""
+    kind, options = transform_class(job.recipe.rotation), job.recipe.rotation
+    widths = (job.linears[site.linears[0]][1] for site in SITES)
+    shapes = [shape for w in widths for shape in kind.learned_shapes(w, options).values()]
+    return sum(prod(shape) for shape in shapes)
 
 
 def _hidden_states(job: Job) -> int:
