@@ -31,7 +31,8 @@ class BlockRecord:
         skipped_steps: steps left out because a loss or gradient was not finite.
         seconds: time spent on it, interruptions not counted.
         peak_memory_bytes: largest resident memory of the process so far.
-        sites: ``peak_before`` and ``peak_after`` the transform, by site.
+        sites: ``peak_before`` and ``peak_after`` the transform, by site, and the ``condition``
+            number of a transform that was trained.
         relative_error: what quantization costs it (:mod:`duquant.model.block_error`); ``None`` if
             that was not measured or is not finite.
         complaint: what loses too much and the remedy, in words; empty if nothing does.

@@ -169,6 +169,8 @@ class BlockProgression(Callback):
         write = partial(model.directory.write_block, index) if trainer.is_global_zero else None
         streams = self._calibration.finish(write)
         error = self._calibration.error
+        for name, condition in self._calibration.conditions.items():
+            self.record.sites[name]["condition"] = condition
         self.record.relative_error, self.record.complaint = error.relative, error.complaint
         self.record.damping = self._calibration.damping
         self._calibration = data.samples = None  # what entered the block is no longer needed

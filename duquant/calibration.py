@@ -91,6 +91,7 @@ class BlockCalibration:
         self.processes = processes
         self.reports: dict[str, SiteReport] = {}
         self.error = BlockError(None)
+        self.conditions: dict[str, float] = {}
         self.damping = ""
         self._probe: Probe | None = None
         self._entering: Streams | None = streams
@@ -160,7 +161,7 @@ class BlockCalibration:
         quantized = self.block.quantized
         assert quantized is not None, "enter a block first"
         with self.block.named():
-            self.block.settle()
+            self.conditions = self.block.settle()
             self.error = self._measured()
             self.round()
             if self.error.relative is not None and self.block.recipe.weight_rounding.needs_gram:

@@ -71,14 +71,20 @@ class ActivationSide(nn.Module):
                     own[part].copy_(found)
             transform.learn(own)
 
-    def settle(self, quantized: QuantizedBlock) -> None:
-        """End the training: the block keeps what was learned as constants."""
+    def settle(self, quantized: QuantizedBlock) -> dict[str, float]:
+        """End the training: the block keeps what was learned as constants.
+
+        Returns:
+            Largest condition number of every transform that was trained, by site.
+        """
         for quantizer in activation_quantizers(quantized).values():
             if quantizer.factors is not None:
                 high, low, _ = quantizer.factors()
                 quantizer.hold_clip_ends(torch.cat([high.detach(), low.detach()]).flatten())
-        for transform in self._transforms_of(quantized).values():
+        transforms = self._transforms_of(quantized)
+        for transform in transforms.values():
             transform.settle()
+        return {name: transform.condition() for name, transform in transforms.items()}
 
     def _transforms_of(self, quantized: QuantizedBlock) -> dict[str, Transform]:
         return {name: quantized.sites[name].transform for name in self.transforms}

@@ -130,10 +130,14 @@ class QuantBlock(LightningModule):
         self._begin(samples)
         return output, reports
 
-    def settle(self) -> None:
-        """End the training: what was learned of the activations is constant from now on."""
+    def settle(self) -> dict[str, float]:
+        """End the training: what was learned of the activations is constant from now on.
+
+        Returns:
+            Largest condition number of every transform that was trained, by site.
+        """
         assert self.quantized is not None, "enter a block first"
-        self.activation_side.settle(self.quantized)
+        return self.activation_side.settle(self.quantized)
 
     def round(self, samples: Chunks) -> str:
         """Choose the weights' codes; ``samples`` as in :meth:`enter`.

@@ -14,8 +14,15 @@ from duquant.scores.mt_bench import ModelScore, PairScore
 from duquant.scores.statistics import PERPLEXITY
 
 
-class Peaks(TypedDict):
-    """Largest activation of a site, before and after its transform."""
+class _Condition(TypedDict, total=False):
+    condition: float
+
+
+class Peaks(_Condition):
+    """Largest activation of a site, before and after its transform.
+
+    A transform that was trained has a condition number too.
+    """
 
     peak_before: float
     peak_after: float

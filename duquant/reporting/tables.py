@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from duquant.reporting.run_contents import RunContents
+from duquant.reporting.run_files import Peaks
 
 
 class Table(NamedTuple):
@@ -99,7 +100,7 @@ def block_table(run: RunContents) -> Table:
             _number(block.get("relative_error"), ".1%"),
             _number(block["lwc_loss_first"], ".4g"),
             _number(block["lwc_loss_last"], ".4g"),
-            *(f"{s['peak_before']:.3g} → {s['peak_after']:.3g}" for s in block["sites"].values()),
+            *(_peaks(site) for site in block["sites"].values()),
             f"{block['seconds']:.1f}",
             f"{block['peak_memory_bytes'] / 1e9:.2f}",
         ]
@@ -117,7 +118,16 @@ def block_table(run: RunContents) -> Table:
     if sites:
         notes.append("Error: what quantization changes, of what the block adds to its input")
         notes.append("Largest activation of every site before → after its transform")
+    if any(
+        "condition" in site for block in run.summary["blocks"] for site in block["sites"].values()
+    ):
+        notes.append("In brackets: condition number of a transform that was trained")
     return Table(columns, rows, f"Blocks of {run.name}", tuple(notes))
+
+
+def _peaks(site: Peaks) -> str:
+    peaks = f"{site['peak_before']:.3g} → {site['peak_after']:.3g}"
+    return peaks + (f" ({site['condition']:.2g})" if "condition" in site else "")
 
 
 def _number(value: float | None, form: str) -> str:

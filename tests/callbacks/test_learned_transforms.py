@@ -95,4 +95,6 @@ def test_losses_fall_further_than_with_clip_factors_alone(
     alone["training"] = TrainingConfig(inputs="full_precision", loss="relative")
     calibrate(small_language_model(source, tmp_path, **alone), small_data(source, text))
     (first, *_), (other, *_) = (BlockRecord.load_all(each, 2) for each in (whole, tmp_path))
+    assert all(1 < site["condition"] < 100 for site in first.sites.values())
+    assert not any("condition" in site for site in other.sites.values())
     assert first.lwc_losses[-1] < 0.95 * other.lwc_losses[-1]

@@ -75,6 +75,18 @@ def test_an_interrupted_export_goes_on(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(target) is not None
 
 
+def test_a_plain_model_has_no_place_for_means(tmp_path: Path) -> None:
+    recipe = small_recipe()
+    recipe = replace(recipe, smoothing=replace(recipe.smoothing, subtract_mean=True))
+    quantized = write_quantized(tmp_path, FAMILIES["llama-tied"], recipe)
+    with pytest.raises(ValueError, match=r"subtract_mean is true: .* no place for"):
+        export_model(QuantizedSource(quantized.path), tmp_path / "plain", Dequantized())
+    assert not (tmp_path / "plain").exists()
+    export_model(QuantizedSource(quantized.path), tmp_path / "copy", Native())
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "copy")
+    torch.testing.assert_close(logits(again, IDS), logits(quantized.load(), IDS))
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     plain = write_tiny_model(tmp_path / "plain", FAMILIES["llama-tied"])
     with pytest.raises(ValueError, match="holds no model that was quantized by duquant"):

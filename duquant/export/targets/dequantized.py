@@ -33,7 +33,16 @@ class Dequantized:
     dtype: ClassVar[torch.dtype | None] = torch.bfloat16
 
     def require_expressible(self, recipe: Recipe) -> None:
-        """Every recipe is, its activations left in floating point."""
+        """Refuse subtracted means; all else is, its activations left in floating point.
+
+        Raises:
+            ValueError: if sites subtract means, which a plain model has no place for.
+        """
+        if recipe.smoothing.subtract_mean:
+            raise ValueError(
+                "smoothing.subtract_mean is true: a model without quantization has no place for "
+                "the means; quantize without it, or export to native"
+            )
 
     @torch.no_grad()
     def tensors(self, block: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
