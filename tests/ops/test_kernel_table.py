@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from duquant.ops.affine import affine_grid
+from duquant.ops.affine import AffineGrid, affine_grid
 from duquant.ops.kernels.table import KERNELS, Kernel
+from duquant.ops.packing import pack
+from duquant.ops.quantized_tokens import encode_tokens
 from duquant.ops.rotation import random_orthogonal
 from tests.outliers import outlier_activation
 
@@ -109,11 +111,41 @@ def token_cases() -> Iterator[Case]:
             yield Case(f"{name}, {bits} bits", (x, bits, 0.9, symmetric))
 
 
+def packed_cases() -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """Activations with their zero points and packed weights."""
+    for rows, columns, out in [(5, 66, 19), (1, 130, 70), (0, 64, 3), (13, 64, 1), (3, 33, 4)]:
+        generator = torch.Generator().manual_seed(rows)
+        q = torch.randint(0, 16, (rows, columns), generator=generator, dtype=torch.uint8)
+        w = torch.randint(0, 16, (out, columns), generator=generator, dtype=torch.uint8)
+        zero = torch.randint(-20, 36, (rows, 1), generator=generator).float()
+        for name, each in [("", q), (", strided", q.t().contiguous().t())]:
+            yield f"{rows} × {columns} × {out}{name}", each, zero, pack(w, 4)
+    wide = pack(w, 4).repeat(1, 2)[:, ::2]
+    yield "strided weights", q[:, : 2 * wide.shape[1]][:, :32], zero, wide[:, :16]
+
+
+def product_cases() -> Iterator[Case]:
+    for name, q, _, packed in packed_cases():
+        yield Case(name, (q, packed, 15))
+
+
+def linear_cases() -> Iterator[Case]:
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    for name, q, zero, packed in packed_cases():
+        tokens = encode_tokens(q, AffineGrid(zero.abs() / 7 + 0.1, zero))
+        scale, zeros, sums, bias = outlier_activation(4, len(packed), seed=2)
+        for has_bias, dtype in itertools.product((False, True), dtypes):
+            rows = (scale, zeros.round(), sums.round(), bias if has_bias else None)
+            yield Case(f"{name}, {dtype}, {has_bias=}", (tokens, packed, *rows, 15, dtype))
+
+
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "transform_rows": transform_cases,
     "fake_quantize_rows": fake_quantize_cases,
     "quantize_rows_gradient": gradient_cases,
     "quantize_tokens": token_cases,
+    "packed_product": product_cases,
+    "packed_linear": linear_cases,
 }
 
 

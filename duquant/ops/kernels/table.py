@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 from duquant.ops.dual_transform import transform_rows
 from duquant.ops.fake_quantize import quantize_rows, rows_gradient
-from duquant.ops.kernels import rows, transform
+from duquant.ops.kernels import int4, rows, transform
+from duquant.ops.packed_product import packed_linear, packed_product
 from duquant.ops.quantized_tokens import quantized_tokens
 
 
@@ -53,6 +54,8 @@ KERNELS = (
     Kernel(quantize_rows, "cpu", rows.fake_quantize_rows, rows.is_available),
     Kernel(rows_gradient, "cpu", rows.quantize_rows_gradient, rows.is_available),
     Kernel(quantized_tokens, "cpu", rows.quantize_tokens, rows.is_available),
+    Kernel(packed_product, "cpu", int4.packed_product, int4.is_available),
+    Kernel(packed_linear, "cpu", int4.packed_linear, int4.is_available),
 )
 
 for _kernel in KERNELS:
