@@ -8,8 +8,8 @@ for the largest entry of all. Two things can be known without looking exactly:
   at the top take part, and when the peak falls to the norm of the next row, more of them join.
   Activations have a few rows that are much longer than the others, the outliers that the search is
   about; usually a few percent of the rows take part.
-* Of those, a product in low precision whose error is bounded tells which rows can hold the peak:
-  on the CPU in 8-bit integers (:mod:`duquant.ops.kernels.screen`), elsewhere in float32.
+* Of those, a product in low precision whose error is bounded tells which rows can hold the peak
+  (:mod:`duquant.ops.screen`).
 
 What is left, a handful of entries, is computed in float64, and those that are equal but for
 rounding count as equal. So of one rotation so far (a float32 product, as processors compute it) the
@@ -21,12 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from duquant.ops.kernels import screen as kernel
+from duquant.ops.screen import Screen
 
 MARGIN = 1e-4
 """Relative rounding error allowed for when a norm is compared with an entry."""
-ROUNDING = 2.0**-23
-"""Error of a float32 sum of products with a column of norm 1, per channel, in norms of the row."""
 SAME = 1e-9
 """Relative difference below which two float64 entries count as equal."""
 HUGE = 2.0**40
@@ -102,8 +100,7 @@ class _ActiveRows:
         self._rows, self._follow_row = rows, follow_row
         norms = torch.linalg.vector_norm(rows, dim=-1)
         self._norms, self._ranking = norms.sort(dim=-1, descending=True)
-        screen = kernel.RoundedRows if kernel.serves(rows) else _FloatRows
-        self._screen: kernel.RoundedRows | _FloatRows = screen(rows, self._ranking)
+        self._screen = Screen(rows, self._ranking)
         self._screen.take(1)
 
     def extremes(self, product: Tensor) -> _Extremes:
@@ -143,35 +140,6 @@ class _ActiveRows:
         entry = (search * count + self._ranking[search, place]) * size + channel
         entry = torch.sort(entry)[0]
         return entry // (count * size), entry // size % count, entry % size
-
-
-class _FloatRows:
-    """What :class:`duquant.ops.kernels.screen.RoundedRows` is, in float32 and on any device."""
-
-    def __init__(self, rows: Tensor, ranking: Tensor) -> None:
-        self._rows, self._ranking = rows, ranking
-        self.take(0)
-
-    @property
-    def count(self) -> int:
-        return self._taken.shape[1]
-
-    def take(self, count: int) -> None:
-        wide = self._ranking[:, :count].unsqueeze(2).expand(-1, -1, self._rows.shape[2])
-        self._taken = self._rows.gather(1, wide)
-        norms = torch.linalg.vector_norm(self._taken, dim=2, keepdim=True)
-        self._error = ROUNDING * self._taken.shape[2] * norms
-
-    def extremes(self, matrices: Tensor, *, both: bool) -> tuple[Tensor, Tensor, Tensor]:
-        values = self._taken @ matrices
-        possible = torch.zeros_like(values, dtype=torch.bool)
-        for end in (values, -values) if both else (values.abs(),):
-            reach = (end - self._error).amax(dim=(1, 2), keepdim=True)
-            possible |= end + self._error >= reach
-        possible &= self._error[:, :1] > 0  # over zeros all entries would be the largest
-        possible[:, 0, 0] |= self._error[:, 0, 0] == 0
-        search, place, channel = possible.nonzero(as_tuple=True)
-        return search, place, channel
 
 
 def exchange_channels(base: Tensor, channel: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from duquant.ops.affine import AffineGrid
 from duquant.ops.integer_product import IntegerWeight, PackedWeight
-from duquant.ops.kernels import int4
+from duquant.ops.packed_product import packed_linear
 from duquant.ops.quantized_tokens import decode_tokens
 
 
@@ -87,8 +87,7 @@ def scaled_product(
 def _packed_linear(
     tokens: Tensor, weight: PackedWeight, panel: Panel, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    direct = dtype if dtype == torch.bfloat16 else torch.float32
-    output: Tensor = int4.int4_linear(
-        tokens, weight.packed, panel.scale, panel.zero, panel.sums, bias, weight.largest, direct
+    output: Tensor = packed_linear(
+        tokens, weight.packed, panel.scale, panel.zero, panel.sums, bias, weight.largest, dtype
     )
-    return output.to(dtype)
+    return output

@@ -10,9 +10,9 @@ with ``q'_w = q_w − 2**(w-1)`` and ``z'_w = z_w − 2**(w-1)``, because int8 u
 activations by *signed* weights. Only the first sum is a matrix product; the second is known when
 the weight is prepared, the third is a row sum.
 
-Engines: for packed 4-bit weights on x86 our own (:mod:`duquant.ops.kernels.int4`); otherwise on x86
-PyTorch's FBGEMM kernels (AVX2, AVX512, VNNI); on CUDA, ``torch._int_mm``. Two limits of FBGEMM
-decide how the work is cut:
+Engines: for packed 4-bit weights on x86 our own (:mod:`duquant.ops.packed_product`); otherwise
+PyTorch's FBGEMM kernels on x86 (AVX2, AVX512, VNNI) and ``torch._int_mm`` on CUDA. Two limits of
+FBGEMM decide how the work is cut:
 
 * it returns float32, which counts exactly to ``2**24``: ``columns_at_once`` keeps every sum below;
 * without VNNI two neighbouring products share a signed 16-bit register, which 8-bit times 8-bit
@@ -27,13 +27,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from duquant.ops.kernels import int4
-from duquant.ops.packing import unpack
+from duquant.ops.kernels.table import has_kernel
+from duquant.ops.packed_product import (
+    LARGEST_ACTIVATION,
+    PACKED_BITS,
+    packed_integers,
+    packed_product,
+)
 
 WIDEST_BITS = 8
 """Widest integers these units multiply."""
-PACKED_BITS = 4
-"""Weights that our kernel takes."""
 EXACT_FLOAT32 = 1 << 24
 REGISTER_BITS = 15
 MULTIPLE, SMALLEST_ROWS = 8, 17
@@ -107,12 +110,12 @@ def prepare_packed(
     """
     fits = (
         weight_bits == PACKED_BITS
-        and 2**activation_bits - 1 <= int4.LARGEST_ACTIVATION
+        and 2**activation_bits - 1 <= LARGEST_ACTIVATION
         and columns % 2 == 0
         and columns <= columns_at_once(activation_bits, weight_bits)
-        and packed.device.type == "cpu"
+        and has_kernel("packed_linear", packed.device.type)  # else another layout is faster
     )
-    if not fits or not int4.is_available():
+    if not fits:
         return None
     return PackedWeight(packed, largest=2**activation_bits - 1)
 
@@ -146,13 +149,12 @@ class PackedWeight:
 
     def product(self, q: Tensor) -> Tensor:
         """Exact integers as float32."""
-        product: Tensor = int4.int4_product(q, self.packed, self.largest)
+        product: Tensor = packed_product(q, self.packed, self.largest)
         return product
 
     def integers(self) -> Tensor:
         """Unpacked, signed."""
-        q = unpack(self.packed, PACKED_BITS, 2 * self.packed.shape[1])
-        return (q.to(torch.int16) - int4.OFFSET).to(torch.int8)
+        return packed_integers(self.packed, 2 * self.packed.shape[1])
 
 
 class _FbgemmWeight:

@@ -10,10 +10,11 @@ from duquant.ops import greedy_search as module
 from duquant.ops.greedy_search import SAME, exchange_channels, greedy_search
 from duquant.ops.kernels import screen
 from duquant.ops.rotation import random_base
+from duquant.ops.screen import Screen
 from tests.outliers import seeds
 
 needs_the_kernel = pytest.mark.skipif(
-    not screen.serves(torch.zeros(1, 1, 64)),
+    not screen.is_available(),
     reason="needs an x86 processor with AVX2 and a C compiler",
 )
 
@@ -80,7 +81,7 @@ def test_so_it_does_by_the_kernel_and_without(
     base = random_base(torch.Generator().manual_seed(3))(searches, size)
     expected = plain_search(rows, base, 64, follow_row=follow_row)
     assert torch.equal(greedy_search(rows, base, 64, follow_row=follow_row), expected)
-    monkeypatch.setattr(module.kernel, "serves", lambda rows: False)
+    monkeypatch.setattr(screen, "_library", lambda: None)
     assert torch.equal(greedy_search(rows, base, 64, follow_row=follow_row), expected)
 
 
@@ -105,16 +106,14 @@ def test_few_rows_take_part_where_there_are_outliers(
     rows = calibration_rows(1, 1, 4000, 32, 1.0)
     base = random_base(torch.Generator().manual_seed(1))(1, 32)
     taking_part = []
-    original = module._FloatRows.extremes
+    original = Screen.extremes
 
-    def counting(
-        rows: module._FloatRows, matrices: Tensor, *, both: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def counting(rows: Screen, matrices: Tensor, *, both: bool) -> tuple[Tensor, Tensor, Tensor]:
         taking_part.append(rows.count)
         return original(rows, matrices, both=both)
 
-    monkeypatch.setattr(module.kernel, "serves", lambda rows: False)
-    monkeypatch.setattr(module._FloatRows, "extremes", counting)
+    monkeypatch.setattr(screen, "_library", lambda: None)
+    monkeypatch.setattr(Screen, "extremes", counting)
     greedy_search(rows, base, 32, follow_row=follow_row)
     assert len(taking_part) > 32
     assert max(taking_part) < 400

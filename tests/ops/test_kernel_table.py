@@ -5,116 +5,18 @@ operator that is there needs nothing. The definition is the operator itself with
 device disabled, so gradients are compared as well.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from duquant.ops.affine import affine_grid
 from duquant.ops.kernels.table import KERNELS, Kernel
-from duquant.ops.rotation import random_orthogonal
-from tests.outliers import outlier_activation
+from tests.ops.kernel_cases import CASES, Case
 
-SIZE = 64
-"""Channels of a block that every machine's kernels multiply."""
-
-
-class Case(NamedTuple):
-    """One call of an operator.
-
-    Attributes:
-        name: what is special about it.
-        arguments: of the operator.
-        learns: which of them take a gradient.
-        error: largest difference of values and of gradients, beside one in 1e-4 of each; 0: equal
-            to the last bit.
-    """
-
-    name: str
-    arguments: tuple[Any, ...]
-    learns: tuple[int, ...] = ()
-    error: tuple[float, float] = (0, 0)
-
-
-def activations(width: int) -> Iterator[tuple[str, Tensor]]:
-    """Shapes, strides and dtypes of an activation ``(..., width)``."""
-    x = outlier_activation(30, width, seed=3)
-    yield "plain", x
-    yield "one token", x[:1]
-    yield "a vector", x[0]
-    yield "more dimensions", x.view(5, 3, 2, width)
-    yield "transposed tokens", x.view(5, 6, width).transpose(0, 1)
-    yield "every other channel", outlier_activation(7, 2 * width, seed=4)[:, ::2]
-    yield "columns in memory", outlier_activation(width, 9, seed=5).t()
-    yield "one token for many", x[:1].expand(4, width)
-    yield "no tokens", x[:0]
-    yield "no tokens of no batches", x.view(5, 6, width)[:0, :0]
-    yield "float64", x.double()
-    yield "bfloat16", x.bfloat16()
-
-
-def transform_cases() -> Iterator[Case]:
-    generator = torch.Generator().manual_seed(0)
-    for blocks, size, times in [(3, SIZE, 1), (2, SIZE, 0), (2, SIZE, 2), (5, 6, 1)]:
-        width = blocks * size
-        orders = [torch.randperm(width, generator=generator) for _ in range(times)]
-        permutations = torch.stack(orders) if times else torch.zeros(0, width).long()
-        for matrices in (1, blocks):
-            drawn = random_orthogonal((times + 1) * matrices, size, generator)
-            rotations = drawn.view(times + 1, matrices, size, size)
-            for name, x in activations(width):
-                # Sums of up to 64 products and, in gradients of rotations, of up to 30 tokens, in
-                # another order and up to three times in a row; bfloat16 has no kernel.
-                largest = float(x.abs().max()) if x.numel() else 0
-                error = 4 * SIZE * 2.0**-24 * largest * 8
-                arguments = (x, rotations, permutations)
-                label = f"{name}, {matrices} of {blocks} blocks of {size}, {times} permutations"
-                yield Case(label, arguments, (0, 1), (error, 30 * error))
-
-
-def fake_quantize_cases() -> Iterator[Case]:
-    for name, x in activations(70):
-        ratio = torch.full((*x.shape[:-1], 1), 0.75, dtype=x.dtype)
-        for bits, symmetric, clips, learns in [
-            (4, False, (ratio, ratio, 1.0, 1.0), (0, 1, 2)),
-            (2, True, (ratio, None, 1.0, 0.6), (0, 1)),
-            (8, False, (None, None, 0.9, 0.8), (0,)),
-            (3, False, (ratio, ratio, 1.0, 1.0), (1, 2)),
-        ]:
-            for moves_zero in {False, not symmetric}:
-                arguments = (x, *clips, bits, symmetric, moves_zero)
-                # Up to 70 float32 terms as large as the largest entry, added in another order.
-                error = 70 * 2e-7 * (1 + (float(x.abs().max()) if x.numel() else 0))
-                yield Case(f"{name}, {bits} bits, {clips[2:]}", arguments, learns, (0, error))
-
-
-def gradient_cases() -> Iterator[Case]:
-    for name, x in activations(70):
-        high, low = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True)
-        grid = affine_grid(x, 4, clip_high=0.7, clip_low=0.8)
-        grad = x.flip(-1).transpose(0, -1).contiguous().transpose(0, -1)
-        error = 70 * 2e-7 * float(x.square().max()) if x.numel() else 0
-        for wants_input in (False, True):
-            arguments = (x, grad, high, low, *grid, 4, wants_input)
-            yield Case(f"{name}, {wants_input=}", arguments, error=(error, 0))
-
-
-def token_cases() -> Iterator[Case]:
-    for name, x in activations(33):
-        for bits, symmetric in itertools.product((2, 4, 8), (False, True)):
-            yield Case(f"{name}, {bits} bits", (x, bits, 0.9, symmetric))
-
-
-CASES: dict[str, Callable[[], Iterator[Case]]] = {
-    "transform_rows": transform_cases,
-    "fake_quantize_rows": fake_quantize_cases,
-    "quantize_rows_gradient": gradient_cases,
-    "quantize_tokens": token_cases,
-}
+UNTRACED = {"screen_rows"}
+"""Operators that no graph holds."""
 
 
 def name_of(kernel: Kernel) -> str:
@@ -137,7 +39,7 @@ def results(
         for argument in case.arguments
     ]
     with context:
-        values = as_list(kernel.operator(*arguments))
+        values = case.look(arguments, as_list(kernel.operator(*arguments)))
         if not case.learns:
             return values, []
         leaves = [arguments[index].requires_grad_() for index in case.learns]
@@ -186,4 +88,7 @@ def test_every_operator_is_sound(kernel: Kernel) -> None:
         else argument
         for index, argument in enumerate(case.arguments)
     ]
-    torch.library.opcheck(kernel.operator, tuple(arguments))
+    checks = ["test_schema", "test_autograd_registration"]
+    if name_of(kernel) not in UNTRACED:
+        checks += ["test_faketensor", "test_aot_dispatch_dynamic"]
+    torch.library.opcheck(kernel.operator, tuple(arguments), test_utils=checks)

@@ -37,7 +37,7 @@ def test_products_are_exact(seed: int, rows: int, out: int, columns: int, larges
     w = torch.randint(0, 16, (out, columns), generator=generator, dtype=torch.uint8)
     q[0] = largest
     w[0] = 15
-    product = int4.int4_product(q, pack(w, 4), largest)
+    product = int4.packed_product(q, pack(w, 4), largest)
     assert torch.equal(product.long(), expected(q, w))
 
 
@@ -47,7 +47,7 @@ def test_the_largest_sums_are_exact(columns: int, largest: int) -> None:
     q = torch.full((5, columns), largest, dtype=torch.uint8)
     w = torch.full((3, columns), 15, dtype=torch.uint8)
     w[1] = 0
-    assert torch.equal(int4.int4_product(q, pack(w, 4), largest).long(), expected(q, w))
+    assert torch.equal(int4.packed_product(q, pack(w, 4), largest).long(), expected(q, w))
 
 
 def test_threads_and_tokens_change_nothing() -> None:
@@ -58,7 +58,7 @@ def test_threads_and_tokens_change_nothing() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            assert torch.equal(int4.int4_product(q, packed, 15).long(), expected(q, w))
+            assert torch.equal(int4.packed_product(q, packed, 15).long(), expected(q, w))
     finally:
         torch.set_num_threads(before)
 
@@ -83,8 +83,8 @@ def test_the_linear_is_its_formula(
     result = exact * scale * grid.scale
     result = result if bias is None else result + bias
     arguments = (encode_tokens(q, grid), pack(w, 4), scale, zero, sums, bias, 15)
-    assert torch.equal(int4.int4_linear(*arguments, torch.float32), result)
-    assert torch.equal(int4.int4_linear(*arguments, torch.bfloat16), result.bfloat16())
+    assert torch.equal(int4.packed_linear(*arguments, torch.float32), result)
+    assert torch.equal(int4.packed_linear(*arguments, torch.bfloat16), result.bfloat16())
 
 
 def test_what_is_not_finite_stays_in_its_token() -> None:
@@ -93,19 +93,9 @@ def test_what_is_not_finite_stays_in_its_token() -> None:
     ones = torch.ones(5)
     arguments = (encode_tokens(q, grid), pack(q[:1].repeat(5, 1), 4), ones, ones, ones, None, 15)
     for dtype in (torch.float32, torch.bfloat16):
-        finite = int4.int4_linear(*arguments, dtype).isfinite()
+        finite = int4.packed_linear(*arguments, dtype).isfinite()
         assert finite.all(dim=1).tolist() == [True, False, True]
         assert not finite[1].any()
-
-
-def test_the_operators_are_sound() -> None:
-    q = torch.randint(0, 16, (2, 32), dtype=torch.uint8)
-    packed = torch.randint(0, 256, (3, 16), dtype=torch.uint8)
-    torch.library.opcheck(torch.ops.duquant.int4_product, (q, packed, 15))
-    tokens = encode_tokens(q, AffineGrid(torch.ones(2, 1), torch.ones(2, 1)))
-    rows = torch.ones(3)
-    arguments = (tokens, packed, rows, rows, rows, None, 15, torch.bfloat16)
-    torch.library.opcheck(torch.ops.duquant.int4_linear, arguments)
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,22 @@ from torch import Tensor
 
 from duquant.ops.kernels import screen
 from duquant.ops.rotation import random_orthogonal
+from duquant.ops.screen import Screen
 from tests.outliers import seeds
 
 SIZE = 64
 pytestmark = pytest.mark.skipif(
-    not screen.serves(torch.zeros(1, 1, SIZE)),
+    not screen.is_available(),
     reason="needs an x86 processor with AVX2 and a C compiler",
 )
 Places = set[tuple[int, int, int]]
 
 
 def found_in(rows: Tensor, ranking: Tensor, matrices: Tensor, *, both: bool) -> Places:
-    rounded = screen.RoundedRows(rows, ranking)
-    rounded.take(rows.shape[1] // 2)
-    rounded.take(rows.shape[1])
+    rounded = Screen(rows, ranking)
+    for count in (max(1, rows.shape[1] // 2), rows.shape[1]):
+        rounded.take(count)
+        rounded.extremes(matrices, both=both)
     places = torch.stack(rounded.extremes(matrices, both=both), dim=1).tolist()
     found = {(search, place, channel) for search, place, channel in places}
     assert len(found) == len(places)
@@ -104,11 +106,3 @@ def test_threads_do_not_matter() -> None:
     finally:
         torch.set_num_threads(before)
     assert results[0] == results[1] == results[2]
-
-
-def test_what_it_does_not_serve() -> None:
-    assert not screen.serves(torch.zeros(1, 3, SIZE).double())
-    assert not screen.serves(torch.zeros(1, 0, SIZE))
-    assert not screen.serves(torch.zeros(1, 3, 24))
-    assert not screen.serves(torch.zeros(1, 3, 8 * SIZE))
-    assert not screen.serves(torch.zeros(1, SIZE, 3).mT)

@@ -3,8 +3,7 @@
 PyTorch's int8 products need weights of a byte each, laid out beforehand. ``int4_linear.c`` reads
 the packed weights as they lie in the file, half a byte each: nothing is laid out, nothing is kept
 twice, and decoding, which waits for memory, waits half as long. Sums are corrected, scaled and
-converted while they are still in the cache. Where the kernel is missing, or fails its own test,
-PyTorch's products serve.
+converted while they are still in the cache.
 """
 
 import ctypes
@@ -15,12 +14,14 @@ from torch import Tensor
 
 from duquant.ops.affine import AffineGrid
 from duquant.ops.kernels.compiler import load_library
+from duquant.ops.packed_product import (
+    LARGEST_ACTIVATION,
+    OFFSET,
+    linear_in_steps,
+    product_in_steps,
+)
 from duquant.ops.packing import pack
 from duquant.ops.quantized_tokens import GRID_BYTES, encode_tokens
-
-OFFSET = 8
-"""The kernel multiplies by weights minus this: signed 4-bit integers."""
-LARGEST_ACTIVATION = 127
 
 
 class _Output(ctypes.Structure):
@@ -37,33 +38,17 @@ def is_available() -> bool:
     return _library() is not None
 
 
-@torch.library.custom_op("duquant::int4_product", mutates_args=())
-def int4_product(q: Tensor, packed: Tensor, largest: int) -> Tensor:
-    """Exact products of activations with packed weights.
-
-    Args:
-        q: integers ``0 … largest``, ``uint8 (rows, in)``, ``in`` even.
-        packed: ``uint8 (out, in / 2)`` as :func:`duquant.ops.packing.pack` lays 4 bits.
-        largest: at most 127.
-
-    Returns:
-        ``Σ q · (w − 8)``, float32 ``(rows, out)``; exact below ``2**24``.
-    """
+def packed_product(q: Tensor, packed: Tensor, largest: int) -> Tensor:
+    """:func:`duquant.ops.packed_product.product_in_steps` on a processor."""
     library = _library()
-    assert library is not None
-    assert packed.shape[1] * 2 == q.shape[1]
+    if library is None or not _takes(q.shape[1], packed, largest):
+        return product_in_steps(q, packed, largest)
     product = q.new_empty(q.shape[0], packed.shape[0], dtype=torch.float32)
     _run(library, q, packed, largest, product)
     return product
 
 
-@int4_product.register_fake
-def _(q: Tensor, packed: Tensor, largest: int) -> Tensor:
-    return q.new_empty(q.shape[0], packed.shape[0], dtype=torch.float32)
-
-
-@torch.library.custom_op("duquant::int4_linear", mutates_args=())
-def int4_linear(
+def packed_linear(
     tokens: Tensor,
     packed: Tensor,
     scale: Tensor,
@@ -73,43 +58,24 @@ def int4_linear(
     largest: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """A linear layer of encoded tokens, by the formula of :mod:`duquant.ops.integer_product`.
-
-    Args:
-        tokens: rows of :mod:`duquant.ops.quantized_tokens`, ``uint8 (rows, in + 6)``, ``in`` even.
-        packed: ``uint8 (out, in / 2)``.
-        scale: ``s_w`` of every weight row, float32 ``(out,)``.
-        zero: ``z'_w``, likewise.
-        sums: ``Σ (q'_w − z'_w)``, likewise.
-        bias: likewise, or ``None``.
-        largest: largest integer of a token, at most 127.
-        dtype: of the result, float32 or bfloat16.
-
-    Returns:
-        ``(rows, out)``.
-    """
+    """:func:`duquant.ops.packed_product.linear_in_steps` on a processor."""
     library = _library()
-    assert library is not None
-    assert packed.shape[1] * 2 == tokens.shape[1] - GRID_BYTES
-    output = tokens.new_empty(tokens.shape[0], packed.shape[0], dtype=dtype)
+    if library is None or not _takes(tokens.shape[1] - GRID_BYTES, packed, largest):
+        return linear_in_steps(tokens, packed, scale, zero, sums, bias, largest, dtype)
+    output = tokens.new_empty(tokens.shape[0], packed.shape[0], dtype=_written(dtype))
     rows = [None if row is None else row.float().contiguous() for row in (scale, zero, sums, bias)]
     assert all(row is None or row.shape == (packed.shape[0],) for row in rows)
     _run(library, tokens, packed, largest, output, rows)
-    return output
+    return output.to(dtype)
 
 
-@int4_linear.register_fake
-def _(
-    tokens: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    sums: Tensor,
-    bias: Tensor | None,
-    largest: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return tokens.new_empty(tokens.shape[0], packed.shape[0], dtype=dtype)
+def _written(dtype: torch.dtype) -> torch.dtype:
+    """What C writes for a result of ``dtype``."""
+    return dtype if dtype == torch.bfloat16 else torch.float32
+
+
+def _takes(columns: int, packed: Tensor, largest: int) -> bool:
+    return 2 * packed.shape[1] == columns and 1 <= largest <= LARGEST_ACTIVATION
 
 
 def _run(
@@ -122,8 +88,6 @@ def _run(
 ) -> None:
     q, packed = q.contiguous(), packed.contiguous()
     assert q.dtype == packed.dtype == torch.uint8
-    assert output.dtype in (torch.float32, torch.bfloat16)
-    assert 1 <= largest <= LARGEST_ACTIVATION
     pointers = [None if row is None else row.data_ptr() for row in rows or [None] * 4]
     to = _Output(*pointers, output.data_ptr(), packed.shape[0], output.dtype == torch.bfloat16)
     sizes = (q.shape[0], 2 * packed.shape[1], largest, torch.get_num_threads())

@@ -1,10 +1,8 @@
-"""Where the largest entries of a product can be, found in small integers.
+"""Screening rows in integers of 8 bits, see :mod:`duquant.ops.screen`.
 
-A rotation search asks at every step for the largest entry among millions, and needs to know exactly
-only the few that come near it. ``screen.c`` rounds rows once and the rotation at every step,
-multiplies integers, and knows what error this can have made.
-
-All tensors are on the CPU; a row's channels are neighbours, rows may lie anywhere.
+``screen.c`` rounds rows once and the rotation at every step, multiplies integers, and knows what
+error this can have made. All tensors are on the CPU; a row's channels are neighbours, rows may lie
+anywhere.
 """
 
 import ctypes
@@ -14,80 +12,77 @@ import torch
 from torch import Tensor
 
 from duquant.ops.kernels.compiler import load_library
+from duquant.ops.screen import screen_in_steps
 
 PLACES = 1 << 12
 """Room for entries, to begin with."""
 
 
-def serves(rows: Tensor) -> bool:
-    """Whether the kernel can screen these rows, ``(searches, n, b)``."""
-    if rows.device.type != "cpu" or rows.dtype != torch.float32 or not rows.numel():
-        return False
+def is_available() -> bool:
+    """Whether this machine has the kernel; compiles it when asked for the first time."""
+    return _library() is not None
+
+
+def screen_rows(
+    rows: Tensor, ranking: Tensor, matrices: Tensor, both: bool, prepared: list[Tensor]
+) -> list[Tensor]:
+    """:func:`duquant.ops.screen.screen_in_steps` on a processor.
+
+    Prepared are the rows' integers, their scales, the norms of what rounding left, the rows' own
+    norms and what a product begins with.
+    """
     library = _library()
-    if library is None or rows.stride(2) != 1:
+    if library is None or not _takes(library, rows):
+        return screen_in_steps(rows, ranking, matrices, both, prepared)
+    done = prepared[0].shape[1] if prepared else 0
+    if done == ranking.shape[1]:
+        return [_find_extremes(library, matrices, both, prepared)]
+    state = _round_rows(library, rows, ranking[:, done:].contiguous())
+    if prepared:
+        state = [torch.cat(parts, dim=1) for parts in zip(prepared, state, strict=True)]
+    return [_find_extremes(library, matrices, both, state), *state]
+
+
+def _takes(library: ctypes.CDLL, rows: Tensor) -> bool:
+    if rows.dtype != torch.float32 or not rows.numel() or rows.stride(2) != 1:
         return False
     size = rows.shape[2]
     return bool(size % library.columns_at_once() == 0 and size <= library.largest_size())
 
 
-class RoundedRows:
-    """The longest rows of several searches in 8 bits, in the order of their ranking.
+def _round_rows(library: ctypes.CDLL, rows: Tensor, ranking: Tensor) -> list[Tensor]:
+    searches, _, size = rows.shape
+    count = ranking.shape[1]
+    integers = rows.new_empty(searches, count, size, dtype=torch.int8)
+    scale_residual_norm = [rows.new_empty(searches, count) for _ in range(3)]
+    state = [integers, *scale_residual_norm, rows.new_empty(searches, count, dtype=torch.int32)]
+    pointers = (ranking.data_ptr(), ctypes.byref(_struct(state)))
+    sizes = (searches, count, size, 0, count, torch.get_num_threads())
+    library.round_rows(rows.data_ptr(), *rows.stride()[:2], *pointers, *sizes)
+    return state
 
-    Args:
-        rows: float32 ``(searches, n, b)``, the last dimension contiguous; their largest magnitude
-            should be near 1, or squares may overflow or vanish.
-        ranking: int64 ``(searches, n)``, numbers of rows.
-        library: the kernel, if it is being tried.
-    """
 
-    def __init__(self, rows: Tensor, ranking: Tensor, library: ctypes.CDLL | None = None) -> None:
-        library = library or _library()
-        assert library is not None
-        self._library, self._rows, self._ranking = library, rows, ranking.contiguous()
-        self._integers = rows.new_empty(rows.shape, dtype=torch.int8)
-        self._scale_residual_norm = [rows.new_empty(rows.shape[:2]) for _ in range(3)]
-        self._start = torch.empty_like(self._ranking, dtype=torch.int32)
-        self._places = torch.empty(PLACES, 3, dtype=torch.int32, device="cpu")
-        self.count = 0
+def _find_extremes(
+    library: ctypes.CDLL, matrices: Tensor, both: bool, state: list[Tensor], room: int = PLACES
+) -> Tensor:
+    searches, count, size = state[0].shape
+    assert matrices.shape == (searches, size, size)
+    matrices = matrices.contiguous()
+    places = torch.empty(room, 3, dtype=torch.int32, device="cpu")
+    pointers = (ctypes.byref(_struct(state)), matrices.data_ptr())
+    sizes = (searches, count, size, count, both)
+    found = library.find_extremes(
+        *pointers, *sizes, places.data_ptr(), room, torch.get_num_threads()
+    )
+    if found < 0:
+        raise MemoryError(f"no memory to search rows of {size} channels")
+    if found > room:
+        return _find_extremes(library, matrices, both, state, found)
+    return places[:found].long()
 
-    def take(self, count: int) -> None:
-        """Round more rows, up to the first ``count`` of every ranking."""
-        assert self.count <= count <= self._ranking.shape[1]
-        rows = (self._rows.data_ptr(), *self._rows.stride()[:2])
-        pointers = (self._ranking.data_ptr(), ctypes.byref(self._struct()))
-        sizes = (*self._rows.shape, self.count, count, torch.get_num_threads())
-        self._library.round_rows(*rows, *pointers, *sizes)
-        self.count = count
 
-    def extremes(self, matrices: Tensor, *, both: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Entries of the rows times their search's matrix that may be its largest.
-
-        Args:
-            matrices: float32 ``(searches, b, b)``, orthogonal.
-            both: search for the largest and for the smallest, not for the largest magnitude.
-
-        Returns:
-            Search, place in its ranking and channel of every such entry, in no order; at least one
-            of each search.
-        """
-        searches, _, size = self._rows.shape
-        assert matrices.shape == (searches, size, size)
-        matrices, places = matrices.contiguous(), self._places
-        sizes = (*self._rows.shape, self.count, both)
-        pointers = (ctypes.byref(self._struct()), matrices.data_ptr())
-        room = (places.data_ptr(), len(places), torch.get_num_threads())
-        found = self._library.find_extremes(*pointers, *sizes, *room)
-        if found < 0:
-            raise MemoryError(f"no memory to search rows of {size} channels")
-        if found > len(places):
-            self._places = torch.empty(2 * found, 3, dtype=torch.int32, device="cpu")
-            return self.extremes(matrices, both=both)
-        search, place, channel = places[:found].long().unbind(dim=1)
-        return search, place, channel
-
-    def _struct(self) -> "_Rows":
-        tensors = (self._integers, *self._scale_residual_norm, self._start)
-        return _Rows(*[tensor.data_ptr() for tensor in tensors])
+def _struct(state: list[Tensor]) -> "_Rows":
+    return _Rows(*[tensor.data_ptr() for tensor in state])
 
 
 class _Rows(ctypes.Structure):
@@ -109,9 +104,8 @@ def _is_right(library: ctypes.CDLL) -> bool:
     rows[0, 7, 3], rows[0, 11, 5] = 127, -126
     ranking = torch.arange(count, device="cpu").flip(0).view(1, count)
     turned = torch.eye(size, device="cpu").roll(1, dims=1)
-    rounded = RoundedRows(rows, ranking, library)
-    rounded.take(count)
-    places = torch.stack(rounded.extremes(turned.unsqueeze(0), both=True), dim=1).tolist()
+    state = _round_rows(library, rows, ranking)
+    places = _find_extremes(library, turned.unsqueeze(0), True, state).tolist()
     fits = size <= library.largest_size()
     return fits and sorted(places) == [[0, count - 1 - 11, 6], [0, count - 1 - 7, 4]]
 

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple, Protocol
 
 from duquant.ops.dual_transform import transform_rows
 from duquant.ops.fake_quantize import quantize_rows, rows_gradient
-from duquant.ops.kernels import rows, transform
+from duquant.ops.kernels import int4, rows, screen, transform
+from duquant.ops.packed_product import packed_linear, packed_product
 from duquant.ops.quantized_tokens import quantized_tokens
+from duquant.ops.screen import screen_rows
 
 
 class Operator(Protocol):
@@ -53,6 +55,10 @@ KERNELS = (
     Kernel(quantize_rows, "cpu", rows.fake_quantize_rows, rows.is_available),
     Kernel(rows_gradient, "cpu", rows.quantize_rows_gradient, rows.is_available),
     Kernel(quantized_tokens, "cpu", rows.quantize_tokens, rows.is_available),
+    Kernel(packed_product, "cpu", int4.packed_product, int4.is_available),
+    Kernel(packed_linear, "cpu", int4.packed_linear, int4.is_available),
+    Kernel(screen_rows, "cpu", screen.screen_rows, screen.is_available),
+    Kernel(screen_rows, "cpu", screen.screen_rows, screen.is_available),
 )
 
 for _kernel in KERNELS:
