@@ -76,7 +76,6 @@ DOORS = [
     ("duquant.recipe_formats", "duquant.formats"),
     ("duquant.recipe_formats", "duquant.recipe_parts"),
     ("duquant.config", "duquant.rounding"),
-    ("duquant.recipe_parts", "duquant.formats"),
     ("duquant.rounding", "duquant.formats"),
     ("duquant.rounding", "duquant.registry"),
     ("duquant.rounding", "duquant.ops"),
