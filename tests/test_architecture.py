@@ -49,6 +49,7 @@ FLOORS = {
     "duquant.write_errors": 0,
     "duquant.interruption": 0,
     "duquant.user_paths": 0,
+    "duquant.yaml_bounds": 0,
     "duquant.progress_bar": 0,
     "duquant.plain_text": 0,
     "duquant.terminal": 0,
