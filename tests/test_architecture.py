@@ -48,6 +48,7 @@ FLOORS = {
     "duquant.json_shapes": 0,
     "duquant.write_errors": 0,
     "duquant.interruption": 0,
+    "duquant.run_lock": 0,
     "duquant.user_paths": 0,
     "duquant.yaml_bounds": 0,
     "duquant.progress_bar": 0,

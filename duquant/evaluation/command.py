@@ -15,6 +15,7 @@ from duquant.evaluation.prompting import Prompting
 from duquant.nn.execution import Backend
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
+from duquant.run_lock import RunLock
 from duquant.user_paths import user_path
 
 DEFAULT_SEED = 1234
@@ -121,9 +122,11 @@ class Evaluate:
         has_report = run is not None and run in self.output.resolve().parents
         if run is not None and has_report:
             read_run(run)  # what its report cannot show is refused before the work
-        evaluation.run(Console())
-        if run is not None and has_report:
-            write_report(run, [read_run(run)])
+        with RunLock(self.output) as lock:
+            lock.acquire()
+            evaluation.run(Console())
+            if run is not None and has_report:
+                write_report(run, [read_run(run)])
 
     @property
     def run_directory(self) -> Path | None:
