@@ -31,7 +31,6 @@ from callbacks.defaults import default_callbacks, default_logger
 from callbacks.endings import one_line_endings
 from callbacks.one_line_parser import OneLineParser
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
-from callbacks.run_lock import RunLock
 from callbacks.run_summary import show_finished
 from callbacks.trainer_options import building_a_trainer, require_supported
 from callbacks.writer_thread import quiet_writer_threads
@@ -41,6 +40,7 @@ from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.export.command import export
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
+from duquant.run_lock import RunLock
 from duquant.subcommands import PlainHelp, Subcommands, add_subcommand_table, run_subcommand
 from duquant.user_paths import expand_all
 from duquant.write_errors import naming_full_disks

@@ -17,9 +17,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.early_interrupt import INTERRUPTED
-from callbacks.joint_failure import CONTINUES, claim_the_word, is_lost_connection
+from callbacks.joint_failure import claim_the_word, is_lost_connection
 from duquant.evaluation.mt_bench.credentials import without_keys
-from duquant.interruption import ToldInterrupt
+from duquant.interruption import ToldInterrupt, how_to_continue
 from duquant.terminal import complain, note
 
 
@@ -43,7 +43,7 @@ def one_line_endings() -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
-        fail(f"lost the connection to another process of this job; {CONTINUES}")
+        fail(f"lost the connection to another process of this job; {how_to_continue()}")
 
 
 def fail(message: str) -> NoReturn:

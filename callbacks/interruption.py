@@ -4,6 +4,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
+from duquant.interruption import how_to_continue
 from duquant.terminal import say
 
 
@@ -22,5 +23,4 @@ class Interruption(Callback):
     ) -> None:
         """Say it once for all processes."""
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.is_global_zero:
-            line = "interrupted; the same command with --ckpt_path last continues"
-            say(line, self.console)
+            say(f"interrupted; {how_to_continue()}", self.console)

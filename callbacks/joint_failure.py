@@ -15,11 +15,11 @@ from subprocess import Popen
 from torch import distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from duquant.interruption import how_to_continue
 from duquant.terminal import complain
 
 KEY = "duquant/failed"
 PATIENCE = timedelta(seconds=5)
-CONTINUES = "the same command with --ckpt_path last continues"
 
 
 def claim_the_word(speaker: str | None = None) -> bool:
@@ -55,4 +55,4 @@ def watch(processes: Iterable[Popen[bytes]]) -> None:
 def _report_killed(process: Popen[bytes], rank: int) -> None:
     status = process.wait()
     if status < 0 and claim_the_word(f"watcher of process {rank}"):
-        complain(f"process {rank} was killed (signal {-status}); {CONTINUES}")
+        complain(f"process {rank} was killed (signal {-status}); {how_to_continue()}")

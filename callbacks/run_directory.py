@@ -23,7 +23,6 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.checkpointing import DurableCheckpointIO, last_checkpoint
 from callbacks.preflight import require_room
-from callbacks.run_lock import LOCK_FILE, RunLock
 from duquant.atomic_files import partial, write_durably, write_json
 from duquant.data.corpora import CORPUS_NAMES, require_source
 from duquant.data.datamodule import CalibrationDataModule
@@ -33,6 +32,7 @@ from duquant.model.finite_weights import require_finite_weights
 from duquant.model.tokenizer import require_matching_vocabulary
 from duquant.modules.language_model import LanguageModel
 from duquant.run_description import RunDescription, compare_runs
+from duquant.run_lock import LOCK_FILE, RunLock
 
 RUN_FILE = "run.json"
 

@@ -52,7 +52,7 @@ class RunSummary(Callback):
             BlockRecord.load_all(pl_module.output_dir, pl_module.num_blocks)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results, then print them."""
+        """Print the results, then write them."""
         self._conclude(trainer, pl_module, time.perf_counter() - self._started)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,7 +65,7 @@ class RunSummary(Callback):
     def _conclude(
         self, trainer: Trainer, pl_module: LightningModule, seconds: float | None
     ) -> None:
-        """Write and print what came out; ``seconds`` is what measuring it took, if it was.
+        """Print and write what came out; ``seconds`` is what measuring it took, if it was.
 
         ``summary.json`` says that the run is finished. The model card comes before it; the report,
         which is made from it, is completed by :func:`show_finished` if the run ends in between.
@@ -76,6 +76,7 @@ class RunSummary(Callback):
         assert isinstance(data, CalibrationDataModule)
         output_dir = pl_module.output_dir
         summary = summarize(pl_module, data, trainer.strategy.root_device)
+        print_summary(summary, self.console)  # what is written next may fail
         path = output_dir / "summary.json"
         is_later = path.is_file()  # the fit's own measurement stays
         is_first = not is_later or not read_summary(path)["perplexity"]

@@ -3,7 +3,7 @@
 Names of models, corpora and tasks come from files and servers that others wrote. Shown as they are,
 they could move the cursor of a terminal, turn the order of its letters around, or put HTML and
 links into a report. :func:`plain` is for every place; :func:`in_markdown` is for Markdown on top.
-HTML is escaped by its templates.
+HTML is escaped by its templates. :func:`in_one_line` is for what libraries say of an error.
 """
 
 import re
@@ -14,6 +14,10 @@ MARKS = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 """What opens or closes something in Markdown; an underscore inside of a word does not."""
 STARTS = re.compile(r"^(\d{1,9}(?=[.)](?: |$))|(?=[-+](?:[- ]|$)|[#=]))")
 """What makes a line a list, a heading or a rule."""
+LONGEST_REASON = 200
+"""Characters of a library's error that are quoted."""
+SPEAKING = (ValueError, OSError, RuntimeError, ImportError)
+"""Errors whose text says enough; a missing key alone does not."""
 
 
 def plain(text: object) -> str:
@@ -45,6 +49,28 @@ def line_in_markdown(text: object) -> str:
     ('\\# no heading', '1\\. no list', '1.5')
     """
     return STARTS.sub(r"\1\\", in_markdown(text).strip())
+
+
+def in_one_line(error: BaseException) -> str:
+    r"""What a library's error says, in one line, and not all of a long one.
+
+    Its kind comes first where the text alone says too little, and the line where it is about YAML.
+
+    >>> in_one_line(ValueError("no rows\n  in it")), in_one_line(KeyError("rows"))
+    ('no rows in it', "KeyError 'rows'")
+    """
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"line {mark.line + 1}: {shortened(getattr(error, 'problem', None))}"
+    text = " ".join(str(error).split())
+    says_enough = text and isinstance(error, SPEAKING)
+    return shortened(text if says_enough else f"{type(error).__name__} {text}".strip())
+
+
+def shortened(text: object, longest: int = LONGEST_REASON) -> str:
+    """A text, cut off where it is long."""
+    words = str(text)
+    return words if len(words) <= longest else f"{words[:longest]}…"
 
 
 def _named(sign: str) -> str:

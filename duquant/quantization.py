@@ -31,6 +31,7 @@ from duquant.model.finite_weights import require_finite_weights
 from duquant.model.structure import linear_shapes, require_fitting_widths
 from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
 from duquant.modules.block import QuantBlock, block_generator
+from duquant.run_lock import LOCK_FILE, RunLock
 from duquant.user_paths import user_path
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -71,8 +72,7 @@ def quantize(
         ValueError: if model, texts, recipe or directory do not fit, with the remedy.
     """
     recipe, output, place = recipe or Recipe(), user_path(output_dir), torch.device(device)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} is not an empty directory; choose another output_dir")
+    _require_empty(output)
     with ExitStack() as stack:
         source, name = str(model), None
         if not isinstance(model, (str, Path)):
@@ -89,6 +89,8 @@ def quantize(
         decoder.require_windows(windows, tokenizer)
         require_matching_vocabulary(tokenizer, int(decoder.config.vocab_size), name or source)
         require_finite_weights(decoder.checkpoint, decoder.dtype)
+        stack.enter_context(RunLock(output)).acquire()
+        _require_empty(output)  # nobody else writes into it any more
         directory = ModelDirectory(output, recipe)
         _calibrate(decoder, directory, windows, seed, place, on_block)
         directory.complete(decoder, name)
@@ -120,6 +122,13 @@ def _calibrate(
             logging.getLogger(__name__).warning("%s: %s", name, calibration.error.complaint)
         if on_block is not None:
             on_block(index, decoder.num_blocks)
+
+
+def _require_empty(output: Path) -> None:
+    """Refuse a directory that holds anything but a lock."""
+    is_used = output.is_dir() and any(file.name != LOCK_FILE for file in output.iterdir())
+    if is_used or (output.exists() and not output.is_dir()):
+        raise ValueError(f"{output} is not an empty directory; choose another output_dir")
 
 
 def _find_tokenizer(model: Any) -> Any:

@@ -12,10 +12,10 @@ import pytest
 from callbacks.checkpointing import require_calibrated
 from callbacks.defaults import default_callbacks
 from callbacks.run_directory import is_finished, prepare_fit
-from callbacks.run_lock import RunLock
 from callbacks.run_summary import show_finished
 from duquant.config import RotationConfig
 from duquant.reporting.pictures import SIGNATURE
+from duquant.run_lock import RunLock
 from tests.in_process import (
     LIGHTNING_WARNINGS,
     NO_LWC,

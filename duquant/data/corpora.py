@@ -13,8 +13,8 @@ from typing import Literal
 
 from duquant.data.local_text import is_readable, read_documents, readable_names
 from duquant.data.python_topics import python_topics
-from duquant.model.checkpoint import first_line
 from duquant.model.hub import hub_answers
+from duquant.plain_text import in_one_line
 from duquant.user_paths import user_path
 
 Split = Literal["train", "validation"]
@@ -157,7 +157,7 @@ def _load_from_hub(corpus: HubCorpus, name: str, split: Split) -> list[str]:
             )
     except Exception as error:
         raise ValueError(
-            f"corpus {name} ({corpus.path}) did not come from the hub: {first_line(error)}; check "
+            f"corpus {name} ({corpus.path}) did not come from the hub: {in_one_line(error)}; check "
             f"the network or give a local file instead"
         ) from error
     return list(rows[corpus.column])

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from duquant.model.checkpoint import first_line
+from duquant.plain_text import in_one_line
 
 TEXT_COLUMNS = ("text", "content", "sentence", "document", "page")
 COLUMNS_SHOWN = 8
@@ -104,7 +104,7 @@ def _said_of(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+        raise ValueError(f"{path} cannot be read: {in_one_line(error)}") from error
 
 
 def _text_column(columns: list[str], path: Path) -> str:
@@ -167,7 +167,7 @@ def _parsed(text: str, path: Path, place: str) -> Any:
     except RecursionError as error:
         raise ValueError(f"{path} cannot be read: {place}it is nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {place}{first_line(error)}") from error
+        raise ValueError(f"{path} cannot be read: {place}{in_one_line(error)}") from error
 
 
 def _object(value: Any, place: str, path: Path) -> Row:

@@ -11,6 +11,7 @@ from rich.console import Console
 from duquant.evaluation.request import EvaluationRequest
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
+from duquant.run_lock import RunLock
 
 
 class Evaluate(EvaluationRequest):  # noqa: D101
@@ -24,6 +25,8 @@ class Evaluate(EvaluationRequest):  # noqa: D101
         has_report = run is not None and run in self.output.resolve().parents
         if run is not None and has_report:
             read_run(run)  # what its report cannot show is refused before the work
-        evaluation.run(Console())
-        if run is not None and has_report:
-            write_report(run, [read_run(run)])
+        with RunLock(self.output) as lock:
+            lock.acquire()
+            evaluation.run(Console())
+            if run is not None and has_report:
+                write_report(run, [read_run(run)])

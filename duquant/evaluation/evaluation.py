@@ -121,12 +121,12 @@ class Evaluation:
             raise ToldInterrupt from None
         finally:
             progress.close()
-        file, covered = self.directory.write_results(self._words(), self._results(measured))
         title = f"Evaluation of {self.sources[0].name}"
         groups, limit, prompts = self.tasks.groups, self.request.limit, self._prompts()
         print_results(title, self.labels, list(measured), groups, limit, output, prompts)
         for corpus, protocol in self._protocols().items():
             say(f"{corpus}: {protocol}", output)
+        file, covered = self.directory.write_results(self._words(), self._results(measured))
         say(f"results: {file}", output)
         for other in covered:
             say(f"they replace {other.name}", output)

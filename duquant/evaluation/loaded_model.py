@@ -16,7 +16,7 @@ from duquant.evaluation.silence import silence
 from duquant.export.hugging_face import set_execution
 from duquant.export.quantization_config import QUANT_METHOD
 from duquant.json_files import read_json
-from duquant.model.checkpoint import Checkpoint, find_model_directory, first_line
+from duquant.model.checkpoint import Checkpoint, find_model_directory
 from duquant.model.finite_weights import require_finite_weights
 from duquant.model.tokenizer import (
     load_tokenizer,
@@ -24,6 +24,7 @@ from duquant.model.tokenizer import (
     require_matching_vocabulary,
 )
 from duquant.nn.execution import Backend
+from duquant.plain_text import in_one_line
 from duquant.user_paths import user_path
 
 PACKED = ".packed"
@@ -170,7 +171,7 @@ class ModelSource:
                     output_loading_info=True,
                 )
         except Exception as error:
-            raise ValueError(f"{self.directory} cannot be loaded: {first_line(error)}") from error
+            raise ValueError(f"{self.directory} cannot be loaded: {in_one_line(error)}") from error
         require_every_tensor(self.directory, found, bool(model.config.tie_word_embeddings))
         return model.eval()
 
@@ -207,7 +208,7 @@ def find_device(device: str) -> torch.device:
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"there is no device {device}: {first_line(error)}") from error
+        raise ValueError(f"there is no device {device}: {in_one_line(error)}") from error
 
 
 def model_of_run(run: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from duquant.model.checkpoint import first_line
+from duquant.plain_text import in_one_line
 
 MARKER = "the instruction"
 
@@ -50,7 +50,7 @@ class Prompting:
         try:
             render(tokenizer, with_instruction=False)
         except Exception as error:
-            raise ValueError(f"the chat template of {name} fails: {first_line(error)}") from error
+            raise ValueError(f"the chat template of {name} fails: {in_one_line(error)}") from error
         if self.system_instruction is not None and not takes_instruction(tokenizer):
             raise ValueError(
                 f"the chat template of {name} has no place for a system message: leave "

@@ -22,7 +22,8 @@ from duquant.evaluation.mmlu import MOST_SHOTS, local_subjects, mmlu_groups
 from duquant.evaluation.record_layouts import LAYOUTS
 from duquant.evaluation.silence import silence
 from duquant.evaluation.task_definition import definition_digest
-from duquant.model.checkpoint import first_line
+from duquant.plain_text import in_one_line
+from duquant.yaml_bounds import require_bounded_yaml
 
 NAMED = re.compile(r"""^\s*-?\s*["']?(?:task|group|tag)["']?:\s*["']?([\w.:-]+)""", re.MULTILINE)
 TASK = re.compile(r"""^["']?task["']?:\s*["']?([\w.:-]+)["']?\s*(?:#.*)?$""", re.MULTILINE)
@@ -157,6 +158,8 @@ def _add_from_lm_eval(
     found: TaskList, name: str, file: Path | None, tasks_dir: Path | None
 ) -> None:
     try:
+        if file is not None:
+            require_bounded_yaml(file.read_text(encoding="utf-8"))
         with silence(), straight_to_the_cache_without_a_hub():
             manager = TaskManager(
                 include_path=None if tasks_dir is None else str(tasks_dir),
@@ -164,22 +167,15 @@ def _add_from_lm_eval(
             )
             loaded = manager.load([str(file or name)])
     except Exception as error:
+        reason = in_one_line(error)
         if file is not None and tasks_dir is not None and file.is_relative_to(tasks_dir):
-            raise ValueError(f"{file}: task {name} cannot be built: {_reason(error)}") from error
+            raise ValueError(f"{file}: task {name} cannot be built: {reason}") from error
         raise ValueError(
-            f"task {name} or its data cannot be had ({_reason(error)}); check the network, or "
-            f"give the local files of the suite with --data_dir"
+            f"task {name} or its data cannot be had ({reason}); check the network, or give the "
+            f"local files of the suite with --data_dir"
         ) from error
     found.tasks |= loaded["tasks"]
     found.groups |= _leaves(loaded.get("groups", {}), loaded.get("group_map", {}))
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong, in one line; for YAML that cannot be read also in which."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return first_line(error)
-    return f"line {mark.line + 1}: {getattr(error, 'problem', None)}"
 
 
 def _leaves(groups: Mapping[str, Any], children: Mapping[str, list[str]]) -> Groups:

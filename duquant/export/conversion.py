@@ -18,6 +18,7 @@ from transformers import AutoConfig
 from duquant.atomic_files import write_durably, write_json, write_tensors, write_text
 from duquant.config import Recipe
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
+from duquant.export.config_record import config_record, require_recorded
 from duquant.export.model_directory import COMPANIONS, OUTSIDE
 from duquant.export.packed_block import unpack_block
 from duquant.export.quantization_config import QUANT_METHOD, DuquantConfig
@@ -28,6 +29,7 @@ from duquant.model.checkpoint import INDEX, Checkpoint
 from duquant.model.skeleton import build_skeleton
 from duquant.nn.attention import register_attention
 from duquant.plain_text import in_markdown
+from duquant.run_lock import LOCK_FILE, RunLock
 
 
 class QuantizedSource:
@@ -52,6 +54,7 @@ class QuantizedSource:
         self.checkpoint = Checkpoint(directory)
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         del config.quantization_config
+        self.record = self._configuration(config)
         register_attention()
         self._skeleton = build_skeleton(config, self.dtype, str(directory))
         self._require_unaltered()
@@ -75,6 +78,14 @@ class QuantizedSource:
         """Embeddings, final norm and head."""
         names = [n for n in self.checkpoint.files if not n.startswith("model.layers.")]
         return self.checkpoint.tensors(names)
+
+    def _configuration(self, config: Any) -> dict[str, Any]:
+        """The configuration it was quantized with, as today's releases record it."""
+        recorded, file = self.quantization.model_config, self.directory / "config.json"
+        if recorded is None:
+            return config_record(config, file)
+        require_recorded(recorded, config, file)
+        return recorded
 
     def _require_unaltered(self) -> None:
         for part, checksum in file_checksums(sorted(set(self.checkpoint.files.values()))).items():
@@ -107,6 +118,17 @@ def export_model(
         raise ValueError(f"{target} is a file; choose another --output_dir")
     if target.is_dir() and any(f.name.strip(".") not in begun for f in _whole_files(target)):
         raise ValueError(f"{target} is not an empty directory; choose another --output_dir")
+    with RunLock(target) as lock:
+        lock.acquire()
+        _write_parts(source, target, exporter, on_block)
+
+
+def _write_parts(
+    source: QuantizedSource,
+    target: Path,
+    exporter: Exporter,
+    on_block: Callable[[int, int], None] | None,
+) -> None:
     checksums = {RECIPE: recipe_checksum(source.recipe.to_dict())}
     weight_map: dict[str, str] = {}
     parts = (
@@ -122,7 +144,8 @@ def export_model(
 
 
 def _whole_files(directory: Path) -> list[Path]:
-    return [file for file in directory.iterdir() if not file.name.endswith(".partial")]
+    files = (file for file in directory.iterdir() if file.name != LOCK_FILE)
+    return [file for file in files if not file.name.endswith(".partial")]
 
 
 def _block_tensors(source: QuantizedSource, exporter: Exporter, index: int) -> dict[str, Tensor]:
@@ -154,9 +177,7 @@ def _complete(
     checksums: dict[str, str],
 ) -> None:
     config = dict(source.config)
-    quantization = exporter.quantization_config(
-        source.recipe, checksums, source.quantization.model_config
-    )
+    quantization = exporter.quantization_config(source.recipe, checksums, source.record)
     config.pop("quantization_config")
     if quantization is not None:
         config["quantization_config"] = quantization

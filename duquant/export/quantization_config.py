@@ -10,7 +10,10 @@ from duquant.export.checksums import RECIPE, recipe_checksum
 QUANT_METHOD = "duquant"
 FORMAT_VERSION = 3
 OLDEST_VERSION = 2
-"""Version 3 gave a transform's tensors other names, and biases of Q, K and V to attention
+RECORDED_SINCE = 3
+"""Models of this version and later say which configuration they were quantized with.
+
+Version 3 gave a transform's tensors other names, and biases of Q, K and V to attention
 (:mod:`duquant.export.packed_block`); models of version 2 are read as they are."""
 
 
@@ -23,12 +26,12 @@ class DuquantConfig(QuantizationConfigMixin):
         checksums: of the recipe and of every part of the model, by name (see
             :mod:`duquant.export.checksums`).
         model_config: fields of the model's configuration that decide its numbers (see
-            :mod:`duquant.export.config_record`); older directories have none.
+            :mod:`duquant.export.config_record`); directories of version 2 may have none.
         quant_method: always "duquant".
 
     Raises:
         ValueError: if the directory has another format, its recipe makes no sense or was altered,
-            or its checksums are gone.
+            or its checksums or the record of the configuration are gone.
     """
 
     def __init__(
@@ -54,6 +57,11 @@ class DuquantConfig(QuantizationConfigMixin):
             raise ValueError("quantization_config has no checksums: the model directory is damaged")
         if not isinstance(model_config, dict | None):
             raise ValueError("quantization_config has a damaged model_config")
+        if model_config is None and format_version >= RECORDED_SINCE:
+            raise ValueError(
+                f"quantization_config has no model_config, which format version {format_version} "
+                f"always has: put config.json back, or quantize again"
+            )
         if unknown:
             raise ValueError(f"quantization_config has an unknown key: {min(unknown)}")
         Recipe.from_dict(recipe)

@@ -21,11 +21,11 @@ from duquant.formats.number_format import (
     widened,
 )
 from duquant.ops.affine import (
-    LARGEST_SCALE,
     UNQUANTIZED_BITS,
     AffineGrid,
     affine_grid,
     dequantize,
+    largest_zero,
     quantize,
 )
 from duquant.ops.fake_quantize import fake_quantize_rows
@@ -51,13 +51,6 @@ class Integer:
     needs_peak: ClassVar[bool] = False
     # Learned factors start at a logit of 4, 0.98.
     clip_ratios: ClassVar[Sequence[float]] = [0.98 - 0.02 * step for step in range(30)]
-    stored_rules: ClassVar[Mapping[str, ValueRule]] = {
-        "packed": BYTES,
-        "scale": POSITIVE_FLOAT32,
-        # Zero points are clamped to the first, and half of 15 bits is the second.
-        "zero": in_range(torch.int16, -int(LARGEST_SCALE), 2**14),
-    }
-
     bits: int = 4
     symmetric: bool = False
     group_size: int | None = None
@@ -71,6 +64,16 @@ class Integer:
             )
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"group_size is {self.group_size}; it must be at least 1")
+
+    @property
+    def stored_rules(self) -> Mapping[str, ValueRule]:
+        """Zero points are at most :func:`largest_zero`, or symmetric, 2¹⁴ − 1 with 15 bits."""
+        limit = largest_zero(self.bits)
+        return {
+            "packed": BYTES,
+            "scale": POSITIVE_FLOAT32,
+            "zero": in_range(torch.int16, -limit, max(limit, 2**14)),
+        }
 
     def grid(self, x: Tensor, clip: Clip = NO_CLIP, peak: Tensor | None = None) -> AffineGrid:
         """Scale and zero point, a float, of every row."""

@@ -54,18 +54,20 @@ class NumberFormat(Protocol):
         needs_peak: whether a row's grid depends on the largest magnitude of the whole tensor, which
             has to be calibrated where tokens arrive one by one.
         clip_ratios: factors on a row's range that a search tries, the first one first.
-        stored_rules: what the stored tensors may hold, by name.
     """
 
     name: ClassVar[str]
     learns_clip_factors: ClassVar[bool]
     needs_peak: ClassVar[bool]
     clip_ratios: ClassVar[Sequence[float]]
-    stored_rules: ClassVar[Mapping[str, ValueRule]]
 
     @property
     def bits(self) -> int:
         """Bits of a code; 16 leaves tensors alone."""
+
+    @property
+    def stored_rules(self) -> Mapping[str, ValueRule]:
+        """What the stored tensors may hold, by name."""
 
     @property
     def group_size(self) -> int | None:

@@ -88,16 +88,6 @@ def _require_regular_files(directory: Path) -> None:
             raise ValueError(f"{path} is not a regular file")
 
 
-LONGEST_REASON = 200
-"""Characters of a library's error that are quoted."""
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says in one line, and not all of a long one; its kind if nothing."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
-
-
 class Checkpoint:
     """Tensors of a model directory by name.
 

@@ -18,6 +18,7 @@ from duquant.model.checkpoint import Checkpoint, find_model_directory
 from duquant.model.skeleton import build_skeleton, read_config
 from duquant.model.tokenizer import require_known_tokens
 from duquant.nn.attention import register_attention
+from duquant.plain_text import in_one_line
 
 BlockContext = dict[str, Any]
 """Keyword arguments of one block's forward, for sequences of one length."""
@@ -224,7 +225,7 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     try:
         module.load_state_dict(tensors, assign=True, strict=True)
     except RuntimeError as error:
-        raise ValueError(f"{what}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{what}: {in_one_line(error)}") from error
     module.requires_grad_(False)
 
 

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from duquant.model.checkpoint import LONGEST_REASON
 from duquant.model.structure import require_decoder_block
 from duquant.nn.attention import ATTENTION_NAME
+from duquant.plain_text import in_one_line, shortened
 
 LARGEST_SIZES = {
     "num_hidden_layers": 1000,
@@ -45,7 +45,7 @@ def read_config(directory: Path) -> Any:
             directory, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
-        raise ValueError(f"{file} cannot be used: {_reason(error)}") from error
+        raise ValueError(f"{file} cannot be used: {in_one_line(error)}") from error
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{directory} holds a model that is quantized already; give the original")
     if not _is_language_alone(config):
@@ -76,7 +76,7 @@ def build_skeleton(config: Any, dtype: torch.dtype, source: str) -> Any:
         try:
             skeleton = _build(copy.deepcopy(config), dtype, "eager")
         except Exception:
-            reason = f"its config.json cannot be used: {_reason(error)}"
+            reason = f"its config.json cannot be used: {in_one_line(error)}"
             raise ValueError(f"{source} ({config.model_type}): {reason}") from error
         require_structure(skeleton, source)
         raise ValueError(
@@ -126,14 +126,7 @@ def _require_sizes(config: Any, file: Path) -> None:
         if size is None or isinstance(size, (list, tuple)):  # one per block, in other families
             continue
         if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= largest:
-            shown = repr(size)[:LONGEST_REASON]
+            shown = shortened(repr(size))
             raise ValueError(
                 f"{file}: {name} is {shown}; it must be a whole number from 1 to {largest}"
             )
-
-
-def _reason(error: Exception) -> str:
-    """What transformers says in many lines, in one; a key that it misses says too little alone."""
-    text = " ".join(str(error).split())
-    said = text if isinstance(error, ValueError) and text else f"{type(error).__name__} {text}"
-    return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]}…"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from duquant.model.checkpoint import first_line
+from duquant.plain_text import in_one_line
 
 SMALLEST_SHARE = 0.9
 """Models round their vocabulary up (Qwen2.5: 151,665 tokens in 151,936 rows), but never by much."""
@@ -22,7 +22,7 @@ def load_tokenizer(directory: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:
         files = [*directory.glob("tokenizer.*"), *directory.glob("vocab.*")]
-        reason = first_line(error) if files else "there is no tokenizer.json"
+        reason = in_one_line(error) if files else "there is no tokenizer.json"
         raise ValueError(
             f"{directory} has no usable tokenizer ({reason}): copy the files of the model's own "
             f"tokenizer there"

@@ -96,12 +96,14 @@ class ActivationQuantizer(ExactBuffers):
 
     def _clip(self, rows: Tensor) -> Clip:
         """Clip factors of ``rows (..., columns)``."""
-        if self.factors is None:
-            high, low = self.clip_ends if self.clip_ends.numel() else (self.ratio, self.ratio)
-            return Clip(high, low)
-        high, low, moves_zero_point = self.factors()
         shape = (*rows.shape[:-1], 1)
-        return Clip(high.expand(shape), low.expand(shape), moves_zero_point)
+        if self.factors is not None:
+            high, low, moves_zero_point = self.factors()
+            return Clip(high.expand(shape), low.expand(shape), moves_zero_point)
+        if self.clip_ends.numel():
+            high, low = self.clip_ends
+            return Clip(high.expand(shape), low.expand(shape))
+        return Clip(self.ratio, self.ratio)
 
     def _peak(self) -> Tensor | None:
         return self.peak if self.peak.numel() else None

@@ -10,7 +10,9 @@ and
 
 ``high`` and ``low`` are the row's extremes times a clip factor: shrinking the range trades a larger
 error on a few extremes for a smaller step everywhere. The zero point is an integer but may lie
-outside ``0 … 2**b - 1`` (a row without a sign change needs that).
+outside ``0 … 2**b - 1`` (a row without a sign change needs that), up to 1e4, the authors' limit.
+From 14 bits on integers go beyond that limit, and 16 bits hold no zero point outside of 15: there
+the range of every row includes zero.
 
 *Fake quantization* applies both lines at once and stays in floating point. Rounding ``x / scale``
 passes its gradient straight through, so clip factors can be learned (DuQuant, Lin et al. 2024,
@@ -24,6 +26,9 @@ from torch import Tensor
 
 SMALLEST_SCALE = 1e-5
 LARGEST_SCALE = 1e4
+LARGEST_ZERO = 10_000
+WIDE_BITS = 14
+"""From this width on a range includes zero."""
 UNQUANTIZED_BITS = 16
 """A width of 16 bits means: leave the tensor alone."""
 
@@ -88,9 +93,18 @@ def grid_of_range(high: Tensor, low: Tensor, bits: int, *, symmetric: bool = Fal
         middle = 2 ** (bits - 1) - 1
         scale = (largest / middle).clamp(SMALLEST_SCALE, LARGEST_SCALE)
         return AffineGrid(scale, torch.full_like(scale, middle))
+    if bits >= WIDE_BITS:
+        high, low = high.clamp(min=0), low.clamp(max=0)
     scale = ((high - low) / (2**bits - 1)).clamp(SMALLEST_SCALE, LARGEST_SCALE)
-    zero = (-low / scale).clamp(-LARGEST_SCALE, LARGEST_SCALE).round()
+    limit = largest_zero(bits)
+    zero = (-low / scale).clamp(-limit, limit).round()
     return AffineGrid(scale, zero)
+
+
+def largest_zero(bits: int) -> int:
+    """Largest magnitude of an asymmetric zero point: 1e4, or the last integer if that is more."""
+    last: int = 2**bits - 1
+    return max(LARGEST_ZERO, last)
 
 
 def quantize(x: Tensor, grid: AffineGrid, bits: int) -> Tensor:

@@ -30,10 +30,12 @@ from duquant.ops.affine import (
     LARGEST_SCALE,
     SMALLEST_SCALE,
     UNQUANTIZED_BITS,
+    WIDE_BITS,
     AffineGrid,
     dequantize,
     fake_quantize,
     grid_of_range,
+    largest_zero,
 )
 
 Quantized = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -155,7 +157,9 @@ def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         to_x.scatter_add_(-1, at_high, to_high * clip_high)
         to_x.scatter_add_(-1, at_low, to_low * clip_low)
     if ctx.zero_point_gradient:
-        clamped = clamped.masked_fill(~((low / scale).abs() < LARGEST_SCALE), 0)
+        clamped = clamped.masked_fill(~((low / scale).abs() < largest_zero(ctx.bits)), 0)
+        if ctx.bits >= WIDE_BITS:
+            clamped = clamped.masked_fill(low > 0, 0)
         more = _gradient_of_ends(-clamped * low / scale, scale, high, low, ctx.bits, False)
         to_high, to_low = to_high + more[0], to_low + more[1] + clamped
     to_clip_high = to_high * highest if wants_high else None
@@ -236,6 +240,8 @@ def _gradient_of_ends(
     to_scale = to_scale.masked_fill(~((scale > SMALLEST_SCALE) & (scale < LARGEST_SCALE)), 0)
     if not symmetric:
         share = to_scale / (2**bits - 1)
+        if bits >= WIDE_BITS:  # an end on the other side of zero was replaced by zero
+            return share.masked_fill(high < 0, 0), -share.masked_fill(low > 0, 0)
         return share, -share
     share = to_scale / (2 ** (bits - 1) - 1)
     tie = high.abs() == low.abs()

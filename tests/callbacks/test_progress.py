@@ -3,13 +3,16 @@
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning import LightningModule
 from rich.console import Console
 
 from callbacks.block_events import BlockRecord
 from callbacks.block_progression import BlockProgression
+from callbacks.endings import one_line_endings
 from callbacks.interruption import Interruption
 from callbacks.progress import CalibrationProgress
 from tests.in_process import (
@@ -161,3 +164,25 @@ def test_an_interruption_closes_the_bar_and_says_how_to_continue(
         trainer.fit(small_language_model(source, tmp_path), datamodule=small_data(source, text))
     assert callback._bar is None
     assert plain(file.getvalue()).rstrip().endswith("--ckpt_path last continues")
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "words"),
+    [
+        ("fit", "the same command with --ckpt_path last continues"),
+        ("validate", "nothing of a measurement is kept, the same command measures anew"),
+    ],
+)
+def test_how_to_continue_is_that_of_the_subcommand(
+    subcommand: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cli.py", subcommand, "--ckpt_path", "last"])
+    file = io.StringIO()
+    trainer, model = SimpleNamespace(is_global_zero=True), LightningModule()
+    callback: Any = Interruption(Console(file=file, width=200))
+    callback.on_exception(trainer, model, KeyboardInterrupt())
+    assert file.getvalue() == f"interrupted; {words}\n"
+    with pytest.raises(SystemExit), one_line_endings():
+        raise RuntimeError("[gloo] connection reset")
+    said = capsys.readouterr().err
+    assert said == f"error: lost the connection to another process of this job; {words}\n"

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,3 +261,27 @@ def test_no_records_at_all_are_summed_up(
     assert summary["blocks"] == []
     assert summary["peak_memory_bytes"] > 0
     assert summary["seconds"]["total"] == 0
+
+
+@pytest.mark.parametrize("victim", ["write_report", "write_json"])
+def test_the_numbers_are_shown_even_if_nothing_can_be_written(
+    victim: str, finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a run whose disk is full."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"callbacks.run_summary.{victim}", fail)
+    file = io.StringIO()
+    callback = RunSummary(Console(file=file, width=100))
+    trainer: Any = SimpleNamespace(
+        datamodule=finished_run.data,
+        is_global_zero=True,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    with pytest.raises(OSError, match="No space left"):
+        callback.on_validation_end(trainer, finished_run.model)
+    assert "full precision" in file.getvalue()
+    assert "quantized model: " in file.getvalue()
+    (finished_run.output / "validation.json").unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from duquant.export.config_record import HARMLESS, require_recorded
+from duquant.export.conversion import QuantizedSource
 from tests.quantized_directory import QuantizedDirectory, logits, write_quantized
 from tests.tiny_models import FAMILIES, token_ids
 
@@ -131,11 +132,30 @@ def test_a_harmless_field_may_change(field: str, written: QuantizedDirectory, co
 def test_older_directories_without_a_record_load(written: QuantizedDirectory, copied: Path) -> None:
     config = read(copied)
     del config["quantization_config"]["model_config"]
+    config["quantization_config"]["format_version"] = 2
     write(copied, config)
     again = AutoModelForCausalLM.from_pretrained(copied)
     assert torch.equal(logits(again, IDS), logits(written.load(), IDS))
     again.save_pretrained(copied.parent / "saved")
     assert read(copied.parent / "saved")["quantization_config"]["model_config"]
+
+
+@pytest.mark.parametrize("left", [{}, {"model_config": None}])
+def test_a_record_that_is_gone_is_refused(left: dict[str, None], copied: Path) -> None:
+    """Without it an edited field would load silently."""
+    config = read(copied)
+    del config["quantization_config"]["model_config"]
+    config["quantization_config"] |= left
+    write(copied, {**config, "rms_norm_eps": 0.25})
+    for load in (AutoModelForCausalLM.from_pretrained, QuantizedSource):
+        with pytest.raises(ValueError, match="no model_config, which format version 3 always has"):
+            load(copied)
+
+
+def test_an_edited_configuration_is_not_exported(copied: Path) -> None:
+    write(copied, {**read(copied), "rms_norm_eps": 0.25})
+    with pytest.raises(ValueError, match=r"rms_norm_eps is 0\.25; the model was quantized with"):
+        QuantizedSource(copied)
 
 
 @pytest.mark.parametrize("record", [[], "llama", 3])

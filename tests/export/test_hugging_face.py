@@ -572,6 +572,6 @@ def test_a_quantized_directory_is_no_model_to_calibrate(llama: QuantizedDirector
 def test_models_are_not_quantized_while_they_are_loaded(tmp_path: Path) -> None:
     source = write_tiny_model(tmp_path, FAMILIES["llama"])
     recipe = small_recipe().to_dict()
-    config = DuquantConfig(recipe, checksums={RECIPE: recipe_checksum(recipe)})
+    config = DuquantConfig(recipe, checksums={RECIPE: recipe_checksum(recipe)}, model_config={})
     with pytest.raises(ValueError, match="calibrated, not quantized while loading"):
         AutoModelForCausalLM.from_pretrained(source, quantization_config=config)

@@ -9,7 +9,7 @@ from duquant.formats.integer import Integer
 from duquant.formats.number_format import Clip, split_rows
 from duquant.formats.unquantized import Unquantized
 from duquant.nn.packed_linear import PackedLinear
-from duquant.ops.affine import affine_grid, dequantize, quantize
+from duquant.ops.affine import affine_grid, dequantize, largest_zero, quantize
 from duquant.ops.fake_quantize import fake_quantize_rows
 from duquant.ops.packing import pack
 from tests.number_rows import ordinary_rows
@@ -89,3 +89,30 @@ def test_stored_is_what_a_packed_linear_holds(bits: int, group_size: int | None)
 def test_impossible_options_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Integer(**options)
+
+
+@pytest.mark.parametrize("offset", [-0.9, -0.4, 0.0, 0.4, 0.9])
+@pytest.mark.parametrize("bits", [9, 13, 14, 15])
+def test_zero_points_of_wide_integers_reach_every_integer(bits: int, offset: float) -> None:
+    """Also where nearly all of a row is negative: its zero point is the last integer, 2¹⁵ − 1."""
+    x = (torch.rand(6, 64, generator=torch.Generator().manual_seed(bits)) * 2 - 1 + offset) * 30
+    x[0] = -x[0].abs()
+    x[1, :] = torch.linspace(-1, 0, 64)
+    form = Integer(bits)
+    grid = form.grid(x)
+    codes = form.codes(x, grid)
+    values = form.values(codes, grid)
+    # Half a step, once for the value and once for the zero point, and what float32 rounds away.
+    assert ((values - x).abs() <= grid.scale * 1.01 + 1e-6).all()
+    assert torch.equal(form.fake_quantize(x), values)
+    stored = form.store(codes, grid)
+    for name, rule in form.stored_rules.items():
+        assert stored[name].dtype in rule.dtypes
+        assert rule.holds(stored[name])
+    again, (scale, zero) = form.restore(stored, 64)
+    assert torch.equal(form.values(again, (scale, zero)), values)
+
+
+def test_up_to_13_bits_the_largest_zero_point_is_that_of_the_authors() -> None:
+    assert {largest_zero(bits) for bits in range(2, 14)} == {10_000}
+    assert [largest_zero(bits) for bits in (14, 15)] == [2**14 - 1, 2**15 - 1]

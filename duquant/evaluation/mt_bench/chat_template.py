@@ -16,7 +16,7 @@ default for tokenizers without a template.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from duquant.model.checkpoint import first_line
+from duquant.plain_text import in_one_line
 
 TemplateName = Literal["tokenizer", "vicuna_v1.1", "llama-2", "llama-3", "mistral"]
 Message = dict[str, str]
@@ -93,7 +93,7 @@ class ChatTemplate:
                 return_dict=True,
             )
         except Exception as error:
-            raise ValueError(f"the chat template fails: {first_line(error)}") from error
+            raise ValueError(f"the chat template fails: {in_one_line(error)}") from error
         return [int(token) for token in encoded["input_ids"]]
 
     def stop_tokens(self) -> list[int]:

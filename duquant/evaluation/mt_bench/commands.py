@@ -37,6 +37,7 @@ from duquant.evaluation.options import Dtype
 from duquant.model.tokenizer import require_known_tokens
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
+from duquant.run_lock import RunLock
 from duquant.terminal import say, show_table
 
 
@@ -93,10 +94,13 @@ def answer(
     if all(question.question_id in done for question in asked):
         say(f"{name} has answered all {len(asked)} questions: {bench.answers(name)}")
         return
-    chat = ChatModel(source.read(dtype, {"": place}), template, max_new_tokens)
-    begin(bench, name, settings, questions)
-    remember_run(bench, name, directory)
-    answer_questions(chat, asked, bench, name, seed, done)
+    with RunLock(output_dir) as lock:
+        lock.acquire()
+        done = answered(bench, name, settings)  # nobody adds to them any more
+        chat = ChatModel(source.read(dtype, {"": place}), template, max_new_tokens)
+        begin(bench, name, settings, questions)
+        remember_run(bench, name, directory)
+        answer_questions(chat, asked, bench, name, seed, done)
     if chat.turns_without_room:
         say(f"{chat.turns_without_room} turns are empty: no room in {chat.context} positions")
     say(f"answers of {name}: {bench.answers(name)}")
@@ -153,8 +157,10 @@ def judge(
     client = ChatEndpoint(endpoint, judge_model, key_from_environment(), request)
     client.check()
     path, replies = bench.judgments(judge_model, mode), bench.replies(judge_model)
-    asker = Replies(replies, client)
-    unclear = judge_matches(matches, path, judge_model, asker, attempts, parallel)
+    with RunLock(output_dir) as lock:
+        lock.acquire()
+        asker = Replies(replies, client)
+        unclear = judge_matches(matches, path, judge_model, asker, attempts, parallel)
     say(f"judgments of {judge_model}: {path}")
     if unclear:
         say(f"{unclear} of {len(matches)} judgments have no verdict and count as malformed")

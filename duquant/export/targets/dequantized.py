@@ -66,7 +66,7 @@ class Dequantized:
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
     def quantization_config(
-        self, recipe: Recipe, checksums: dict[str, str], model_config: dict[str, Any] | None
+        self, recipe: Recipe, checksums: dict[str, str], model_config: dict[str, Any]
     ) -> None:
         """None: the model is not quantized any more."""
 

@@ -40,6 +40,6 @@ class Exporter(Protocol):
         """
 
     def quantization_config(
-        self, recipe: Recipe, checksums: dict[str, str], model_config: dict[str, Any] | None
+        self, recipe: Recipe, checksums: dict[str, str], model_config: dict[str, Any]
     ) -> dict[str, Any] | None:
         """The ``quantization_config`` of ``config.json``; ``None`` for a plain model."""

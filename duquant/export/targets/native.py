@@ -26,7 +26,7 @@ class Native:
         return state
 
     def quantization_config(
-        self, recipe: Recipe, checksums: dict[str, str], model_config: dict[str, Any] | None
+        self, recipe: Recipe, checksums: dict[str, str], model_config: dict[str, Any]
     ) -> dict[str, Any]:
         """The recipe, checksums, and what else decides the model's numbers."""
         config = DuquantConfig(recipe.to_dict(), checksums=checksums, model_config=model_config)

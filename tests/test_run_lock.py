@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from callbacks.run_lock import LOCK_FILE, RunLock
+from duquant.run_lock import LOCK_FILE, RunLock
 from tests.assets import REPOSITORY
 
 HOLD = """
 import sys
 from pathlib import Path
-from callbacks.run_lock import RunLock
+from duquant.run_lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)

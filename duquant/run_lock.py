@@ -1,4 +1,4 @@
-"""One run at a time writes into a run directory.
+"""One command at a time writes into a directory: a run, an evaluation, a bench, a model.
 
 The lock is the kernel's (``flock``, on POSIX systems, across machines too where their file system
 shares locks): it goes when its process ends, however that happens, so a killed run never stands in
@@ -21,10 +21,10 @@ HELD = {errno.EAGAIN, errno.EACCES}
 
 
 class RunLock:
-    """The right to write into a run directory; as a context manager it is given back at the end.
+    """The right to write into a directory; as a context manager it is given back at the end.
 
     Args:
-        directory: the run directory.
+        directory: the directory.
         is_owner: whether this process locks at all, as one of many of a job does.
     """
 
@@ -91,7 +91,7 @@ class RunLock:
                 raise ValueError(
                     f"another run is writing into {self.path.parent}"
                     f"{f' ({holder})' if holder else ''}: wait for its end, or choose another "
-                    f"--output_dir"
+                    f"output_dir"
                 ) from error
             logging.getLogger(__name__).warning(
                 "%s cannot be locked (%s): start no second run in it", self.path.parent, error
