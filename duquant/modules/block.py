@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from duquant.config import Recipe
 from duquant.model.activation_peaks import calibrate_peaks
@@ -36,14 +35,13 @@ from duquant.model.structure import SITES, Site, short_name
 from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
 from duquant.model.weight_decisions import Chunks, round_weights, search_clips
 from duquant.modules.activation_side import ActivationSide
+from duquant.modules.block_loss import block_loss
 from duquant.modules.block_optimizer import block_optimizer, set_learning_rate
+from duquant.modules.weight_clips import initial_clips, new_clip
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
 from duquant.ops.rotation import BaseSource
 from duquant.processes import ALONE, Processes
-
-SMALLEST_SQUARE = 1e-12
-"""Least square of a token's target in the relative loss."""
 
 
 class QuantBlock(LightningModule):
@@ -66,7 +64,7 @@ class QuantBlock(LightningModule):
         self.recipe = recipe
         self.linear_names = tuple(shapes)
         self.clips = nn.ModuleDict(
-            {short_name(name): _new_clip(shape, recipe) for name, shape in shapes.items()}
+            {short_name(name): new_clip(shape, recipe) for name, shape in shapes.items()}
         )
         widths = {site.name: shapes[site.linears[0]][1] for site in SITES}
         self.activation_side = ActivationSide(widths, recipe)
@@ -116,7 +114,7 @@ class QuantBlock(LightningModule):
         def observe(site: Site, transform: SiteTransform, x: Tensor) -> None:
             reports[site.name] = report_site(x, smoothed.scales.get(site.name), transform.transform)
 
-        with self._initial_clips():
+        with initial_clips(self.clips):
             output = calibrate_sites(
                 self.quantized,
                 lambda: self(calibration_mean),
@@ -157,18 +155,9 @@ class QuantBlock(LightningModule):
 
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
         """This process's loss of one step; ``step_loss`` is the mean over all processes."""
-        output = self(batch.quantized_input)
-        loss = self._loss(output.float(), batch.target.float())
-        if self.recipe.lwc.augmented_loss:
-            loss = loss + self._loss(output.float(), batch.augmented_target.float())
+        loss = block_loss(self(batch.quantized_input), batch, self.recipe)
         self.step_loss = self.processes.mean(loss.detach())
         return loss
-
-    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
-        if self.recipe.training.loss == "mse":
-            return F.mse_loss(output, target)
-        squares = target.square().sum(dim=-1).clamp(min=SMALLEST_SQUARE)
-        return ((output - target).square().sum(dim=-1) / squares).mean()
 
     def drop_unusable_gradients(self) -> bool:
         """Forget this step's gradients if its loss or one of them is not finite.
@@ -247,27 +236,7 @@ class QuantBlock(LightningModule):
         assert isinstance(clip, ClipFactors | FixedClip)
         return clip
 
-    @contextmanager
-    def _initial_clips(self) -> Iterator[None]:
-        trained = {name: p.detach().clone() for name, p in self.clips.named_parameters()}
-        for clip in self.clips.values():
-            if isinstance(clip, ClipFactors):
-                clip.start_anew()
-        try:
-            yield
-        finally:
-            for name, parameter in self.clips.named_parameters():
-                parameter.copy_(trained[name])
-
 
 def block_generator(seed: int, index: int) -> torch.Generator:
     """Randomness of block ``index``'s rotation search, on the CPU."""
     return torch.Generator().manual_seed(seed * 1_000_003 + index)
-
-
-def _new_clip(shape: tuple[int, int], recipe: Recipe) -> ClipFactors | FixedClip:
-    if not recipe.has_lwc:
-        return FixedClip(recipe.weight_ratio)
-    out_features, in_features = shape
-    groups = in_features // (recipe.formats.weights.group_size or in_features)
-    return ClipFactors(out_features * groups, moves_zero_point=recipe.lwc.zero_point_gradient)

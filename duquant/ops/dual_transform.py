@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from duquant.ops.inlining import is_inlined
+from duquant.ops.kernel_presence import is_inlined
 from duquant.ops.permutation import permute_channels, zigzag_permutation
 from duquant.ops.rotation import block_rotate
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from duquant.ops.kernels.table import has_kernel
+from duquant.ops.kernel_presence import has_kernel
 from duquant.ops.packed_product import (
     LARGEST_ACTIVATION,
     PACKED_BITS,

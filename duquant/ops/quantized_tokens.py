@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from duquant.ops.affine import AffineGrid, affine_grid, quantize
-from duquant.ops.inlining import is_inlined
+from duquant.ops.kernel_presence import is_inlined
 from duquant.ops.packing import pack, packed_width, unpack
 
 SCALE_BYTES, ZERO_BYTES = torch.float32.itemsize, torch.int16.itemsize

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from duquant.ops.dual_transform import transform_rows
 from duquant.ops.fake_quantize import quantize_rows, rows_gradient
+from duquant.ops.kernel_presence import announce_kernel
 from duquant.ops.kernels import int4, rows, screen, transform
 from duquant.ops.packed_product import packed_linear, packed_product
 from duquant.ops.quantized_tokens import quantized_tokens
@@ -63,20 +64,4 @@ KERNELS = (
 
 for _kernel in KERNELS:
     _kernel.operator.register_kernel(_kernel.device)(_kernel.function)
-
-
-def has_kernel(operator: str, device: str) -> bool:
-    """Whether a kernel computes an operator here.
-
-    For what is prepared once, long before the operator runs: a compiled graph, the layout of a
-    weight. Whoever calls an operator need not ask.
-
-    Args:
-        operator: its name without ``duquant::``.
-        device: type of its tensors.
-    """
-    name = f"duquant::{operator}"
-    return any(
-        row.operator._qualname == name and row.device == device and row.is_available()
-        for row in KERNELS
-    )
+    announce_kernel(_kernel.operator._qualname, _kernel.device, _kernel.is_available)
