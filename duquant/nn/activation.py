@@ -7,8 +7,8 @@ from duquant.formats.integer import Integer
 from duquant.formats.number_format import Clip, Grid, NumberFormat, split_rows
 from duquant.formats.row_bytes import decode_rows, encode_rows
 from duquant.nn.clipping import ClipFactors
-from duquant.ops.affine import UNQUANTIZED_BITS, AffineGrid
-from duquant.ops.quantized_tokens import encode_tokens, quantize_tokens
+from duquant.ops.affine import UNQUANTIZED_BITS
+from duquant.ops.quantized_tokens import quantize_tokens
 from duquant.transforms.exact_buffers import ExactBuffers
 
 
@@ -76,15 +76,15 @@ class ActivationQuantizer(ExactBuffers):
         """Integers as bytes, ``(..., width + 6)``: see :mod:`duquant.ops.quantized_tokens`."""
         form = self.form
         assert isinstance(form, Integer)
-        if self.clip_ends.numel():
-            codes, (scale, zero) = self.codes(x)
-            return encode_tokens(codes, AffineGrid(scale, zero))
-        return quantize_tokens(x, form.bits, clip_ratio=self.ratio, symmetric=form.symmetric)
+        ends = self.clip_ends if self.clip_ends.numel() else None
+        return quantize_tokens(
+            x, form.bits, clip_ratio=self.ratio, clip_ends=ends, symmetric=form.symmetric
+        )
 
     def encoded_rows(self, x: Tensor) -> Tensor:
         """Any format's codes and scales as bytes: see :mod:`duquant.formats.row_bytes`."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return encode_rows(self.form, wide, self._clip(wide), self._peak())
+        return encode_rows(self.form, wide, self._clip(), self._peak())
 
     def decoded_rows(self, encoded: Tensor, width: int) -> Tensor:
         """Undo :meth:`encoded_rows`: float values ``(..., width)``."""
@@ -94,16 +94,19 @@ class ActivationQuantizer(ExactBuffers):
         """Show the settings."""
         return f"{self.form}, clip_ratio={self.ratio}"
 
-    def _clip(self, rows: Tensor) -> Clip:
-        """Clip factors of ``rows (..., columns)``."""
-        shape = (*rows.shape[:-1], 1)
-        if self.factors is not None:
-            high, low, moves_zero_point = self.factors()
-            return Clip(high.expand(shape), low.expand(shape), moves_zero_point)
-        if self.clip_ends.numel():
+    def _clip(self, rows: Tensor | None = None) -> Clip:
+        """Clip factors, numbers or scalars; with ``rows (..., columns)`` one for each of them."""
+        if self.factors is None and not self.clip_ends.numel():
+            return Clip(self.ratio, self.ratio)
+        moves_zero_point = False
+        if self.factors is None:
             high, low = self.clip_ends
-            return Clip(high.expand(shape), low.expand(shape))
-        return Clip(self.ratio, self.ratio)
+        else:
+            high, low, moves_zero_point = self.factors()
+        if rows is None:
+            return Clip(high, low)
+        shape = (*rows.shape[:-1], 1)
+        return Clip(high.expand(shape), low.expand(shape), moves_zero_point)
 
     def _peak(self) -> Tensor | None:
         return self.peak if self.peak.numel() else None

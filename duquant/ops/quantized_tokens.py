@@ -24,13 +24,21 @@ SCALE_BYTES, ZERO_BYTES = torch.float32.itemsize, torch.int16.itemsize
 GRID_BYTES = SCALE_BYTES + ZERO_BYTES
 
 
-def quantize_tokens(x: Tensor, bits: int, *, clip_ratio: float, symmetric: bool) -> Tensor:
+def quantize_tokens(
+    x: Tensor,
+    bits: int,
+    *,
+    clip_ratio: float = 1.0,
+    clip_ends: Tensor | None = None,
+    symmetric: bool,
+) -> Tensor:
     """Quantize every token by itself and lay it out as :func:`encode_tokens` does.
 
     Args:
         x: float ``(..., width)``; the arithmetic runs in float32 or wider.
         bits: width of the integers, at most 8; each takes a byte.
         clip_ratio: factor on both ends of every token's range.
+        clip_ends: factors on maximum and minimum, ``(2,)``, in the place of the ratio.
         symmetric: centre the range on zero.
 
     Returns:
@@ -38,14 +46,17 @@ def quantize_tokens(x: Tensor, bits: int, *, clip_ratio: float, symmetric: bool)
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if is_inlined("quantize_tokens", x.device):
-        return quantize_tokens_in_steps(wide, bits, clip_ratio, symmetric)
-    tokens: Tensor = quantized_tokens(wide, bits, clip_ratio, symmetric)
+        return quantize_tokens_in_steps(wide, bits, clip_ratio, clip_ends, symmetric)
+    tokens: Tensor = quantized_tokens(wide, bits, clip_ratio, clip_ends, symmetric)
     return tokens
 
 
-def quantize_tokens_in_steps(x: Tensor, bits: int, clip_ratio: float, symmetric: bool) -> Tensor:
+def quantize_tokens_in_steps(
+    x: Tensor, bits: int, clip_ratio: float, clip_ends: Tensor | None, symmetric: bool
+) -> Tensor:
     """The definition of the operator; arguments are those of :func:`quantize_tokens`."""
-    grid = affine_grid(x, bits, symmetric=symmetric, clip_high=clip_ratio, clip_low=clip_ratio)
+    high, low = (clip_ratio, clip_ratio) if clip_ends is None else clip_ends
+    grid = affine_grid(x, bits, symmetric=symmetric, clip_high=high, clip_low=low)
     return encode_tokens(quantize(x, grid, bits), grid)
 
 
@@ -55,7 +66,7 @@ quantized_tokens = torch.library.custom_op(
 
 
 @quantized_tokens.register_fake
-def _(x: Tensor, bits: int, clip_ratio: float, symmetric: bool) -> Tensor:
+def _(x: Tensor, bits: int, clip_ratio: float, clip_ends: Tensor | None, symmetric: bool) -> Tensor:
     return x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
 
 

@@ -102,7 +102,9 @@ def gradient_cases() -> Iterator[Case]:
 def token_cases() -> Iterator[Case]:
     for name, x in activations(33):
         for bits, symmetric in itertools.product((2, 4, 8), (False, True)):
-            yield Case(f"{name}, {bits} bits", (x, bits, 0.9, symmetric))
+            yield Case(f"{name}, {bits} bits", (x, bits, 0.9, None, symmetric))
+        ends = torch.tensor([0.8, 0.65], dtype=x.dtype)
+        yield Case(f"{name}, clipped by its ends", (x, 4, 1.0, ends, False))
 
 
 def packed_cases() -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:

@@ -68,7 +68,7 @@ def test_encoded_rows_are_those_of_the_other_path(
     x = outlier_activation(tokens, width, seed)
     grid = affine_grid(x, bits, symmetric=symmetric, clip_high=ratio, clip_low=ratio)
     expected = encode_tokens(quantize(x, grid, bits), grid)
-    assert torch.equal(rows.quantize_tokens(x, bits, ratio, symmetric), expected)
+    assert torch.equal(rows.quantize_tokens(x, bits, ratio, None, symmetric), expected)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

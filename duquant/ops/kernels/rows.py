@@ -75,13 +75,16 @@ def quantize_rows_gradient(
     return to_scale, clamped, to_x, find_in_rows(x, highest), find_in_rows(x, lowest)
 
 
-def quantize_tokens(x: Tensor, bits: int, clip_ratio: float, symmetric: bool) -> Tensor:
+def quantize_tokens(
+    x: Tensor, bits: int, clip_ratio: float, clip_ends: Tensor | None, symmetric: bool
+) -> Tensor:
     """:func:`duquant.ops.quantized_tokens.quantize_tokens_in_steps` on a processor."""
     if bits > BYTE or not _takes(x):
-        return quantize_tokens_in_steps(x, bits, clip_ratio, symmetric)
+        return quantize_tokens_in_steps(x, bits, clip_ratio, clip_ends, symmetric)
     x = x.contiguous()
     high, low = row_extremes(x)
-    grid = grid_of_range(clip_ratio * high, clip_ratio * low, bits, symmetric=symmetric)
+    of_high, of_low = (clip_ratio, clip_ratio) if clip_ends is None else clip_ends
+    grid = grid_of_range(of_high * high, of_low * low, bits, symmetric=symmetric)
     out = x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
     _call("encode_rows", x, (x, *grid, out), bits)
     return out
