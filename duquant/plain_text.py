@@ -16,8 +16,8 @@ STARTS = re.compile(r"^(\d{1,9}(?=[.)](?: |$))|(?=[-+](?:[- ]|$)|[#=]))")
 """What makes a line a list, a heading or a rule."""
 LONGEST_REASON = 200
 """Characters of a library's error that are quoted."""
-SPEAKING = (ValueError, OSError, RuntimeError, ImportError)
-"""Errors whose text says enough; a missing key alone does not."""
+TERSE = (LookupError, AttributeError, TypeError, AssertionError, ArithmeticError)
+"""Errors whose text says too little: a missing key alone."""
 
 
 def plain(text: object) -> str:
@@ -63,7 +63,7 @@ def in_one_line(error: BaseException) -> str:
     if mark is not None:
         return f"line {mark.line + 1}: {shortened(getattr(error, 'problem', None))}"
     text = " ".join(str(error).split())
-    says_enough = text and isinstance(error, SPEAKING)
+    says_enough = text and not isinstance(error, TERSE)
     return shortened(text if says_enough else f"{type(error).__name__} {text}".strip())
 
 

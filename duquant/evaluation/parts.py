@@ -21,6 +21,7 @@ from urllib.parse import quote
 from duquant.atomic_files import write_json
 from duquant.checksum import check_values, with_checksum
 from duquant.json_files import read_json
+from duquant.run_lock import LOCK_FILE
 from duquant.scores.evaluated import Evaluated
 from duquant.scores.statistics import Measurement
 
@@ -55,7 +56,8 @@ class EvaluationDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        is_taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        names = {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
+        is_taken = path.exists() and bool(names - {LOCK_FILE})
         if is_taken and not (path / PARTS).is_dir():
             raise ValueError(f"{path} is not empty and no evaluation; choose another --output_dir")
         for file in sorted((path / RESULTS).glob("*.json")):

@@ -64,7 +64,7 @@ class BenchDirectory:
         return self.path / "model_judgment" / f"{file_name(judge)}_{kind}.jsonl"
 
     def replies(self, judge: str) -> Path:
-        """Everything a judge ever wrote, by what it was asked."""
+        """Everything a judge ever wrote, by what it was asked; beside it, all that came."""
         return self.path / "model_judgment" / "replies" / f"{file_name(judge)}.jsonl"
 
     def judges(self) -> list[str]:

@@ -5,6 +5,7 @@ written before that, and everything that is written is finished: the same comman
 """
 
 from pathlib import Path
+from typing import Any
 
 from duquant.atomic_files import write_json
 from duquant.evaluation.loaded_model import ModelSource, find_device
@@ -21,7 +22,7 @@ from duquant.evaluation.mt_bench.chat_model import (
     ChatModel,
     find_chat_model,
 )
-from duquant.evaluation.mt_bench.chat_template import TemplateName, choose_template
+from duquant.evaluation.mt_bench.chat_template import ChatTemplate, TemplateName, choose_template
 from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, key_from_environment
 from duquant.evaluation.mt_bench.judge_prompts import load_judge_prompts
 from duquant.evaluation.mt_bench.judging import judge_matches
@@ -81,15 +82,7 @@ def answer(
     for turn in (turn for question in asked for turn in question.turns):
         tokens = template.tokens([{"role": "user", "content": turn}])
         require_known_tokens(tokens, source.vocab_size, source.tokenizer)
-    settings = {
-        "model": source.description()["weights"],
-        "tokenizer": file_digest(*sorted(directory.glob("*.json"))),
-        "chat_template": template.source,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "dtype": dtype,
-        "questions": file_digest(questions),
-    }
+    settings = _answer_settings(source, directory, template, questions, max_new_tokens, seed, dtype)
     done = answered(bench, name, settings)
     if all(question.question_id in done for question in asked):
         say(f"{name} has answered all {len(asked)} questions: {bench.answers(name)}")
@@ -104,6 +97,27 @@ def answer(
     if chat.turns_without_room:
         say(f"{chat.turns_without_room} turns are empty: no room in {chat.context} positions")
     say(f"answers of {name}: {bench.answers(name)}")
+
+
+def _answer_settings(
+    source: ModelSource,
+    directory: Path,
+    template: ChatTemplate,
+    questions: Path,
+    max_new_tokens: int,
+    seed: int,
+    dtype: Dtype,
+) -> dict[str, Any]:
+    """What decides the answers: those of other settings are not added to."""
+    return {
+        "model": source.description()["weights"],
+        "tokenizer": file_digest(*sorted(directory.glob("*.json"))),
+        "chat_template": template.source,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "dtype": dtype,
+        "questions": file_digest(questions),
+    }
 
 
 def judge(

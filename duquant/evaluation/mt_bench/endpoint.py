@@ -34,11 +34,17 @@ Payload = dict[str, Any]
 
 
 class UnreadableReply(ValueError):
-    """Everything went well, but what came is no chat completion; ``received`` is what came."""
+    """Everything went well, but what came is no chat completion.
 
-    def __init__(self, message: str, received: str) -> None:
+    Attributes:
+        received: what came.
+        is_stored: whether it came in an earlier run, and nobody was asked now.
+    """
+
+    def __init__(self, message: str, received: str, is_stored: bool = False) -> None:
         super().__init__(message)
         self.received = received
+        self.is_stored = is_stored
 
 
 class _Transient(Exception):
@@ -143,8 +149,12 @@ class ChatEndpoint:
             request["max_tokens"] = self.policy.max_tokens
         return request
 
-    def ask(self, payload: Payload) -> str:
+    def ask(self, payload: Payload, keep: Callable[[str], None] = lambda _: None) -> str:
         """Send a request until it is answered.
+
+        Args:
+            payload: the request.
+            keep: is given every answer that was paid for, before anybody tries to read it.
 
         Returns:
             The text of the reply, empty if the endpoint gives none.
@@ -155,7 +165,7 @@ class ChatEndpoint:
         """
         for attempt in range(self.policy.retries + 1):
             try:
-                return self._post(payload)
+                return self._post(payload, keep)
             except _Transient as error:
                 failure = error
             if attempt < self.policy.retries:
@@ -169,7 +179,7 @@ class ChatEndpoint:
             raise UnreadableReply(message, failure.received)
         raise ValueError(message)
 
-    def _post(self, payload: Payload) -> str:
+    def _post(self, payload: Payload, keep: Callable[[str], None]) -> str:
         try:
             answer = exchange(
                 "POST",
@@ -185,11 +195,12 @@ class ChatEndpoint:
             raise _Transient(f"HTTP {answer.status}", _retry_after(answer.headers))
         if answer.status != 200:
             raise ValueError(self._refused(answer))
+        received = self._cover.whole(joined(answer.body.decode("utf-8", "surrogateescape")))
+        keep(received)
         try:
             return self._cover.whole(completion_text(answer.body))
         except ValueError as error:
-            received = joined(answer.body.decode("utf-8", "surrogateescape"))
-            raise _Transient(str(error), received=self._cover.whole(received)) from None
+            raise _Transient(str(error), received=received) from None
 
     def _refused(self, answer: Answer) -> str:
         remedies = {

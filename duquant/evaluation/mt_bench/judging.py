@@ -76,7 +76,12 @@ def judge_matches(
                     progress.step(f"question {match.question_id}, turn {match.turn}")
             return aside
 
-        judge_some(judge_some(left))
+        aside = judge_some(judge_some(left))
+    if aside:
+        raise ValueError(
+            f"{replies.received} holds a reply to each of {len(aside)} questions and turns that "
+            f"are left, and none of them can be read: check --endpoint, then remove that file"
+        )
     return sum(not has_verdict(found) for found in keep_current(path, matches, judge).values())
 
 
@@ -98,6 +103,8 @@ def _in_parallel(
         try:
             return None if stopped.is_set() else work(match)
         except UnreadableReply as error:
+            if error.is_stored:
+                return None
             unread.append(error)
             if len(unread) < UNREAD or replies.has_read:
                 return None

@@ -9,8 +9,10 @@ import hashlib
 import json
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
+from duquant.evaluation.mt_bench.completion import completion_text
 from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, Payload, UnreadableReply
 from duquant.evaluation.mt_bench.json_lines import Record, append_record, recover_records
 
@@ -18,27 +20,41 @@ from duquant.evaluation.mt_bench.json_lines import Record, append_record, recove
 class Replies:
     """Asks an endpoint, unless it has already answered; may be used by several threads.
 
-    What came and could not be read is a reply without words, as soon as anything else that was
-    asked has shown that this is a judge.
+    Whatever comes is stored before it is read, beside the replies. What came and could not be read
+    is a reply without words, as soon as anything else that was asked has shown that this is a
+    judge; until then it is kept, and not asked for again.
 
     Args:
         path: file of the replies.
         endpoint: who is asked.
 
     Attributes:
+        received: file of all that came, as it came.
         has_read: whether the endpoint has given a reply that could be read, now or before.
     """
 
     def __init__(self, path: Path, endpoint: ChatEndpoint) -> None:
         self.path = path
+        self.received = path.with_name(f"{path.stem}.received.jsonl")
         self.endpoint = endpoint
         self._lock = threading.Lock()
-        self._known: dict[str, str] = {
-            record["request"]: record["reply"]
-            for record in recover_records(path)
-            if isinstance(record.get("request"), str) and isinstance(record.get("reply"), str)
-        }
-        self.has_read = bool(self._known)
+        replies = [r for r in recover_records(path) if _has_texts(r, "request", "reply")]
+        self._known: dict[str, str] = {r["request"]: r["reply"] for r in replies}
+        self._unread: dict[str, str] = {}
+        self.has_read = any("received" not in record for record in replies)
+        self._read_received()
+
+    def _read_received(self) -> None:
+        """Take up what came in runs that ended before they had read it."""
+        for record in recover_records(self.received):
+            if not _has_texts(record, "request", "received") or record["request"] in self._known:
+                continue
+            try:
+                body = record["received"].encode("utf-8", "surrogateescape")
+                self._known[record["request"]] = completion_text(body)
+                self.has_read = True
+            except ValueError:
+                self._unread[record["request"]] = record["received"]
 
     def ask(self, system: str, user: str, attempt: int) -> str:
         """The reply to a prompt.
@@ -57,18 +73,31 @@ class Replies:
         with self._lock:
             if request in self._known:
                 return self._known[request]
+            unread = self._unread.get(request)
         record: Record = {"request": request, "reply": "", "tstamp": time.time()}
         try:
-            record["reply"] = reply = self.endpoint.ask(payload)
+            if unread is not None:
+                raise UnreadableReply(f"a reply in {self.received} cannot be read", unread, True)
+            record["reply"] = self.endpoint.ask(payload, partial(self._keep, request))
             self.has_read = True
         except UnreadableReply as error:
+            self._unread[request] = record["received"] = error.received
             if not self.has_read:
                 raise
-            record["received"], reply = error.received, ""
+        reply: str = record["reply"]
         with self._lock:
             self._known[request] = reply
             append_record(self.path, record)
         return reply
+
+    def _keep(self, request: str, received: str) -> None:
+        record = {"request": request, "received": received, "tstamp": time.time()}
+        with self._lock:
+            append_record(self.received, record)
+
+
+def _has_texts(record: Record, *names: str) -> bool:
+    return all(isinstance(record.get(name), str) for name in names)
 
 
 def _digest(payload: Payload, attempt: int) -> str:
