@@ -22,6 +22,7 @@ from duquant.atomic_files import write_json
 from duquant.checksum import check_values, with_checksum
 from duquant.evaluation.statistics import Measurement
 from duquant.json_files import read_json
+from duquant.model.content_digest import CONTENT
 from duquant.run_lock import LOCK_FILE
 
 PARTS, RESULTS = "parts", "results"
@@ -79,6 +80,12 @@ class EvaluationDirectory:
     def has(self, name: str, settings: Settings) -> bool:
         """Whether a part is finished."""
         return self._part(name, settings).is_file()
+
+    def key(self, name: str, model: Settings, settings: Settings) -> Settings:
+        """What a part is of; one that an earlier release measured is called as it was then."""
+        sampled = {key: value for key, value in model.items() if key != CONTENT}
+        then = {"model": sampled, **settings}
+        return then if self.has(name, then) else {"model": model, **settings}
 
     def part(
         self, name: str, settings: Settings, measure: Callable[[], Measurement]

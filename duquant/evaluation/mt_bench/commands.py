@@ -34,6 +34,7 @@ from duquant.evaluation.mt_bench.request_policy import RequestPolicy
 from duquant.evaluation.mt_bench.results import collect_results
 from duquant.evaluation.mt_bench.run_scores import remember_run, tell_runs
 from duquant.evaluation.mt_bench.scores import Categories
+from duquant.model.content_digest import CONTENT
 from duquant.model.tokenizer import require_known_tokens
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
@@ -81,8 +82,10 @@ def answer(
     for turn in (turn for question in asked for turn in question.turns):
         tokens = template.tokens([{"role": "user", "content": turn}])
         require_known_tokens(tokens, source.vocab_size, source.tokenizer)
+    model = source.description()
     settings = {
-        "model": source.description()["weights"],
+        "model": model["weights"],
+        CONTENT: model[CONTENT],
         "tokenizer": file_digest(*sorted(directory.glob("*.json"))),
         "chat_template": template.source,
         "max_new_tokens": max_new_tokens,
