@@ -32,7 +32,7 @@ from callbacks.endings import one_line_endings
 from callbacks.one_line_parser import OneLineParser
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_summary import show_finished
-from callbacks.trainer_options import building_a_trainer, require_supported
+from callbacks.trainer_options import building_a_trainer, require_effective, require_supported
 from callbacks.writer_thread import quiet_writer_threads
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
@@ -184,6 +184,8 @@ class DuQuantCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         output_dir = Path(self._get(self.config_init, "output_dir"))
+        if self.subcommand == "fit":
+            require_effective(config)
         if config["logger"] in (None, True):
             config["logger"] = default_logger(output_dir)
         config["plugins"] = [*(config["plugins"] or []), DurableCheckpointIO()]

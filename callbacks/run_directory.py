@@ -27,6 +27,7 @@ from duquant.atomic_files import partial, write_durably, write_json
 from duquant.data.corpora import CORPUS_NAMES, require_source
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.json_files import read_json
+from duquant.model.content_digest import CONTENT, content_digest
 from duquant.model.decoder import Decoder
 from duquant.model.finite_weights import require_finite_weights
 from duquant.model.tokenizer import require_matching_vocabulary
@@ -232,6 +233,7 @@ def _describe_model(decoder: Decoder) -> dict[str, Any]:
     return {
         "type": decoder.config.model_type,
         "weights": decoder.checkpoint.digest(),
+        CONTENT: content_digest(decoder.checkpoint),
         "dtype": str(decoder.dtype).removeprefix("torch."),
         "num_blocks": decoder.num_blocks,
     }

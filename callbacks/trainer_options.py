@@ -5,16 +5,27 @@ compute in another precision, leave data out, or change gradients on their way t
 resumed run could do so halfway. Such options are refused, naming the one that does it openly.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
+    Checkpoint,
+    DeviceStatsMonitor,
     EarlyStopping,
     GradientAccumulationScheduler,
+    LambdaCallback,
     LearningRateFinder,
+    LearningRateMonitor,
+    ModelSummary,
+    ProgressBar,
     StochasticWeightAveraging,
+    ThroughputMonitor,
+    Timer,
     WeightAveraging,
 )
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -48,6 +59,16 @@ CALIBRATING: dict[str, Requirement] = {
 """What the quantized model depends on, too."""
 
 
+IGNORED: dict[str, Requirement] = {
+    "max_epochs": (("None",), "the number of blocks decides; set model.lwc.epochs"),
+    "check_val_every_n_epoch": (("1",), "half a model is not worth measuring"),
+    "limit_test_batches": (("None",), "nothing is tested; see evaluate"),
+    "limit_predict_batches": (("None",), "nothing is predicted"),
+    "gradient_clip_algorithm": (("None",), "gradients are not clipped"),
+}
+"""What a fit sets itself or has no use for, as it is given: it would be without effect."""
+
+
 CHANGING = {
     BatchSizeFinder: "set model.lwc.batch_size",
     GradientAccumulationScheduler: "a step sees model.lwc.batch_size samples; set that",
@@ -55,7 +76,30 @@ CHANGING = {
     StochasticWeightAveraging: "clip factors are those of a block's last step",
     WeightAveraging: "clip factors are those of a block's last step",
 }
-"""Lightning's callbacks that would change the numbers, and why they are refused."""
+"""Why some of Lightning's callbacks are refused; the reason of the others is :data:`UNKNOWN`."""
+UNKNOWN = "it may change weights or how they are trained"
+HARMLESS: tuple[type[Callback], ...] = (
+    Checkpoint,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateMonitor,
+    ModelSummary,
+    ProgressBar,
+    ThroughputMonitor,
+    Timer,
+)
+"""Lightning's callbacks (and what is derived from them) that watch, save or stop. All others of
+Lightning are refused, and classes derived from those too."""
+GRADIENT_HOOKS = (
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+)
+"""Where a callback of somebody else's stands between a loss and its step. It may only watch, which
+nobody can tell from here; so it is accepted, and a warning says so."""
+OWN = ("callbacks.", "duquant.")
 LOSS = "lwc/loss"
 """The only metric of a fit; perplexities are measured after it."""
 
@@ -100,14 +144,54 @@ def require_supported(trainer: Trainer, stage: str, *, has_lwc: bool = True) -> 
         _require_harmless_callbacks(trainer, has_lwc)
 
 
+def require_effective(options: Mapping[str, Any]) -> None:
+    """Check the options of a fit as they were given: none may be without effect.
+
+    Args:
+        options: the Trainer's, by name; what is missing was not given.
+
+    Raises:
+        ValueError: naming the option, its value, and what to set instead.
+    """
+    for option, (accepted, reason) in IGNORED.items():
+        value = options.get(option)
+        if value is not None and str(value) not in accepted:
+            raise ValueError(f"trainer.{option} is {value}, which has no effect: {reason}")
+
+
 def _require_harmless_callbacks(trainer: Trainer, has_lwc: bool) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for kind, reason in CHANGING.items():
-            if isinstance(callback, kind):
-                raise ValueError(f"trainer.callbacks has a {type(callback).__name__}: {reason}")
+        name = type(callback).__name__
+        lightnings = [kind for kind in type(callback).__mro__ if _is_lightnings(kind)]
+        if not all(issubclass(kind, HARMLESS) for kind in lightnings):
+            reasons = (reason for kind, reason in CHANGING.items() if isinstance(callback, kind))
+            raise ValueError(f"trainer.callbacks has a {name}: {next(reasons, UNKNOWN)}")
         if isinstance(callback, EarlyStopping) and not (has_lwc and callback.monitor == LOSS):
             there_is = f"a fit has {LOSS} alone" if has_lwc else "without LWC a fit has none"
             raise ValueError(
                 f"trainer.callbacks has an EarlyStopping on the metric {callback.monitor}, but "
                 f"{there_is}"
             )
+        hooks = [hook for hook in GRADIENT_HOOKS if _has_hook(callback, hook)]
+        if hooks and not type(callback).__module__.startswith(OWN):
+            _warn_of(name, ", ".join(hooks))
+
+
+def _is_lightnings(kind: type) -> bool:
+    """Whether Lightning has this callback; the base of all of them does nothing."""
+    is_its_own = kind.__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
+    return is_its_own and issubclass(kind, Callback) and kind is not Callback
+
+
+def _has_hook(callback: Callback, hook: str) -> bool:
+    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
+@cache
+def _warn_of(name: str, hooks: str) -> None:
+    logging.getLogger(__name__).warning(
+        "trainer.callbacks has a %s with %s: if it changes gradients it changes the numbers, and "
+        "nothing of the run tells that it was there",
+        name,
+        hooks,
+    )

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, TypedDict
 
 from duquant.config import Recipe
+from duquant.model.content_digest import CONTENT
 
 
 class RunData(TypedDict):
@@ -31,13 +32,16 @@ def compare_runs(
     """Differences between two nested descriptions, as ``key was stored, now wanted``.
 
     Keys of ``wanted`` decide what is compared. A recipe of an earlier release is completed by the
-    options that it did not have yet.
+    options that it did not have yet. Earlier releases recognized a model by samples of its weights
+    alone: where its whole content was not recorded, it is not compared.
     """
     if not prefix and isinstance(stored.get("recipe"), dict):
         with suppress(ValueError):
             stored = {**stored, "recipe": Recipe.from_dict(stored["recipe"]).to_dict()}
     differences = []
     for key, value in wanted.items():
+        if key == CONTENT and key not in stored:
+            continue
         name = f"{prefix}{key}"
         if isinstance(value, dict) and isinstance(stored.get(key), dict):
             differences += compare_runs(stored[key], value, f"{name}.")

@@ -105,6 +105,17 @@ BAD_OPTIONS = {
         ["--trainer.accumulate_grad_batches", "2"],
         ["accumulate_grad_batches is 2", "must be 1", "model.lwc.batch_size"],
     ),
+    "epochs of the trainer": (
+        ["--trainer.max_epochs", "3"],
+        ["trainer.max_epochs is 3, which has no effect", "set model.lwc.epochs"],
+    ),
+    "pruned weights": (
+        [
+            "--trainer.callbacks+=lightning.pytorch.callbacks.ModelPruning",
+            "--trainer.callbacks.pruning_fn=l1_unstructured",
+        ],
+        ["trainer.callbacks has a ModelPruning: it may change weights"],
+    ),
     "two processes without a strategy": (
         ["--trainer.devices", "2", "--trainer.accelerator", "cpu"],
         ["trainer.strategy must be ddp with 2 processes", "trainer.devices"],

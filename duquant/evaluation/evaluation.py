@@ -106,7 +106,7 @@ class Evaluation:
         }
 
     def _key(self, index: int, name: str) -> dict[str, Any]:
-        return {"model": self.descriptions[index], **self.settings(index, name)}
+        return self.directory.key(name, self.descriptions[index], self.settings(index, name))
 
     def run(self, output: Console) -> None:
         """Measure what is not measured yet, write the results and print them."""

@@ -24,18 +24,16 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from xxhash import xxh3_128
 
 from duquant.atomic_files import write_json
 from duquant.checksum import CHECKSUM, check_values, with_checksum
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.perplexity_part import corpus_digest
 from duquant.json_files import read_json
-from duquant.model.checkpoint import Checkpoint
+from duquant.model.content_digest import content_digest
 from duquant.model.decoder import Decoder
 from duquant.ops.kernels.library_cache import cache_directory
 
-PIECE_BYTES = 1 << 24
 PACKAGE = Path(__file__).parents[1]
 LIBRARY_SETTINGS = ("ATEN_", "CUBLAS_", "DNNL_", "MKL_", "NVIDIA_", "ONEDNN_")
 """What names of environment variables begin with that choose how libraries compute."""
@@ -105,28 +103,6 @@ class KnownPerplexity:
         text = json.dumps(self.settings, sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:32]
         return cache_directory() / "perplexity" / f"{name}.json"
-
-
-def content_digest(checkpoint: Checkpoint) -> str:
-    """Every byte of configuration and weights, 32 hexadecimal digits."""
-    files = [checkpoint.directory / "config.json", *sorted(set(checkpoint.files.values()))]
-    states = [(str(file), *_state(file)) for file in files]
-    return _content_digest(tuple(states), tuple(sorted(checkpoint.files)))
-
-
-def _state(file: Path) -> tuple[int, int]:
-    return file.stat().st_size, file.stat().st_mtime_ns
-
-
-@functools.lru_cache
-def _content_digest(states: tuple[tuple[str, int, int], ...], names: tuple[str, ...]) -> str:
-    digest = xxh3_128(json.dumps(names).encode())
-    for file, size, _ in states:
-        digest.update(f"{Path(file).name} {size} ".encode())
-        with open(file, "rb") as opened:
-            while chunk := opened.read(PIECE_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 @functools.cache

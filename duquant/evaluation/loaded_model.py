@@ -17,6 +17,7 @@ from duquant.export.hugging_face import set_execution
 from duquant.export.quantization_config import QUANT_METHOD
 from duquant.json_files import read_json
 from duquant.model.checkpoint import Checkpoint, find_model_directory
+from duquant.model.content_digest import CONTENT, content_digest
 from duquant.model.finite_weights import require_finite_weights
 from duquant.model.tokenizer import (
     load_tokenizer,
@@ -117,8 +118,10 @@ class ModelSource:
 
     def description(self) -> dict[str, Any]:
         """What decides its numbers, for fingerprints: no paths."""
+        checkpoint = Checkpoint(self.directory)
         return {
-            "weights": Checkpoint(self.directory).digest(),
+            "weights": checkpoint.digest(),
+            CONTENT: content_digest(checkpoint),
             "vocabulary": len(self.tokenizer),
             "kind": self.label,
         }

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from duquant.atomic_files import write_json
 from duquant.checksum import check_values, with_checksum
 from duquant.json_files import read_json
+from duquant.model.content_digest import CONTENT
 from duquant.run_lock import LOCK_FILE
 from duquant.scores.evaluated import Evaluated
 from duquant.scores.statistics import Measurement
@@ -66,6 +67,12 @@ class EvaluationDirectory:
     def has(self, name: str, settings: Settings) -> bool:
         """Whether a part is finished."""
         return self._part(name, settings).is_file()
+
+    def key(self, name: str, model: Settings, settings: Settings) -> Settings:
+        """What a part is of; one that an earlier release measured is called as it was then."""
+        sampled = {key: value for key, value in model.items() if key != CONTENT}
+        then = {"model": sampled, **settings}
+        return then if self.has(name, then) else {"model": model, **settings}
 
     def part(
         self, name: str, settings: Settings, measure: Callable[[], Measurement]

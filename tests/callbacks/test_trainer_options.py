@@ -12,8 +12,12 @@ from callbacks.block_progression import BlockProgression
 from callbacks.trainer_options import (
     CALIBRATING,
     CHANGING,
+    GRADIENT_HOOKS,
+    IGNORED,
     MEASURING,
+    _warn_of,
     building_a_trainer,
+    require_effective,
     require_supported,
 )
 from tests.in_process import (
@@ -103,25 +107,95 @@ def test_a_measurement_refuses_its_own(finished_run: FinishedRun) -> None:
 
 def changing() -> list[Callback]:
     return [
+        callbacks.BackboneFinetuning(),
         callbacks.BatchSizeFinder(),
+        callbacks.EMAWeightAveraging(),
         callbacks.GradientAccumulationScheduler({0: 2}),
         callbacks.LearningRateFinder(),
+        callbacks.ModelPruning("l1_unstructured"),
         callbacks.StochasticWeightAveraging(0.1),
         callbacks.WeightAveraging(),
-        callbacks.EMAWeightAveraging(),
+        type("Derived", (callbacks.ModelPruning,), {})("random_unstructured"),
+        type("Both", (callbacks.Timer, callbacks.BaseFinetuning), {})(),
     ]
+
+
+def harmless() -> list[Callback]:
+    return [
+        callbacks.DeviceStatsMonitor(),
+        callbacks.EarlyStopping("lwc/loss"),
+        callbacks.LambdaCallback(on_train_start=print),
+        callbacks.LearningRateMonitor(),
+        callbacks.ModelCheckpoint(),
+        callbacks.ModelSummary(),
+        callbacks.RichModelSummary(),
+        callbacks.RichProgressBar(),
+        callbacks.TQDMProgressBar(),
+        callbacks.ThroughputMonitor(len),
+        callbacks.Timer("00:01:00:00"),
+        type("Derived", (callbacks.Timer,), {})("00:01:00:00"),
+        type("Own", (Callback,), {"on_train_batch_end": lambda *_: None})(),
+    ]
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What this project says, Lightning's own lines left out."""
+    return [r.message for r in caplog.records if r.name == "callbacks.trainer_options"]
+
+
+def trainer_with(callback: Callback) -> Any:
+    """Just what is looked at: Lightning's own checks of callbacks are not meant here."""
+    trainer = small_trainer()
+    trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+    return trainer
 
 
 @pytest.mark.parametrize("callback", changing(), ids=lambda callback: type(callback).__name__)
 def test_callbacks_that_would_change_the_numbers_are_refused(callback: Callback) -> None:
-    trainer = small_trainer(callback)
+    trainer = trainer_with(callback)
     with pytest.raises(ValueError, match=f"has a {type(callback).__name__}: "):
         require_supported(trainer, "fit")
     require_supported(trainer, "validate")
 
 
-def test_every_such_callback_has_its_case() -> None:
-    assert {type(callback) for callback in changing()} >= CHANGING.keys()
+@pytest.mark.parametrize("callback", harmless(), ids=lambda callback: type(callback).__name__)
+def test_callbacks_that_change_nothing_are_not(
+    callback: Callback, caplog: pytest.LogCaptureFixture
+) -> None:
+    require_supported(trainer_with(callback), "fit")
+    assert not told(caplog)
+
+
+def test_every_callback_of_lightning_is_one_of_both() -> None:
+    """But for bases that cannot be used alone; whatever another release adds is refused."""
+    tried = {type(callback) for callback in (*changing(), *harmless())}
+    bases = {"Callback", "Checkpoint", "ProgressBar", "BaseFinetuning"}
+    unused = {"BasePredictionWriter", "OnExceptionCheckpoint", "SpikeDetection"}
+    names = set(callbacks.__all__) - bases - unused
+    assert names <= {kind.__name__ for kind in tried}
+    assert tried >= CHANGING.keys()
+
+
+@pytest.mark.parametrize("hook", GRADIENT_HOOKS)
+@pytest.mark.parametrize("is_lambda", [False, True])
+def test_who_stands_between_loss_and_step_is_told_of(
+    hook: str, is_lambda: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    _warn_of.cache_clear()
+    hooks: dict[str, Any] = {hook: lambda *_: None}
+    own = callbacks.LambdaCallback(**hooks) if is_lambda else type("Own", (Callback,), hooks)()
+    for _ in range(2):
+        require_supported(trainer_with(own), "fit")
+    (line,) = told(caplog)
+    assert f"has a {type(own).__name__} with {hook}: if it changes" in line
+
+
+@pytest.mark.parametrize("option", IGNORED)
+def test_what_would_have_no_effect_is_refused(option: str) -> None:
+    require_effective(dict.fromkeys(IGNORED))
+    require_effective({"check_val_every_n_epoch": 1, "max_steps": 3})
+    with pytest.raises(ValueError, match=f"trainer.{option} is 3, which has no effect: "):
+        require_effective({option: 3})
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import torch
 
 from duquant.checksum import with_checksum
 from duquant.evaluation import known_perplexity
-from duquant.evaluation.known_perplexity import KnownPerplexity, content_digest
+from duquant.evaluation.known_perplexity import KnownPerplexity
 from duquant.model import checkpoint
+from duquant.model.content_digest import content_digest
 from duquant.model.decoder import Decoder
 from duquant.processes import Processes
 from tests.in_process import small_data, write_text

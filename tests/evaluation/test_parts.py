@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from duquant.atomic_files import write_json
 from duquant.evaluation.parts import EvaluationDirectory, cover
 from duquant.scores.statistics import Measurement, mean_of
 
@@ -123,3 +124,13 @@ def test_a_digit_that_flipped_is_no_number(tmp_path: Path) -> None:
     del stored["checksum"]  # as earlier releases wrote it
     file.write_text(json.dumps(stored))
     assert directory.part("task", SETTINGS, measured) == measured()
+
+
+def test_a_part_of_an_earlier_release_is_found_by_the_samples_of_its_model(tmp_path: Path) -> None:
+    directory, model = EvaluationDirectory(tmp_path), {"weights": "abc", "content": "def"}
+    settings = {"limit": 20, "seed": 1}
+    assert directory.key("task", model, settings) == {"model": model, **settings}
+    old = {"model": {"weights": "abc"}, **settings}
+    write_json(directory._part("task", old), {})
+    assert directory.key("task", model, settings) == old
+    assert directory.key("task", {**model, "weights": "x"}, settings)["model"]["content"] == "def"

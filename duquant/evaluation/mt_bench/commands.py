@@ -35,6 +35,7 @@ from duquant.evaluation.mt_bench.results import collect_results
 from duquant.evaluation.mt_bench.run_scores import remember_run, tell_runs
 from duquant.evaluation.mt_bench.scores import Categories
 from duquant.evaluation.options import Dtype
+from duquant.model.content_digest import CONTENT
 from duquant.model.tokenizer import require_known_tokens
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
@@ -109,8 +110,10 @@ def _answer_settings(
     dtype: Dtype,
 ) -> dict[str, Any]:
     """What decides the answers: those of other settings are not added to."""
+    model = source.description()
     return {
-        "model": source.description()["weights"],
+        "model": model["weights"],
+        CONTENT: model[CONTENT],
         "tokenizer": file_digest(*sorted(directory.glob("*.json"))),
         "chat_template": template.source,
         "max_new_tokens": max_new_tokens,
