@@ -27,12 +27,12 @@ from duquant.atomic_files import partial, write_durably, write_json
 from duquant.data.corpora import CORPUS_NAMES, require_source
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.json_files import read_json
-from duquant.model.content_digest import CONTENT, content_digest
+from duquant.model.content_digest import content_digest
 from duquant.model.decoder import Decoder
 from duquant.model.finite_weights import require_finite_weights
 from duquant.model.tokenizer import require_matching_vocabulary
 from duquant.modules.language_model import LanguageModel
-from duquant.run_description import RunDescription, compare_runs
+from duquant.run_description import CONTENT, RunDescription, compare_runs
 from duquant.run_lock import LOCK_FILE, RunLock
 
 RUN_FILE = "run.json"

@@ -9,7 +9,9 @@ from contextlib import suppress
 from typing import Any, TypedDict
 
 from duquant.config import Recipe
-from duquant.model.content_digest import CONTENT
+
+CONTENT = "content"
+"""Name of a digest of the whole model in descriptions; those of earlier releases lack it."""
 
 
 class RunData(TypedDict):

@@ -1,6 +1,7 @@
 """One evaluation from its request to its results: check, measure part by part, compare, report."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -105,7 +106,7 @@ class Evaluation:
             "lm_eval": version("lm_eval"),
         }
 
-    def _key(self, index: int, name: str) -> dict[str, Any]:
+    def _key(self, index: int, name: str) -> Mapping[str, Any]:
         return self.directory.key(name, self.descriptions[index], self.settings(index, name))
 
     def run(self, output: Console) -> None:

@@ -17,7 +17,7 @@ from duquant.export.hugging_face import set_execution
 from duquant.export.quantization_config import QUANT_METHOD
 from duquant.json_files import read_json
 from duquant.model.checkpoint import Checkpoint, find_model_directory
-from duquant.model.content_digest import CONTENT, content_digest
+from duquant.model.content_digest import content_digest
 from duquant.model.finite_weights import require_finite_weights
 from duquant.model.tokenizer import (
     load_tokenizer,
@@ -26,6 +26,7 @@ from duquant.model.tokenizer import (
 )
 from duquant.nn.execution import Backend
 from duquant.plain_text import in_one_line
+from duquant.run_description import CONTENT
 from duquant.user_paths import user_path
 
 PACKED = ".packed"

@@ -21,7 +21,7 @@ from urllib.parse import quote
 from duquant.atomic_files import write_json
 from duquant.checksum import check_values, with_checksum
 from duquant.json_files import read_json
-from duquant.model.content_digest import CONTENT
+from duquant.run_description import CONTENT
 from duquant.run_lock import LOCK_FILE
 from duquant.scores.evaluated import Evaluated
 from duquant.scores.statistics import Measurement

@@ -27,8 +27,6 @@ from duquant.json_files import read_json
 from duquant.model.checkpoint import Checkpoint
 from duquant.ops.kernels.library_cache import cache_directory
 
-CONTENT = "content"
-"""The digest's name in descriptions of models; those of earlier releases lack it."""
 PIECE_BYTES = 1 << 24
 SETTLED_SECONDS = 2.0
 """How long a file must have been left alone before what it holds is kept."""

@@ -35,10 +35,10 @@ from duquant.evaluation.mt_bench.results import collect_results
 from duquant.evaluation.mt_bench.run_scores import remember_run, tell_runs
 from duquant.evaluation.mt_bench.scores import Categories
 from duquant.evaluation.options import Dtype
-from duquant.model.content_digest import CONTENT
 from duquant.model.tokenizer import require_known_tokens
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
+from duquant.run_description import CONTENT
 from duquant.run_lock import RunLock
 from duquant.terminal import say, show_table
 
