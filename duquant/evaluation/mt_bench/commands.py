@@ -22,13 +22,13 @@ from duquant.evaluation.mt_bench.chat_model import (
     ChatModel,
     find_chat_model,
 )
-from duquant.evaluation.mt_bench.chat_template import TemplateName, choose_template
+from duquant.evaluation.mt_bench.chat_template import ChatTemplate, TemplateName, choose_template
 from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, key_from_environment
 from duquant.evaluation.mt_bench.judge_prompts import load_judge_prompts
 from duquant.evaluation.mt_bench.judging import judge_matches
 from duquant.evaluation.mt_bench.matches import make_matches
 from duquant.evaluation.mt_bench.opponents import answers_of, choose_opponents
-from duquant.evaluation.mt_bench.questions import load_questions
+from duquant.evaluation.mt_bench.questions import Question, load_questions
 from duquant.evaluation.mt_bench.replies import Replies
 from duquant.evaluation.mt_bench.request_policy import RequestPolicy
 from duquant.evaluation.mt_bench.results import collect_results
@@ -79,13 +79,9 @@ def answer(
     directory = find_chat_model(pretrained)
     name, source = _model_name(model_id, directory), ModelSource.find(str(directory))
     template = choose_template(source.tokenizer, chat_template, pretrained)
-    for turn in (turn for question in asked for turn in question.turns):
-        tokens = template.tokens([{"role": "user", "content": turn}])
-        require_known_tokens(tokens, source.vocab_size, source.tokenizer)
-    model = source.description()
+    _require_known_turns(asked, template, source)
     settings = {
-        "model": model["weights"],
-        CONTENT: model[CONTENT],
+        **_identity(source),
         "tokenizer": file_digest(*sorted(directory.glob("*.json"))),
         "chat_template": template.source,
         "max_new_tokens": max_new_tokens,
@@ -201,6 +197,20 @@ def show(
         write_json(bench.results(results.judge), results.to_dict())
         say(f"the same as JSON: {bench.results(results.judge)}")
         _report(bench, results.judge, categories)
+
+
+def _require_known_turns(
+    asked: list[Question], template: ChatTemplate, source: ModelSource
+) -> None:
+    for turn in (turn for question in asked for turn in question.turns):
+        tokens = template.tokens([{"role": "user", "content": turn}])
+        require_known_tokens(tokens, source.vocab_size, source.tokenizer)
+
+
+def _identity(source: ModelSource) -> dict[str, str]:
+    """Which model answers: by samples of its weights, as earlier releases had it, and by all."""
+    model = source.description()
+    return {"model": model["weights"], CONTENT: model[CONTENT]}
 
 
 def _categories(bench: BenchDirectory, questions: Path | None) -> Categories:
