@@ -38,7 +38,7 @@ from duquant.model.content_digest import CONTENT
 from duquant.model.tokenizer import require_known_tokens
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
-from duquant.run_lock import RunLock
+from duquant.run_lock import locked
 from duquant.terminal import say, show_table
 
 
@@ -93,8 +93,7 @@ def answer(
     if all(question.question_id in done for question in asked):
         say(f"{name} has answered all {len(asked)} questions: {bench.answers(name)}")
         return
-    with RunLock(output_dir) as lock:
-        lock.acquire()
+    with locked(output_dir):
         done = answered(bench, name, settings)  # nobody adds to them any more
         chat = ChatModel(source.read(dtype, {"": place}), template, max_new_tokens)
         begin(bench, name, settings, questions)
@@ -156,8 +155,7 @@ def judge(
     client = ChatEndpoint(endpoint, judge_model, key_from_environment(), request)
     client.check()
     path, replies = bench.judgments(judge_model, mode), bench.replies(judge_model)
-    with RunLock(output_dir) as lock:
-        lock.acquire()
+    with locked(output_dir):
         asker = Replies(replies, client)
         unclear = judge_matches(matches, path, judge_model, asker, attempts, parallel)
     say(f"judgments of {judge_model}: {path}")
