@@ -11,6 +11,8 @@ import fcntl
 import logging
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -102,3 +104,15 @@ class RunLock:
             return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
         except FileNotFoundError:
             return False
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory's lock.
+
+    Raises:
+        ValueError: as :meth:`RunLock.acquire`.
+    """
+    with RunLock(directory) as lock:
+        lock.acquire()
+        yield

@@ -68,7 +68,7 @@ class EvaluationDirectory:
         """Whether a part is finished."""
         return self._part(name, settings).is_file()
 
-    def key(self, name: str, model: Settings, settings: Settings) -> Settings:
+    def key(self, name: str, model: Settings, settings: Settings) -> dict[str, Any]:
         """What a part is of; one that an earlier release measured is called as it was then."""
         sampled = {key: value for key, value in model.items() if key != CONTENT}
         then = {"model": sampled, **settings}

@@ -5,7 +5,6 @@ written before that, and everything that is written is finished: the same comman
 """
 
 from pathlib import Path
-from typing import Any
 
 from duquant.atomic_files import write_json
 from duquant.evaluation.loaded_model import ModelSource, find_device
@@ -28,7 +27,7 @@ from duquant.evaluation.mt_bench.judge_prompts import load_judge_prompts
 from duquant.evaluation.mt_bench.judging import judge_matches
 from duquant.evaluation.mt_bench.matches import make_matches
 from duquant.evaluation.mt_bench.opponents import answers_of, choose_opponents
-from duquant.evaluation.mt_bench.questions import load_questions
+from duquant.evaluation.mt_bench.questions import Question, load_questions
 from duquant.evaluation.mt_bench.replies import Replies
 from duquant.evaluation.mt_bench.request_policy import RequestPolicy
 from duquant.evaluation.mt_bench.results import collect_results
@@ -39,7 +38,7 @@ from duquant.model.tokenizer import require_known_tokens
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
 from duquant.run_description import CONTENT
-from duquant.run_lock import RunLock
+from duquant.run_lock import locked
 from duquant.terminal import say, show_table
 
 
@@ -80,16 +79,21 @@ def answer(
     directory = find_chat_model(pretrained)
     name, source = _model_name(model_id, directory), ModelSource.find(str(directory))
     template = choose_template(source.tokenizer, chat_template, pretrained)
-    for turn in (turn for question in asked for turn in question.turns):
-        tokens = template.tokens([{"role": "user", "content": turn}])
-        require_known_tokens(tokens, source.vocab_size, source.tokenizer)
-    settings = _answer_settings(source, directory, template, questions, max_new_tokens, seed, dtype)
+    _require_known_turns(asked, template, source)
+    settings = {
+        **_identity(source),
+        "tokenizer": file_digest(*sorted(directory.glob("*.json"))),
+        "chat_template": template.source,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "dtype": dtype,
+        "questions": file_digest(questions),
+    }
     done = answered(bench, name, settings)
     if all(question.question_id in done for question in asked):
         say(f"{name} has answered all {len(asked)} questions: {bench.answers(name)}")
         return
-    with RunLock(output_dir) as lock:
-        lock.acquire()
+    with locked(output_dir):
         done = answered(bench, name, settings)  # nobody adds to them any more
         chat = ChatModel(source.read(dtype, {"": place}), template, max_new_tokens)
         begin(bench, name, settings, questions)
@@ -98,29 +102,6 @@ def answer(
     if chat.turns_without_room:
         say(f"{chat.turns_without_room} turns are empty: no room in {chat.context} positions")
     say(f"answers of {name}: {bench.answers(name)}")
-
-
-def _answer_settings(
-    source: ModelSource,
-    directory: Path,
-    template: ChatTemplate,
-    questions: Path,
-    max_new_tokens: int,
-    seed: int,
-    dtype: Dtype,
-) -> dict[str, Any]:
-    """What decides the answers: those of other settings are not added to."""
-    model = source.description()
-    return {
-        "model": model["weights"],
-        CONTENT: model[CONTENT],
-        "tokenizer": file_digest(*sorted(directory.glob("*.json"))),
-        "chat_template": template.source,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "dtype": dtype,
-        "questions": file_digest(questions),
-    }
 
 
 def judge(
@@ -174,8 +155,7 @@ def judge(
     client = ChatEndpoint(endpoint, judge_model, key_from_environment(), request)
     client.check()
     path, replies = bench.judgments(judge_model, mode), bench.replies(judge_model)
-    with RunLock(output_dir) as lock:
-        lock.acquire()
+    with locked(output_dir):
         asker = Replies(replies, client)
         unclear = judge_matches(matches, path, judge_model, asker, attempts, parallel)
     say(f"judgments of {judge_model}: {path}")
@@ -215,6 +195,20 @@ def show(
         write_json(bench.results(results.judge), results.to_dict())
         say(f"the same as JSON: {bench.results(results.judge)}")
         _report(bench, results.judge, categories)
+
+
+def _require_known_turns(
+    asked: list[Question], template: ChatTemplate, source: ModelSource
+) -> None:
+    for turn in (turn for question in asked for turn in question.turns):
+        tokens = template.tokens([{"role": "user", "content": turn}])
+        require_known_tokens(tokens, source.vocab_size, source.tokenizer)
+
+
+def _identity(source: ModelSource) -> dict[str, str]:
+    """Which model answers: by samples of its weights, as earlier releases had it, and by all."""
+    model = source.description()
+    return {"model": model["weights"], CONTENT: model[CONTENT]}
 
 
 def _categories(bench: BenchDirectory, questions: Path | None) -> Categories:
