@@ -13,7 +13,11 @@ from duquant.terminal import note
 
 @contextmanager
 def quiet_writer_threads() -> Iterator[None]:
-    """Print no traceback of TensorBoard's thread; warn if nobody else had its error."""
+    """Print no traceback of TensorBoard's thread; warn if nobody else had its error.
+
+    That holds for the rest of the process: a thread whose directory was removed notices at its next
+    flush, which may come after the run.
+    """
     failed: list[OSError] = []
     usual = threading.excepthook
 
@@ -25,9 +29,6 @@ def quiet_writer_threads() -> Iterator[None]:
             usual(failure)
 
     threading.excepthook = remember
-    try:
-        yield
-    finally:
-        threading.excepthook = usual
+    yield
     if failed:
         note(f"warning: TensorBoard's last events are lost: {failed[0].strerror}")
