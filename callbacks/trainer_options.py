@@ -28,6 +28,7 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from callbacks.data_parallel import BlockParallel
@@ -86,6 +87,7 @@ HARMLESS: tuple[type[Callback], ...] = (
     LearningRateMonitor,
     ModelSummary,
     ProgressBar,
+    SaveConfigCallback,
     ThroughputMonitor,
     Timer,
 )

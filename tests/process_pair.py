@@ -23,7 +23,14 @@ from duquant.config import LWCConfig
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
 from duquant.processes import Processes
-from tests.in_process import NO_LWC, calibrate, small_data, small_language_model, small_trainer
+from tests.in_process import (
+    LEARNS_ALL,
+    NO_LWC,
+    calibrate,
+    small_data,
+    small_language_model,
+    small_trainer,
+)
 
 SPOILED = 3
 """Number of the sample that a test spoils; of two processes, process 1 holds it."""
@@ -52,6 +59,13 @@ def calibrate_with_nan(source: Path, text: Path, output: Path, **options: Any) -
     model = small_language_model(source, output, **EXACT_ACTIVATIONS)
     data = small_data(source, text, batch_size=4)
     calibrate(model, data, LastCheckpoint(output), SpoilSample(), **options)
+    return model
+
+
+def calibrate_learning_all(source: Path, text: Path, output: Path, **options: Any) -> LanguageModel:
+    """A calibration that trains transforms and clip factors of activations too."""
+    model = small_language_model(source, output, **LEARNS_ALL)
+    calibrate(model, small_data(source, text), LastCheckpoint(output), **options)
     return model
 
 
@@ -99,6 +113,9 @@ def work(rank: int, port: int, source: Path, text: Path, output: Path) -> dict[s
     found["skipped_steps"] = [int(block.skipped_steps) for block in model.blocks]  # type: ignore[arg-type]
     found["factors"] = [parameter.detach() for parameter in model.parameters()]
     found["losses"] = [record.lwc_losses for record in BlockRecord.load_all(output, 2)]
+    together["strategy"] = BlockParallel()
+    learned = calibrate_learning_all(source, text, output / "learned", **together)
+    found["learned"] = [parameter.detach() for parameter in learned.parameters()]
     together["strategy"] = BlockParallel()
     calibrate_without_lwc(source, text, output / "without_lwc", **together)
     for windows in (1, 3):

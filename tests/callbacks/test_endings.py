@@ -5,8 +5,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.endings import fail, one_line_endings
-from callbacks.joint_failure import CONTINUES
-from duquant.interruption import ToldInterrupt
+from duquant.interruption import FIT_CONTINUES, ToldInterrupt
 from duquant.write_errors import CannotWriteError
 
 
@@ -25,7 +24,7 @@ ENDINGS: dict[str, tuple[BaseException, int, str]] = {
     "peer": (
         RuntimeError("gloo: Connection reset"),
         2,
-        f"error: lost the connection to another process of this job; {CONTINUES}\n",
+        f"error: lost the connection to another process of this job; {FIT_CONTINUES}\n",
     ),
     "Control-C": (KeyboardInterrupt(), 130, "interrupted; the same command continues\n"),
     "Control-C, told": (ToldInterrupt(), 130, ""),

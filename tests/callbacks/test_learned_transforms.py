@@ -1,7 +1,6 @@
 """Runs that train transforms and clips of activations: what they learn, keep, and resume."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,9 +9,10 @@ from lightning import Callback, LightningModule, Trainer
 from callbacks.block_events import BlockRecord
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint, last_checkpoint
-from duquant.config import LWCConfig, RotationConfig, SmoothingConfig, TrainingConfig
+from duquant.config import RotationConfig, TrainingConfig
 from tests.callbacks.test_block_progression import assert_same_tensors
 from tests.in_process import (
+    LEARNS_ALL,
     LIGHTNING_WARNINGS,
     calibrate,
     small_data,
@@ -23,13 +23,7 @@ from tests.in_process import (
 from tests.small_run import write_small_model
 
 pytestmark = LIGHTNING_WARNINGS
-EPOCHS = 3
-LEARNS_ALL: dict[str, Any] = {
-    "rotation": RotationConfig(block_size=16, max_steps=4, transform="affine_permute"),
-    "smoothing": SmoothingConfig(subtract_mean=True),
-    "lwc": LWCConfig(epochs=EPOCHS, batch_size=2, learning_rate=0.1),
-    "training": TrainingConfig(True, 0.01, "full_precision", "relative"),
-}
+EPOCHS = LEARNS_ALL["lwc"].epochs
 
 
 class StopAfter(Callback):
