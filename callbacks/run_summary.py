@@ -93,7 +93,6 @@ class RunSummary(Callback):
             )
         write_json(path.with_name("validation.json") if is_later else path, summary)
         page, _ = write_report(output_dir, [read_run(output_dir)])
-        print_summary(summary, self.console)
         say(f"report: {page}", self.console)
 
 

@@ -161,7 +161,6 @@ class BlockCalibration:
         quantized = self.block.quantized
         assert quantized is not None, "enter a block first"
         with self.block.named():
-            self.conditions = self.block.settle()
             self.error = self._measured()
             self.round()
             if self.error.relative is not None and self.block.recipe.weight_rounding.needs_gram:
@@ -173,7 +172,8 @@ class BlockCalibration:
         return self.behind
 
     def round(self) -> None:
-        """Choose the weights' codes, which :meth:`finish` does first."""
+        """End the training and choose the weights' codes, which :meth:`finish` does first."""
+        self.conditions = self.block.settle()
         self.damping = self.block.round(self._quantized_chunks)
         self._require_same_decisions()
 

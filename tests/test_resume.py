@@ -27,6 +27,7 @@ def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = tmp_path_factory.mktemp("uninterrupted") / "run"
     finished = run("fit", *arguments(model, output))
     assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("Perplexity of") == 1
     return output
 
 

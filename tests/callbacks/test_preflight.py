@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from callbacks.block_progression import BlockProgression
 from callbacks.preflight import Preflight, describe_job
 from callbacks.preflight_file import compare_with_estimate
 from duquant.preflight.duration import Duration
+from duquant.preflight.memory import memory_phases
 from tests.in_process import (
+    LEARNS_ALL,
     LIGHTNING_WARNINGS,
     NO_LWC,
     FinishedRun,
@@ -84,3 +87,21 @@ def test_streams_lie_where_the_estimate_says(tmp_path: Path) -> None:
         progression.setup(trainer, model, "fit")
         drafted = progression.files.draft(0).full_precision
         assert isinstance(drafted, torch.Tensor) == in_memory
+
+
+def test_training_transforms_is_timed_and_takes_more_memory(tmp_path: Path) -> None:
+    source = write_small_model(tmp_path / "source", blocks=1)
+    data = small_data(source, write_text(tmp_path / "text.txt"))
+    plain = {**LEARNS_ALL, "rotation": replace(LEARNS_ALL["rotation"], transform="rotate_permute")}
+    memory = []
+    for name, options in (("learned", LEARNS_ALL), ("plain", plain)):
+        model = small_language_model(source, tmp_path / name, **options)
+        preflight = Preflight(tmp_path / name, Console(file=io.StringIO()))
+        trainer = small_trainer(preflight)
+        trainer.datamodule = data  # type: ignore[attr-defined]
+        preflight.on_fit_start(trainer, model)
+        estimate = json.loads((tmp_path / name / "preflight.json").read_text())["estimate"]
+        assert estimate["seconds"]["calibration"] > 0
+        phases = {p.name: p.num_bytes for p in memory_phases(describe_job(model, data))}
+        memory.append(phases["training"])
+    assert memory[0] > memory[1]
