@@ -181,9 +181,12 @@ def describe_recipe(model: LanguageModel) -> str:
     """``W4A4 DuQuant+LWC`` and the like."""
     recipe = model.recipe
     name = "DuQuant" if recipe.rotation.selector != "none" else "no rotation"
-    parts = [f"{recipe.bits_in_words} {name}", *(["LWC"] if recipe.has_lwc else [])]
-    method = recipe.rounding.method
-    return "+".join([*parts, *([method.upper()] if method != "nearest" else [])])
+    has = {
+        "LWC": recipe.has_lwc,
+        "trained transforms": len(model.current_block.activation_side.transforms) > 0,
+        recipe.rounding.method.upper(): recipe.rounding.method != "nearest",
+    }
+    return "+".join([f"{recipe.bits_in_words} {name}", *(part for part in has if has[part])])
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:

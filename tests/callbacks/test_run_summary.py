@@ -21,11 +21,12 @@ from callbacks.run_summary import (
     print_summary,
     summarize,
 )
-from duquant.config import FormatConfig, Recipe, RotationConfig
+from duquant.config import FormatConfig, Recipe, RotationConfig, RoundingConfig
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.model.block_error import TOLERABLE
 from duquant.model.structure import SITES
 from tests.in_process import (
+    LEARNS_ALL,
     LIGHTNING_WARNINGS,
     LWC,
     NO_LWC,
@@ -196,6 +197,8 @@ def test_validation_alone_keeps_what_the_calibration_cost(
         ({}, "W4A4 DuQuant+LWC"),
         ({"lwc": NO_LWC}, "W4A4 DuQuant"),
         ({"weight_bits": 16}, "W16A4 DuQuant"),
+        (LEARNS_ALL, "W4A4 DuQuant+LWC+trained transforms"),
+        ({"rounding": RoundingConfig("gptq"), "lwc": NO_LWC}, "W4A4 DuQuant+GPTQ"),
         ({"rotation": RotationConfig(selector="none"), "lwc": NO_LWC}, "W4A4 no rotation"),
     ],
 )
