@@ -99,7 +99,17 @@ def recipes(block_size: int) -> dict[str, Recipe]:
         rows[f"authors' LWC training, {selector}, {scope}"] = replace(
             duquant, rotation=rotated, clipping=ClippingConfig(), lwc=AUTHORS_TRAINING
         )
+    for name in ("w4a4_gptq", "w4a4_best"):
+        rows[f"configs/{name}.yaml"] = configured(name, block_size)
     return rows
+
+
+def configured(name: str, block_size: int) -> Recipe:
+    """The recipe of a file in ``configs/``, with blocks that fit the model."""
+    values = yaml.safe_load((REPOSITORY / "configs" / f"{name}.yaml").read_text())["model"]
+    return Recipe.from_dict(
+        {**values, "rotation": {**values["rotation"], "block_size": block_size}}
+    )
 
 
 def measure(name: str, recipe: Recipe, seed: int) -> float:
