@@ -118,3 +118,16 @@ def test_quantization_is_real(directory: tuple[Recipe, Path], source: Path) -> N
     original = load(source, dtype=torch.float32)
     error = (logits(load(directory[1])) - logits(original)).norm() / logits(original).norm()
     assert 1e-3 < error < 1
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_single_window_of_few_tokens_calibrates(
+    source: Path, tmp_path: Path, tokens: int
+) -> None:
+    """Means then are the tokens themselves, and nothing is left to search or to round by."""
+    target, text = tmp_path / "model", "one word and another. " * 50
+    recipe = RECIPES["everything learned"]
+    duquant.quantize(
+        str(source), text, recipe, output_dir=target, num_samples=1, sequence_length=tokens
+    )
+    assert logits(load(target)).isfinite().all()
