@@ -209,9 +209,9 @@ class LanguageModel(LightningModule):
         differences = compare_runs(checkpoint.get("duquant_run", {}), self.run_description)
         if differences:
             raise ValueError(f"the checkpoint is of another run: {'; '.join(differences)}")
-        current, state = int(checkpoint["state_dict"]["block_index"]), self.state_dict()
-        for name in self._transforms_elsewhere(current):
-            checkpoint["state_dict"][name] = state[name]
+        stored, own = checkpoint.get("state_dict", {}), self.state_dict()
+        for name in self._transforms_elsewhere(int(stored.get("block_index", 0))):
+            stored[name] = own[name]
 
     def _transforms_elsewhere(self, current: int | None = None) -> list[str]:
         """Names of what transforms learn in blocks other than the current one.

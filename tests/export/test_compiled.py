@@ -79,7 +79,7 @@ def test_biases_and_their_positions_are_part_of_the_graph(tmp_path: Path) -> Non
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_linear_becomes_machine_code(backend: Any) -> None:
     form = Integer(4)
-    codes, grid, _ = Nearest()(random_weight(32, 64, seed=0), form)
+    codes, grid, *_ = Nearest()(random_weight(32, 64, seed=0), form)
     site = SiteTransform(64, ActivationQuantizer(form, 0.9))
     linear = PackedLinear(
         form.store(codes, grid), None, form,

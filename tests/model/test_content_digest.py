@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from duquant.modules.run_description import compare_runs
 
 from callbacks.run_directory import describe_run
 from duquant.evaluation.loaded_model import ModelSource
 from duquant.model import checkpoint, content_digest
 from duquant.model.checkpoint import Checkpoint
+from duquant.run_description import compare_runs
 from tests.in_process import LIGHTNING_WARNINGS, small_language_model
 from tests.small_run import write_small_model
 

@@ -47,7 +47,7 @@ def packed_linear(
     weight: Tensor | None = None,
 ) -> PackedLinear:
     form = Integer(bits, symmetric, group_size)
-    codes, grid, _ = Nearest()(random_weight(*shape, seed=1) if weight is None else weight, form)
+    codes, grid, *_ = Nearest()(random_weight(*shape, seed=1) if weight is None else weight, form)
     return PackedLinear(
         form.store(codes, grid),
         torch.linspace(-2, 2, shape[0]).to(dtype) if bias else None,
