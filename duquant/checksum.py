@@ -28,7 +28,7 @@ COMMENT = b"xxh3_64 "
 COMMENT_BYTES = len(COMMENT) + len(UNSET)
 END_OF_ZIP, END_BYTES, COUNT_BYTES = b"PK\5\6", 22, 2
 """An archive's last record, its size without a comment, and that of the comment's length, last."""
-LARGEST_HEADER, PIECE_BYTES = 1 << 20, 1 << 20
+LARGEST_HEADER, CHUNK_BYTES = 1 << 20, 1 << 20
 RESTORE = "put it back from a copy, or start anew in another --output_dir"
 """What remains to be done where nothing can be computed again."""
 
@@ -132,7 +132,7 @@ def _checksum(start: bytes, opened: IO[bytes], end: int | None = None) -> str:
     """Checksum of ``start`` and of what follows where ``opened`` stands, up to a file's ``end``."""
     state = xxh3_64(start)
     while chunk := opened.read(
-        PIECE_BYTES if end is None else min(PIECE_BYTES, end - opened.tell())
+        CHUNK_BYTES if end is None else min(CHUNK_BYTES, end - opened.tell())
     ):
         state.update(chunk)
     return state.hexdigest()

@@ -36,6 +36,8 @@ class StreamSizes:
         dtype: of the hidden states.
         has_quantized: whether something trains on the quantized stream (LWC).
         has_augmented: whether the augmented loss needs one more target.
+        trains_on_full_precision: whether what enters the full-precision block stays until the
+            quantized block is finished, because training reads it.
     """
 
     samples: int
@@ -44,6 +46,7 @@ class StreamSizes:
     dtype: torch.dtype
     has_quantized: bool
     has_augmented: bool = False
+    trains_on_full_precision: bool = False
 
     @classmethod
     def of(
@@ -51,7 +54,8 @@ class StreamSizes:
     ) -> "StreamSizes":
         """What a recipe needs."""
         augmented = recipe.has_lwc and recipe.lwc.augmented_loss
-        return cls(samples, tokens, hidden, dtype, recipe.needs_quantized_stream, augmented)
+        kept = recipe.has_lwc and recipe.training.inputs == "full_precision"
+        return cls(samples, tokens, hidden, dtype, recipe.needs_quantized_stream, augmented, kept)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,7 +80,9 @@ class StreamSizes:
     @property
     def num_at_once(self) -> int:
         """Streams that are needed at the same time: a block's inputs and its outputs."""
-        return (3 if self.has_quantized else 2) + self.has_augmented
+        return sum(
+            [3 if self.has_quantized else 2, self.has_augmented, self.trains_on_full_precision]
+        )
 
     @property
     def bytes_at_once(self) -> int:

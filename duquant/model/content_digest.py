@@ -27,7 +27,7 @@ from duquant.json_files import read_json
 from duquant.model.checkpoint import Checkpoint
 from duquant.ops.kernels.library_cache import cache_directory
 
-PIECE_BYTES = 1 << 24
+CHUNK_BYTES = 1 << 24
 SETTLED_SECONDS = 2.0
 """How long a file must have been left alone before what it holds is kept."""
 
@@ -68,6 +68,6 @@ def _file_digest(file: Path) -> str:
 def _read(file: Path) -> str:
     digest = xxh3_128()
     with file.open("rb") as opened:
-        while chunk := opened.read(PIECE_BYTES):
+        while chunk := opened.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""A decoder block that learns its clip factors.
+"""A decoder block that learns: clip factors of its weights, and what a recipe trains beside them.
 
-``QuantBlock`` owns the only parameters DuQuant trains, two per output channel, and borrows the
-block it trains them for: the transformers layer with its frozen weights stays outside of the module
+``QuantBlock`` owns all parameters that are trained, two clip factors per output channel and those
+of :mod:`duquant.modules.activation_side`, and borrows the block it trains them for: the transformers layer with its frozen weights stays outside of the module
 tree, in a :class:`~duquant.model.surgery.QuantizedBlock`, so Lightning neither checkpoints nor
 replicates it.
 
@@ -9,8 +9,10 @@ The life of a block:
 
     enter     smooth, insert quantizers, search transforms on the calibration mean, then whatever
               has to be found on the calibration samples: peaks, the clip factors' first values
-    train     LWC: mean squared error between the quantized block's output on the quantized stream
-              and the full-precision block's output on its own stream (DuQuant section 3.1)
+    train     LWC: the distance (:mod:`duquant.modules.block_loss`) between the quantized block's
+              output, in the paper on the quantized stream, and the full-precision block's output on
+              its own stream (DuQuant section 3.1)
+    settle    what was learned of the activations becomes constant
     round     choose the codes of every weight, for good
     release   drop the weights
 """
@@ -45,7 +47,7 @@ from duquant.processes import ALONE, Processes
 
 
 class QuantBlock(LightningModule):
-    """Clip factors of one decoder block, and the block while it is being calibrated.
+    """What one decoder block learns, and the block while it is being calibrated.
 
     Args:
         shapes: ``(out, in)`` of each linear by its name in the block.

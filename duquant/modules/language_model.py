@@ -1,8 +1,8 @@
 """The root LightningModule: owns the blocks, knows which one is current, measures perplexity.
 
 One ``Trainer.fit`` runs through all blocks, so there is one log, one checkpoint lineage, one
-progress bar. All clip factors exist from the start (they are small) and one optimizer holds them;
-factors of blocks that are not current have no gradient and are passed over. Which block is current
+progress bar. All that is learned exists from the start and one optimizer holds it; parameters of
+blocks that are not current have no gradient and are passed over. Which block is current
 is a buffer of this module: it is restored before optimizers and data loaders are built.
 
 Weights live in :class:`~duquant.model.decoder.Decoder`, outside of the module tree. When things

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from duquant.config import LWCConfig, Recipe
+from duquant.config import LWCConfig, Recipe, TrainingConfig
 from duquant.data.streams import BlockSamples, Stream, Streams, StreamSizes
 from duquant.model.batch import BlockBatch
 from duquant.model.file_tensor import lay_out, open_tensors
@@ -69,3 +69,10 @@ def test_samples_may_lie_on_disk(tmp_path: Path) -> None:
     batches = list(DataLoader(samples, batch_size=2, collate_fn=BlockBatch.collate))
     assert torch.equal(torch.cat([batch.quantized_input for batch in batches]), inputs)
     assert torch.equal(torch.cat([batch.target for batch in batches]), targets)
+
+
+def test_training_on_the_full_precision_stream_keeps_one_more() -> None:
+    shape = (4, 8, 16, torch.float32)
+    plain = StreamSizes.of(Recipe(), *shape)
+    kept = StreamSizes.of(Recipe(training=TrainingConfig(inputs="full_precision")), *shape)
+    assert kept.bytes_at_once - plain.bytes_at_once == plain.stream_bytes
