@@ -1,9 +1,9 @@
 """A decoder block that learns: clip factors of its weights, and what a recipe trains beside them.
 
 ``QuantBlock`` owns all parameters that are trained, two clip factors per output channel and those
-of :mod:`duquant.modules.activation_side`, and borrows the block it trains them for: the transformers layer with its frozen weights stays outside of the module
-tree, in a :class:`~duquant.model.surgery.QuantizedBlock`, so Lightning neither checkpoints nor
-replicates it.
+of :mod:`duquant.modules.activation_side`, and borrows the block it trains them for: the
+transformers layer with its frozen weights stays outside of the module tree, in a
+:class:`~duquant.model.surgery.QuantizedBlock`, so Lightning neither checkpoints nor replicates it.
 
 The life of a block:
 
