@@ -30,7 +30,9 @@ from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
 from duquant.ops.finite import require_finite
 from duquant.ops.rotation import BaseSource
+from duquant.processes import ALONE, Processes
 from duquant.rounding.nearest import Nearest
+from duquant.transforms.site_moments import SiteMoments
 from duquant.transforms.table import transform_class
 
 Clip = ClipFactors | FixedClip
@@ -165,6 +167,8 @@ def calibrate_sites(
     *,
     observe: SiteObserver | None = None,
     draw_base: BaseSource | None = None,
+    tokens: Mapping[str, Tensor] | None = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Search every site's transform on the calibration tensor that reaches it.
 
@@ -175,6 +179,9 @@ def calibrate_sites(
         generator: randomness of the searches, on the CPU.
         observe: told what each site saw, for reports.
         draw_base: replaces the random base matrices, in tests.
+        tokens: real tokens ``(tokens, width)`` of every site, as they enter it, to be balanced with
+            its weights; ``None`` where the recipe balances nothing.
+        processes: who has the other tokens.
 
     Returns:
         The block's output on the calibration tensor.
@@ -189,9 +196,18 @@ def calibrate_sites(
             assert isinstance(module, SiteTransform)
             x = module.smooth(inputs[0]).flatten(0, -2).float()
             require_finite(x, f"calibration values of {site.name}", inputs[0].dtype)
-            module.transform = kind.search(x, recipe.rotation, generator, draw_base)
-            for name in site.linears:
-                quantized.linears[name].install(module.transform)
+            linears = [quantized.linears[name] for name in site.linears]
+            moments = None
+            if tokens is not None:
+                seen = module.smooth(tokens[site.name].float())
+                weight = torch.cat([linear.weight for linear in linears])
+                moments = SiteMoments.of(seen, weight, processes.sum)
+            transform = kind.search(x, recipe.rotation, generator, draw_base, moments)
+            module.transform = transform
+            learned = kind.learned_shapes(x.shape[-1], recipe.rotation) if recipe.has_lwc else {}
+            transform.learn({n: nn.Parameter(getattr(transform, n)) for n in learned})
+            for linear in linears:
+                linear.install(transform)
             if observe is not None:
                 observe(site, module, x)
 
