@@ -44,6 +44,7 @@ from duquant.nn.site import SiteTransform
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.transforms.table import transform_class
 
+KEYS = f"{ATTENTION}.k_proj"
 QUANTIZER = f"{ATTENTION}.attention_quantizer"
 BIASES = f"{QUANTIZER}.biases."
 OLD_SITE_NAMES = {
@@ -119,7 +120,7 @@ def unpack_block(
         setattr(block.get_submodule(parent), leaf, parameter)
     install_modules(block, recipe, sites, linears, biases)
     if recipe.rotation.balance_queries and f"{QUANTIZER}.query_basis" in rest:
-        _read_bases(rest, block)
+        _read_bases(rest, block, num_keys=shapes[KEYS][0])
     for name, quantizer in block.named_modules():
         if isinstance(quantizer, ActivationQuantizer):
             if quantizer.form.needs_peak:
@@ -152,6 +153,10 @@ def packed_bytes(block: nn.Module, recipe: Recipe) -> int:
             size += _num_bytes(form.stored_shapes(rows, columns))
         bias = getattr(block.get_submodule(name), "bias", None)
         size += rows * item if bias is not None or recipe.smoothing.subtract_mean else 0
+    if recipe.rotation.balance_queries:
+        num_keys = linear_shapes(block)[KEYS][0]
+        head_dim = int(block.get_submodule(ATTENTION).head_dim)  # type: ignore[arg-type]
+        size += 2 * num_keys * head_dim * torch.float32.itemsize
     for site in SITES:
         width = linear_shapes(block)[site.linears[0]][1]
         size += width * torch.float32.itemsize  # a scale that is divided online
@@ -211,12 +216,11 @@ def _read_biases(
     }
 
 
-def _read_bases(tensors: dict[str, Tensor], block: nn.Module) -> None:
+def _read_bases(tensors: dict[str, Tensor], block: nn.Module, num_keys: int) -> None:
     """What Q and K are multiplied by; it is stored if one of them is quantized."""
     attention = block.get_submodule(ATTENTION)
     width = int(attention.head_dim)  # type: ignore[arg-type]
-    heads = linear_shapes(block)[f"{ATTENTION}.k_proj"][0] // width
-    shape = (heads, width, width)
+    shape = (num_keys // width, width, width)
     bases = [_take(tensors, f"{QUANTIZER}.{name}_basis", shape) for name in ("query", "key")]
     quantizer = block.get_submodule(QUANTIZER)
     assert isinstance(quantizer, AttentionQuantizer)
