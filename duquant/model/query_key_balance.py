@@ -19,7 +19,7 @@ from duquant.model.structure import ATTENTION
 from duquant.model.surgery import QuantizedBlock
 from duquant.nn.attention import AttentionQuantizer
 from duquant.nn.attention_bias import RotatedBiases
-from duquant.ops.balance import balancing
+from duquant.ops.balance import balancing, shrunk
 from duquant.processes import ALONE, Processes
 
 
@@ -99,6 +99,7 @@ def _bases(
     tokens = float(processes.sum(torch.tensor(moments.tokens, device="cpu")))
     mean = total / tokens
     covariance = key - tokens * mean[:, :, None] * mean[:, None, :]
+    query, covariance = shrunk(query, tokens), shrunk(covariance, tokens)
     base = quantizer.spread(balancing(query, covariance))
     return base.float(), torch.linalg.inv(base).transpose(-1, -2).float()
 

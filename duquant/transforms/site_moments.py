@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from duquant.ops.balance import balancing
+from duquant.ops.balance import balancing, shrunk
 from duquant.ops.rotation import block_rotate
 
 SMALLEST_LENGTH = 1e-12
@@ -41,8 +41,9 @@ class SiteMoments:
 
         They are scaled together so that their mean square entry is that of rotations.
         """
-        tokens, weights = self.sum_up(_moments(self.tokens, size)), _moments(self.weight, size)
-        blocks = balancing(tokens, weights)
+        count = float(self.sum_up(torch.tensor(float(len(self.tokens)), device="cpu")))
+        tokens = shrunk(self.sum_up(_moments(self.tokens, size)), count)
+        blocks = balancing(tokens, _moments(self.weight, size))
         scale = (blocks.square().sum() / (len(blocks) * size)).sqrt()
         return (blocks / scale).float()
 

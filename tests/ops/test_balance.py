@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from duquant.ops.balance import DAMPING, balancing
+from duquant.ops.balance import DAMPING, balancing, shrunk
 
 
 def moments(*shape: int, seed: int = 0) -> Tensor:
@@ -49,6 +49,15 @@ def test_no_other_basis_costs_less() -> None:
 def test_equal_moments_of_no_direction_need_no_change() -> None:
     base = balancing(torch.eye(4), torch.eye(4))
     torch.testing.assert_close(base @ base.t(), torch.eye(4).double())
+
+
+def test_few_samples_are_trusted_less() -> None:
+    whole = moments()
+    off = ~torch.eye(8, dtype=torch.bool)
+    for samples, kept in ((0, 0.0), (8, 0.5), (792, 0.99)):
+        changed = shrunk(whole, samples)
+        torch.testing.assert_close(changed[off], kept * whole[off])
+        torch.testing.assert_close(changed.diagonal(), whole.diagonal())
 
 
 @pytest.mark.parametrize(
