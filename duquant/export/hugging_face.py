@@ -29,11 +29,8 @@ from duquant.export.quantization_config import FORMAT_VERSION, QUANT_METHOD, Duq
 from duquant.export.stored_values import require_sensible_files
 from duquant.model.checkpoint import BASE, HEAD, full_names, meta_tensors
 from duquant.model.execution import configure_execution
-from duquant.nn.attention import (
-    AttentionQuantizer,
-    register_attention,
-    require_implementation,
-)
+from duquant.nn.attention import register_attention, require_implementation
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.execution import Backend, Execution, WeightsInMemory
 
 

@@ -14,7 +14,6 @@ Weights of 16 bits are stored as ``weight`` in the model's dtype. Reading builds
 the original weights: what is on disk is all that a quantized block is.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -36,7 +35,7 @@ from duquant.model.surgery import (
     take_biases,
 )
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.attention import AttentionQuantizer
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.clipping import FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
@@ -57,7 +56,7 @@ OLD_SITE_NAMES = {
 @torch.no_grad()
 def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
     """Everything a finished block needs to run again; its weights are rounded already."""
-    tensors: dict[str, Tensor] = _outside_linears(quantized.layer)
+    tensors: dict[str, Tensor] = outside_linears(quantized.layer)
     dtype = next(iter(tensors.values())).dtype
     for name, linear in quantized.linears.items():
         if linear.is_quantized:
@@ -113,7 +112,7 @@ def unpack_block(
     }
     biases = _read_biases(rest, block, recipe, dtype)
     linears = {name: _read_linear(rest, name, block, recipe, dtype) for name in LINEARS}
-    for name, expected in _outside_linears(block).items():
+    for name, expected in outside_linears(block).items():
         parent, _, leaf = name.rpartition(".")
         stored = f"{parent}.norm.{leaf}" if _is_site_norm(parent) else name
         parameter = nn.Parameter(_take(rest, stored, expected.shape).to(dtype), requires_grad=False)
@@ -140,36 +139,8 @@ def current_name(stored: str) -> str:
     return stored
 
 
-def packed_bytes(block: nn.Module, recipe: Recipe) -> int:
-    """Bytes that :func:`pack_block` takes at most, from the shapes of a block without weights."""
-    norms = list(_outside_linears(block).values())
-    item = norms[0].dtype.itemsize
-    size = sum(tensor.numel() for tensor in norms) * item
-    form = recipe.formats.weights
-    for name, (rows, columns) in linear_shapes(block).items():
-        if form.bits >= UNQUANTIZED_BITS:
-            size += rows * columns * item
-        else:
-            size += _num_bytes(form.stored_shapes(rows, columns))
-        bias = getattr(block.get_submodule(name), "bias", None)
-        size += rows * item if bias is not None or recipe.smoothing.subtract_mean else 0
-    if recipe.rotation.balance_queries:
-        num_keys = linear_shapes(block)[KEYS][0]
-        head_dim = int(block.get_submodule(ATTENTION).head_dim)  # type: ignore[arg-type]
-        size += 2 * num_keys * head_dim * torch.float32.itemsize
-    for site in SITES:
-        width = linear_shapes(block)[site.linears[0]][1]
-        size += width * torch.float32.itemsize  # a scale that is divided online
-        size += width * torch.float32.itemsize if recipe.smoothing.subtract_mean else 0
-        size += _num_bytes(transform_class(recipe.rotation).stored_shapes(width, recipe.rotation))
-    return size
-
-
-def _num_bytes(stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> int:
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
-
-
-def _outside_linears(block: nn.Module) -> dict[str, Tensor]:
+def outside_linears(block: nn.Module) -> dict[str, Tensor]:
+    """A decoder block's own parameters but those of its linears, by name."""
     return {
         name: parameter
         for name, parameter in block.named_parameters()

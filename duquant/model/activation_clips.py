@@ -20,7 +20,7 @@ from duquant.formats.number_format import Clip, split_rows
 from duquant.model.structure import ATTENTION, SITES
 from duquant.model.surgery import QuantizedBlock
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.attention import AttentionQuantizer
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.processes import ALONE, Processes
 
 RATIOS = [1 - 0.04 * step for step in range(12)]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from duquant.model.structure import ATTENTION
 from duquant.model.surgery import QuantizedBlock
-from duquant.nn.attention import AttentionQuantizer
 from duquant.nn.attention_bias import RotatedBiases
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.ops.balance import balancing, shrunk
 from duquant.processes import ALONE, Processes
 
@@ -107,4 +107,5 @@ def _bases(
 def _squares(heads: Tensor, num_heads: int) -> Tensor:
     """``Σ xᵀx`` by head of K, over the heads of Q that share it, ``(heads of K, d, d)``."""
     grouped = heads.unflatten(1, (num_heads, -1)).transpose(0, 1).flatten(1, -2)
-    return grouped.transpose(-1, -2) @ grouped
+    squares: Tensor = grouped.transpose(-1, -2) @ grouped
+    return squares

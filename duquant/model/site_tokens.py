@@ -6,16 +6,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from duquant.model.channel_ranges import SiteViews, viewed
 from duquant.model.structure import SITES
 
 
 @contextmanager
-def keep_site_tokens(block: nn.Module, stride: int) -> Iterator[dict[str, list[Tensor]]]:
+def keep_site_tokens(
+    block: nn.Module, stride: int, views: SiteViews | None = None
+) -> Iterator[dict[str, list[Tensor]]]:
     """Keep every so many-th token of every site while the full-precision ``block`` runs.
 
     Args:
         block: a decoder block.
         stride: of all tokens of a batch the first, and every ``stride``-th behind it.
+        views: as of :func:`~duquant.model.channel_ranges.observe_sites`.
 
     Yields:
         Tokens ``(tokens, width)`` of every batch by site, filled as data passes.
@@ -24,7 +28,8 @@ def keep_site_tokens(block: nn.Module, stride: int) -> Iterator[dict[str, list[T
 
     def keeper(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            kept[name].append(inputs[0].detach().flatten(0, -2)[::stride].clone())
+            tokens = inputs[0].detach().flatten(0, -2)[::stride]
+            kept[name].append(viewed(views, name, tokens).clone())
 
         return keep
 

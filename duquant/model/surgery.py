@@ -21,8 +21,9 @@ from duquant.config import Recipe
 from duquant.model.smoothing import Smoothed
 from duquant.model.structure import ATTENTION, LINEARS, SITES, Site
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.attention import AttentionQuantizer, install_attention_quantizer
+from duquant.nn.attention import install_attention_quantizer
 from duquant.nn.attention_bias import AttentionBiases, projection_of, separable_biases
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.biased_attention import bring_biases
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear

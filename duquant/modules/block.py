@@ -26,12 +26,10 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from duquant.config import Recipe
-from duquant.model.activation_clips import search_activation_clips
-from duquant.model.activation_peaks import calibrate_peaks
 from duquant.model.batch import BlockBatch
 from duquant.model.channel_ranges import ChannelRange
 from duquant.model.decoder import BlockContext
-from duquant.model.query_key_balance import balance_queries_and_keys
+from duquant.model.sample_decisions import calibrate_on_samples
 from duquant.model.site_grams import collect_site_grams
 from duquant.model.site_report import SiteReport, report_site
 from duquant.model.smoothing import smooth_block
@@ -131,11 +129,7 @@ class QuantBlock(LightningModule):
                 tokens=tokens,
                 processes=processes,
             )
-        if self.recipe.rotation.balance_queries:
-            balance_queries_and_keys(self.quantized, self, samples, processes)
-        calibrate_peaks(self.quantized, self, samples, processes)
-        if self.recipe.clipping.activations == "search":
-            search_activation_clips(self.quantized, self, samples, processes)
+        calibrate_on_samples(self.quantized, self.recipe, self, samples, processes)
         self.activation_side.attach(self.quantized, begins=not self.has_begun)
         self._begin(samples)
         return output, reports

@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from duquant.config import LWCConfig, Recipe
 from duquant.export.model_card import CARD, size_breakdown, write_model_card
-from duquant.export.packed_block import packed_bytes
+from duquant.export.packed_size import packed_bytes
 from duquant.model.structure import linear_shapes
 from tests.block_by_block import small_recipe
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
