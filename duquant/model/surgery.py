@@ -11,7 +11,7 @@ The steps, in order (DuQuant section 3; sites as in :data:`duquant.model.structu
    quantized inputs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -198,11 +198,8 @@ def calibrate_sites(
             x = module.smooth(inputs[0]).flatten(0, -2).float()
             require_finite(x, f"calibration values of {site.name}", inputs[0].dtype)
             linears = [quantized.linears[name] for name in site.linears]
-            moments = None
-            if tokens is not None:
-                seen = module.smooth(tokens[site.name].float())
-                weight = torch.cat([linear.weight for linear in linears])
-                moments = SiteMoments.of(seen, weight, processes.sum)
+            seen = None if tokens is None else tokens[site.name]
+            moments = _moments(module, seen, linears, processes)
             transform = kind.search(x, recipe.rotation, generator, draw_base, moments)
             module.transform = transform
             learned = kind.learned_shapes(x.shape[-1], recipe.rotation) if recipe.has_lwc else {}
@@ -222,6 +219,19 @@ def calibrate_sites(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _moments(
+    site: SiteTransform,
+    tokens: Tensor | None,
+    linears: Sequence[QuantLinear],
+    processes: Processes,
+) -> SiteMoments | None:
+    """What a site's transform may know of real tokens, if there are any."""
+    if tokens is None:
+        return None
+    weight = torch.cat([linear.weight for linear in linears])
+    return SiteMoments.of(site.smooth(tokens.float()), weight, processes.sum)
 
 
 def input_quantizer(recipe: Recipe) -> ActivationQuantizer:
