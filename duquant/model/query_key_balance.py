@@ -70,7 +70,7 @@ def balance_queries_and_keys(
     moments = _Moments()
 
     def look(_: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, RotatedBiases]) -> None:
-        query, key, _, biases = inputs
+        query, key, _value, biases = inputs
         moments.add(query, key, biases)
         raise _AttentionIsReachedError
 

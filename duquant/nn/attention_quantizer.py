@@ -112,7 +112,8 @@ class AttentionQuantizer(ExactBuffers):
             return self.rotate(heads)
         wide = widen_on_cpu(heads)
         grouped = wide.unflatten(1, (len(basis), -1))
-        return (grouped @ basis.to(wide).unsqueeze(1)).flatten(1, 2)
+        changed: Tensor = grouped @ basis.to(wide).unsqueeze(1)
+        return changed.flatten(1, 2)
 
     def forward(
         self,
