@@ -59,6 +59,8 @@ FLOORS = {
     "duquant.progress_bar": 0,
     "duquant.plain_text": 0,
     "duquant.terminal": 0,
+    "duquant.terminal_table": 0,
+    "duquant.extras": 0,
     "duquant.ops": 0,
 }
 STRANGERS = [{"duquant.modules", "duquant.data"}]
@@ -72,6 +74,7 @@ DOORS = [
     ("duquant.json_files", "duquant.json_shapes"),
     ("duquant.progress_bar", "duquant.plain_text"),
     ("duquant.terminal", "duquant.plain_text"),
+    ("duquant.terminal_table", "duquant.plain_text"),
     ("duquant.nn", "duquant.transforms"),
     ("duquant.config", "duquant.formats"),
     ("duquant.config", "duquant.recipe_formats"),
