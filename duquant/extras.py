@@ -6,15 +6,14 @@ need more, which ``pyproject.toml`` lists as extras.
 
 from importlib.util import find_spec
 
-COMMAND_LINE = (
-    "lightning", "torchmetrics", "datasets", "tensorboard", "jsonargparse", "docstring_parser",
-    "matplotlib", "PIL", "psutil", "rich", "jinja2", "requests",
-)  # fmt: skip
 EXTRAS = {
-    "calibrate": COMMAND_LINE,
-    "evaluate": (*COMMAND_LINE, "lm_eval", "accelerate"),
-}
-"""Modules by the extra that installs them."""
+    "calibrate": (
+        "lightning", "torchmetrics", "datasets", "tensorboard", "jsonargparse", "docstring_parser",
+        "matplotlib", "PIL", "psutil", "rich", "jinja2", "requests",
+    ),
+    "evaluate": ("lm_eval", "accelerate"),
+}  # fmt: skip
+"""Modules that an extra adds, by its name."""
 
 
 class MissingExtraError(ImportError):

@@ -36,6 +36,7 @@ COMMAND = f"""
 sys.path.insert(0, {str(REPOSITORY)!r})
 runpy.run_path({str(REPOSITORY / "cli.py")!r}, run_name="__main__")
 """
+HEAVY = (*EXTRAS["calibrate"], *EXTRAS["evaluate"])
 IS_ASKED_FOR = "DUQUANT_REAL_INSTALL"
 
 
@@ -62,7 +63,7 @@ def generated(quantized: QuantizedDirectory) -> str:
 
 
 def test_the_wheel_alone_generates(core: Path, quantized: QuantizedDirectory) -> None:
-    process = start_in(core, GENERATE, str(quantized.path), *EXTRAS["evaluate"])
+    process = start_in(core, GENERATE, str(quantized.path), *HEAVY)
     tokens, imported, missing = process.stdout.splitlines()
     assert tokens == generated(quantized), process.stderr
     assert imported == "['jinja2']"  # which PyTorch brings and transformers imports
@@ -124,7 +125,7 @@ def test_the_wheel_in_an_empty_environment(
     subprocess.run(install, check=True)
     print(f"installed in {time.monotonic() - began:.0f} s")
     process = subprocess.run(
-        [python, "-I", "-c", "import sys\n" + GENERATE, quantized.path, *EXTRAS["evaluate"]],
+        [python, "-I", "-c", "import sys\n" + GENERATE, quantized.path, *HEAVY],
         text=True,
         capture_output=True,
     )

@@ -21,7 +21,13 @@ from duquant.export.checksums import RECIPE, file_checksums, part_checksums, rec
 from duquant.export.config_record import config_record, require_recorded
 from duquant.export.model_directory import COMPANIONS, OUTSIDE
 from duquant.export.packed_block import unpack_block
-from duquant.export.quantization_config import QUANT_METHOD, DuquantConfig
+from duquant.export.quantization_config import (
+    NOTICE,
+    NOTICE_FIELD,
+    QUANT_METHOD,
+    DuquantConfig,
+    drop_notice,
+)
 from duquant.export.stored_values import require_sense
 from duquant.export.targets.exporter import Exporter
 from duquant.json_files import read_json
@@ -53,6 +59,7 @@ class QuantizedSource:
         self.dtype: torch.dtype = getattr(torch, str(self.config.get("dtype", "float32")))
         self.checkpoint = Checkpoint(directory)
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        drop_notice(config)
         del config.quantization_config
         self.record = self._configuration(config)
         register_attention()
@@ -179,8 +186,11 @@ def _complete(
     config = dict(source.config)
     quantization = exporter.quantization_config(source.recipe, checksums, source.record)
     config.pop("quantization_config")
+    config.pop(NOTICE_FIELD, None)
     if quantization is not None:
         config["quantization_config"] = quantization
+        if quantization["quant_method"] == QUANT_METHOD:
+            config[NOTICE_FIELD] = NOTICE
     if exporter.dtype is not None:
         config["dtype"] = str(exporter.dtype).removeprefix("torch.")
     write_json(target / "config.json", config)

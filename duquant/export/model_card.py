@@ -92,11 +92,11 @@ cache = duquant.PackedCache(model)  # keys and values stay in a few bits
 print(tokenizer.decode(model.generate(**inputs, past_key_values=cache, max_new_tokens=40)[0]))
 ```
 
-`lm_eval` alone does not know the method; these two lines take all of its options:
+`lm_eval` alone does not know the method; this command knows it and takes all of its options:
 
 ```bash
-python -c "import duquant; from lm_eval.__main__ import cli_evaluate; cli_evaluate()" \\
-  --model hf --model_args pretrained=path/to/this/directory --tasks piqa
+pip install "duquant[evaluate]"
+python -m duquant.lm_eval --model hf --model_args pretrained=path/to/this/directory --tasks piqa
 ```"""
 
 

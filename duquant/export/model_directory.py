@@ -24,7 +24,7 @@ from duquant.export.checksums import RECIPE, file_checksums, part_checksums, rec
 from duquant.export.config_record import config_record
 from duquant.export.model_card import write_model_card
 from duquant.export.packed_block import pack_block, unpack_block
-from duquant.export.quantization_config import DuquantConfig
+from duquant.export.quantization_config import NOTICE, NOTICE_FIELD, DuquantConfig
 from duquant.export.stored_values import require_sense
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX, open_safetensors
@@ -120,6 +120,7 @@ class ModelDirectory:
         record = config_record(decoder.config, source)
         quantization = DuquantConfig(recipe, checksums=checksums, model_config=record)
         config["quantization_config"] = quantization.to_dict()
+        config[NOTICE_FIELD] = NOTICE
         config["tie_word_embeddings"] = record["tie_word_embeddings"]
         config["dtype"] = str(decoder.dtype).removeprefix("torch.")
         write_json(self.path / "config.json", config)
