@@ -28,6 +28,7 @@ FLOORS = {
     "duquant.calibration": 3,
     "duquant.quantization": 3,
     "duquant.subcommands": 0,
+    "duquant.check": 3,
     "duquant.lm_eval": 3,
     "duquant.modules": 3,
     "duquant.preflight": 3,

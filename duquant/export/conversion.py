@@ -19,6 +19,7 @@ from duquant.atomic_files import write_durably, write_json, write_tensors, write
 from duquant.config import Recipe
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.config_record import config_record, require_recorded
+from duquant.export.first_tokens import LOGITS, first_tokens_checksum
 from duquant.export.model_directory import COMPANIONS, OUTSIDE
 from duquant.export.packed_block import unpack_block
 from duquant.export.quantization_config import (
@@ -136,7 +137,8 @@ def _write_parts(
     exporter: Exporter,
     on_block: Callable[[int, int], None] | None,
 ) -> None:
-    checksums = {RECIPE: recipe_checksum(source.recipe.to_dict())}
+    recipe = recipe_checksum(source.recipe.to_dict())
+    checksums = {RECIPE: recipe, **first_tokens_checksum(source.directory)}
     weight_map: dict[str, str] = {}
     parts = (
         (f"model-block-{index:05d}.safetensors", partial(_block_tensors, source, exporter, index))
@@ -191,13 +193,18 @@ def _complete(
         config["quantization_config"] = quantization
         if quantization["quant_method"] == QUANT_METHOD:
             config[NOTICE_FIELD] = NOTICE
+            _copy(source.directory, target, LOGITS)
     if exporter.dtype is not None:
         config["dtype"] = str(exporter.dtype).removeprefix("torch.")
     write_json(target / "config.json", config)
     for pattern in COMPANIONS:
-        for file in sorted(source.directory.glob(pattern)):
-            write_durably(target / file.name, partial(shutil.copyfile, file))
+        _copy(source.directory, target, pattern)
     made = f"{source.recipe.bits_in_words} by DuQuant, written as `{exporter.name}`"
     write_text(target / "README.md", f"# {in_markdown(made)}\n\n{exporter.about}\n")
     size = sum((target / name).stat().st_size for name in set(weight_map.values()))
     write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(weight_map)})
+
+
+def _copy(source: Path, target: Path, pattern: str) -> None:
+    for file in sorted(source.glob(pattern)):
+        write_durably(target / file.name, partial(shutil.copyfile, file))

@@ -95,6 +95,16 @@ def test_how_to_load_is_python_that_compiles(written: QuantizedDirectory) -> Non
     assert "trust_remote_code" not in text
 
 
+def test_the_card_says_how_to_install_serve_and_check(written: QuantizedDirectory) -> None:
+    text = rewritten(written, "owner/name", replace(small_recipe(), key_bits=16)).text
+    lines = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    assert lines[0] == "pip install duquant\n"
+    assert 'pip install "duquant[vllm]"\nvllm serve path/to/this/directory\n' in lines
+    assert any(line.startswith("python -m duquant.check path/to/this/directory") for line in lines)
+    assert "## Limits" in text
+    assert "the head are not quantized (keys are not quantized)." in text
+
+
 TASK = """
 task: letters
 dataset_path: json
