@@ -129,7 +129,7 @@ class QuantBlock(LightningModule):
                 tokens=tokens,
                 processes=processes,
             )
-        calibrate_on_samples(self.quantized, self.recipe, self, samples, processes)
+            calibrate_on_samples(self.quantized, self.recipe, self, samples, processes)
         self.activation_side.attach(self.quantized, begins=not self.has_begun)
         self._begin(samples)
         return output, reports
