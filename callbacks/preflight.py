@@ -169,7 +169,7 @@ def held_bytes(directory: Path) -> int:
 
 def picture_seconds(job: Job) -> float:
     """What drawing a block's pictures takes; a first, small one loads fonts."""
-    magnitudes = dict.fromkeys(TITLES, torch.rand(job.streams.hidden))
+    magnitudes = dict.fromkeys(TITLES, torch.rand(job.streams.hidden, device="cpu"))
     draw_outliers({SITES[0].name: SiteReport({"original": magnitudes["original"]})}, "preflight")
     start = time.perf_counter()
     draw_outliers({site.name: SiteReport(magnitudes) for site in SITES}, "preflight")
