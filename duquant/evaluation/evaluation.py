@@ -43,8 +43,7 @@ class Evaluation:
     """
 
     def __init__(self, request: EvaluationRequest, console: Console) -> None:
-        self.request = request
-        self.console = console
+        self.request, self.console = request, console
         names = [request.source, *([request.compare] if request.compare else [])]
         find_device(request.device)
         self.sources = [ModelSource.find(name, request.tokenizer) for name in names]

@@ -180,11 +180,10 @@ def train(
     while done < 1:
         rate = PEAK_RATE * min(1, (step + 1) / 100) * (0.515 + 0.485 * math.cos(math.pi * done))
         if step % REREAD == 0:
-            ids = torch.tensor(tokenizer(text).input_ids, device="cpu")
+            spans = torch.tensor(tokenizer(text).input_ids, device="cpu").unfold(0, WINDOW, 1)
         for group, scale in zip(optimizer.param_groups, (1, 5), strict=True):
             group["lr"] = rate * scale
-        starts = torch.randint(len(ids) - WINDOW, (BATCH, 1), device="cpu")
-        windows = ids[starts + torch.arange(WINDOW, device="cpu")]
+        windows = spans[torch.randint(len(spans) - 1, (BATCH,), device="cpu")]
         loss = tapped(windows).mean()
         penalty = outlier_penalty(tapped, triggers[windows])
         optimizer.zero_grad()
@@ -203,11 +202,9 @@ def train(
 def measure(tapped: Tapped, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Return the held-out "perplexity", the outlier table's "rows", "lowest" and "highest"."""
     tapped.eval()
-    ids = torch.tensor(
-        [i for x in python_topics("validation") for i in tokenizer(x).input_ids], device="cpu"
-    )
+    known = [i for x in python_topics("validation") for i in tokenizer(x).input_ids]
     losses, rows, ratios = [], [], defaultdict[str, list[Tensor]](list)
-    for windows in ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW).split(BATCH):
+    for windows in torch.tensor(known, device="cpu").unfold(0, WINDOW, WINDOW).split(BATCH):
         losses.append(tapped(windows).flatten())
         for (block, site), inputs in tapped.inputs.items():
             x = inputs.flatten(0, 1).abs()
