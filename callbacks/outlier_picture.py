@@ -8,6 +8,7 @@ cover: the range of a token is set by its tallest line.
 import io
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
@@ -28,7 +29,10 @@ TITLES = {
 COLORS = dict(zip(TITLES, ("#b2182b", "#ef8a62", "#92c5de", "#4393c3", "#2166ac"), strict=True))
 OTHER_COLOR = "#4393c3"
 MOST_CHANNELS = 1024
-LAYOUT = {"left": 0.05, "right": 0.99, "bottom": 0.05, "top": 0.9, "wspace": 0.08, "hspace": 0.45}
+LAYOUT: dict[str, Any] = {
+    **{"left": 0.05, "right": 0.99, "bottom": 0.05, "top": 0.9},
+    **{"wspace": 0.08, "hspace": 0.45},
+}
 
 
 Segment = tuple[tuple[float, float], tuple[float, float]]
