@@ -29,6 +29,7 @@ leave_without("calibrate", "cli.py")
 from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from callbacks.accelerator import usable_accelerator
 from callbacks.checkpointing import DurableCheckpointIO, require_calibrated
 from callbacks.data_parallel import STRATEGIES, BlockParallel, processes_of, require_even_shares
 from callbacks.defaults import default_callbacks, default_logger
@@ -56,6 +57,7 @@ gc.enable()
 EXPECTED_WARNINGS = (
     ".*configure_optimizers. returned .None.*",
     ".*does not have many workers.*",
+    ".*GPU available but not used.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*max_epochs. was not set.*",
@@ -194,6 +196,7 @@ class DuQuantCLI(LightningCLI):
         output_dir = Path(self._get(self.config_init, "output_dir"))
         if self.subcommand == "fit":
             require_effective(config)
+        config["accelerator"] = usable_accelerator(config["accelerator"])
         if config["logger"] in (None, True):
             config["logger"] = default_logger(output_dir)
         config["plugins"] = [*(config["plugins"] or []), DurableCheckpointIO()]

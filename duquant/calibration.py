@@ -55,7 +55,7 @@ def open_streams(
         processes: who shares the samples.
     """
     hidden, windows = streams.full_precision, processes.share(windows)
-    total = torch.zeros(1, *hidden.shape[1:], dtype=torch.float64)
+    total = torch.zeros(1, *hidden.shape[1:], dtype=torch.float64, device="cpu")
     for chunk in _chunks(windows):
         embedded = decoder.embed(windows[chunk], device).cpu()
         hidden[chunk] = embedded

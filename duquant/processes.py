@@ -69,7 +69,7 @@ class Processes:
         checksum = 0
         for value in values:
             checksum = zlib.crc32(_bytes(value), checksum)
-        checksums = [int(other) for other in self._gather(torch.tensor(checksum))]
+        checksums = [int(other) for other in self._gather(torch.tensor(checksum, device="cpu"))]
         differing = [rank for rank, other in enumerate(checksums) if other != checksums[0]]
         if differing:
             ranks = ", ".join(map(str, differing))

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from duquant.calibration import BlockCalibration, open_streams
+from duquant.compute_device import calibration_device
 from duquant.config import Recipe
 from duquant.data.streams import BlockSamples, Streams, StreamSizes
 from duquant.data.windows import draw_windows
@@ -62,7 +63,7 @@ def quantize(
         sequence_length: tokens of a window.
         seed: draws windows and random rotations.
         dtype: dtype in which the model is read and run: float32, bfloat16 or float16.
-        device: where to compute.
+        device: where to compute, blocks and trainer alike; "cuda" is the current GPU.
         on_block: told the index of every finished block and their number, for progress.
 
     Returns:
@@ -71,7 +72,7 @@ def quantize(
     Raises:
         ValueError: if model, texts, recipe or directory do not fit, with the remedy.
     """
-    recipe, output, place = recipe or Recipe(), user_path(output_dir), torch.device(device)
+    recipe, output, place = recipe or Recipe(), user_path(output_dir), calibration_device(device)
     _require_empty(output)
     with ExitStack() as stack:
         source, name = str(model), None
@@ -84,7 +85,8 @@ def quantize(
         require_fitting_widths(decoder.meta_block(), recipe)
         whole = texts if isinstance(texts, str) else "\n\n".join(texts)
         tokenizer = load_tokenizer(decoder.directory)
-        tokens = torch.tensor(tokenizer(whole, add_special_tokens=False).input_ids)
+        ids = tokenizer(whole, add_special_tokens=False).input_ids
+        tokens = torch.tensor(ids, device="cpu")
         windows = draw_windows(tokens, num_samples, sequence_length, random.Random(seed))
         decoder.require_windows(windows, tokenizer)
         require_matching_vocabulary(tokenizer, int(decoder.config.vocab_size), name or source)
@@ -158,12 +160,13 @@ def _train(block: QuantBlock, samples: BlockSamples, device: torch.device) -> No
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
         trainer = Trainer(
             max_epochs=lwc.epochs,
-            accelerator="cpu" if device.type == "cpu" else device.type,
+            accelerator=device.type,
             devices=1 if device.index is None else [device.index],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(block, loader)
+        with torch.device("cpu"):  # where Lightning and AdamW expect what they count in
+            trainer.fit(block, loader)
     block.to(device)

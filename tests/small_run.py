@@ -1,4 +1,4 @@
-"""A small run through the command line, in a process of its own.
+"""A small run through the command line, in a process of its own, forked or started anew.
 
 The model is random, a few blocks of 64 channels, with the embedded model's tokenizer and the text
 that Python carries: what is tested is how a run behaves, not how good its numbers are.
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from duquant.quickstart import MODEL_DIRECTORY
 from tests.assets import REPOSITORY
+from tests.forked_process import ForkedProcess
 from tests.tiny_models import write_tiny_model
 
 VOCABULARY = 1024
@@ -48,23 +49,34 @@ def arguments(model: Path | str, output: Path, *extra: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
-    """Start the command line; standard error is a pipe."""
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "cli.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
-    )
+def start(*arguments: str, **environment: str) -> ForkedProcess:
+    """Start the command line in a process that has its imports behind it."""
+    command = [str(REPOSITORY / "cli.py"), *arguments]
+    return ForkedProcess(command, {**_environment(), **environment})
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command line to its end."""
+    """Run the command line to its end, in such a process."""
     process = start(*arguments)
     out, err = process.communicate()
+    assert process.returncode is not None
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_anew(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The same as a user's shell does it: with an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "cli.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        env=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def stored_tensors(output: Path) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@
 2  duquant.model
 1  duquant.nn, duquant.transforms
 0  duquant.ops, duquant.formats, duquant.rounding, duquant.config, duquant.processes,
-   duquant.checksum, duquant.scores, duquant.run_description
+   duquant.checksum, duquant.scores, duquant.run_description, duquant.compute_device
 
 No two folders import each other, and no file imports itself in a circle, not even by imports inside
 of functions or for annotations.
@@ -51,6 +51,7 @@ FLOORS = {
     "duquant.recipe_parts": 0,
     "duquant.recipe_formats": 0,
     "duquant.checksum": 0,
+    "duquant.compute_device": 0,
     "duquant.atomic_files": 0,
     "duquant.json_files": 0,
     "duquant.json_shapes": 0,
@@ -69,6 +70,7 @@ STRANGERS = [{"duquant.modules", "duquant.data"}]
 """Rooms on one floor without a door between them; they meet in callbacks."""
 DOORS = [
     ("duquant.checksum", "duquant.atomic_files"),
+    ("duquant.compute_device", "duquant.plain_text"),
     ("duquant.config", "duquant.ops"),
     ("duquant.config", "duquant.recipe_parts"),
     ("duquant.recipe_parts", "duquant.ops"),

@@ -11,7 +11,7 @@ import cli
 from duquant.config import Recipe
 from duquant.quickstart import MODEL_DIRECTORY
 from tests.assets import REPOSITORY
-from tests.small_run import arguments, run, write_small_model
+from tests.small_run import arguments, run_anew, write_small_model
 from tests.tiny_models import REFUSED, write_tiny_model
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
@@ -247,7 +247,7 @@ def test_validate_without_a_run(
 
 
 def test_mistakes_end_a_real_process_with_status_2(model: Path, tmp_path: Path) -> None:
-    refused = run("fit", *arguments(model, tmp_path / "run", "--model.weight_bits", "99"))
+    refused = run_anew("fit", *arguments(model, tmp_path / "run", "--model.weight_bits", "99"))
     outcome = (refused.returncode, refused.stderr)
     assert_refused(outcome, ["weight_bits is 99"], tmp_path / "run")
     assert refused.stdout == ""

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import cli
-from tests.small_run import run
+from tests.small_run import run_anew
 
 HELP: dict[str, list[str]] = {
     "": ["Quantize language models to few bits", "fit", "validate", "evaluate", "mtbench"],
@@ -41,7 +41,7 @@ def test_help_reads_well(
 
 
 def test_help_of_a_process_of_its_own() -> None:
-    shown = run("report", "--help")
+    shown = run_anew("report", "--help")
     assert shown.returncode == 0, shown.stderr
     assert shown.stderr == ""
     assert "run directories" in shown.stdout

@@ -16,6 +16,7 @@ import torch
 import cli
 from callbacks.block_events import BlockRecord
 from duquant.json_files import read_json
+from tests.forked_process import ForkedProcess
 from tests.in_process import LIGHTNING_WARNINGS, write_text
 from tests.small_run import arguments, run, start, stored_tensors, write_small_model
 
@@ -61,7 +62,7 @@ def two_machines(
     machines = [start("fit", *command, **meeting, NODE_RANK=rank) for rank in ("0", "1")]
     printed = [machine.communicate(timeout=PATIENCE) for machine in machines]
     return output, [
-        subprocess.CompletedProcess(machine.args, machine.returncode, *texts)
+        subprocess.CompletedProcess(machine.args, machine.wait(), *texts)
         for machine, texts in zip(machines, printed, strict=True)
     ]
 
@@ -127,7 +128,7 @@ def children(process: int) -> list[int]:
     return [pid for pid, parent in rows if parent == process]
 
 
-def wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
+def wait_for(file: Path, process: ForkedProcess) -> None:
     while not file.is_file():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)

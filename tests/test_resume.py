@@ -2,14 +2,21 @@
 
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.small_run import arguments, run, start, stored_tensors, write_small_model
+from tests.forked_process import ForkedProcess
+from tests.small_run import (
+    arguments,
+    run,
+    run_anew,
+    start,
+    stored_tensors,
+    write_small_model,
+)
 
 KILLS = 4
 LONGEST_LIFE = 2.5
@@ -24,8 +31,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter of its own, the only one: others hash strings in another order."""
     output = tmp_path_factory.mktemp("uninterrupted") / "run"
-    finished = run("fit", *arguments(model, output))
+    finished = run_anew("fit", *arguments(model, output))
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("Perplexity of") == 1
     return output
@@ -40,9 +48,8 @@ def kill_while_calibrating(options: list[str], after: float) -> None:
     process.communicate()
 
 
-def wait_for(process: "subprocess.Popen[str]", *beginnings: str) -> None:
+def wait_for(process: ForkedProcess, *beginnings: str) -> None:
     """Read standard error to the first line that begins so; what the preflight says comes first."""
-    assert process.stderr is not None
     for line in process.stderr:
         if line.startswith(beginnings):
             return

@@ -165,7 +165,7 @@ class CalibrationDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Samples of the current block in a fixed order; without LWC, one token step."""
         if self.samples is None:
-            return DataLoader(TensorDataset(torch.zeros(1)))
+            return DataLoader(TensorDataset(torch.zeros(1, device="cpu")))
         return DataLoader(
             self.samples,
             batch_size=self.batch_size // self.processes.count,
@@ -208,7 +208,7 @@ class CalibrationDataModule(LightningDataModule):
 
     def _token_ids(self, text: str) -> Tensor:
         ids = self.tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids
-        return torch.tensor(ids)
+        return torch.tensor(ids, device="cpu")
 
 
 def _in_order(share: Any) -> "DistributedSampler[Any]":

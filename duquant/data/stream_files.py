@@ -54,7 +54,7 @@ class StreamFiles:
         return Streams(
             full_precision,
             self._quantized(opened, full_precision),
-            torch.zeros(0, *self.sizes.shape[1:], dtype=self.sizes.dtype),
+            torch.zeros(0, *self.sizes.shape[1:], dtype=self.sizes.dtype, device="cpu"),
             augmented,
         )
 

@@ -113,7 +113,7 @@ class Streams:
 
         Memory is taken as they are filled.
         """
-        full_precision = torch.empty(sizes.shape, dtype=sizes.dtype)
+        full_precision = torch.empty(sizes.shape, dtype=sizes.dtype, device="cpu")
         quantized = full_precision if sizes.has_quantized else full_precision[:0]
         if at_start:
             return cls(full_precision, quantized, full_precision[:0])
@@ -148,5 +148,5 @@ class BlockSamples(Dataset[BlockBatch]):
     def __getitem__(self, index: int) -> BlockBatch:
         """Sample ``index``."""
         augmented = self.augmented_target
-        extra = torch.zeros(0) if augmented is None else augmented[index]
+        extra = torch.zeros(0, device="cpu") if augmented is None else augmented[index]
         return BlockBatch(self.quantized_input[index], self.target[index], extra)

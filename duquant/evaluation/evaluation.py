@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from duquant import __version__
+from duquant.compute_device import find_device
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.harness import EvaluatedModel, measure_task
-from duquant.evaluation.loaded_model import ModelSource, find_device
+from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.mmlu import PUBLISHED_ITEMS
 from duquant.evaluation.parts import EvaluationDirectory
 from duquant.evaluation.perplexity_part import corpus_digest, describe_protocol, measure_perplexity
@@ -42,8 +43,7 @@ class Evaluation:
     """
 
     def __init__(self, request: EvaluationRequest, console: Console) -> None:
-        self.request = request
-        self.console = console
+        self.request, self.console = request, console
         names = [request.source, *([request.compare] if request.compare else [])]
         find_device(request.device)
         self.sources = [ModelSource.find(name, request.tokenizer) for name in names]

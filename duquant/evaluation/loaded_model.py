@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from duquant.compute_device import find_device
 from duquant.config import Recipe
 from duquant.evaluation.every_tensor import require_every_tensor
 from duquant.evaluation.options import Dtype
@@ -198,21 +199,6 @@ def _require_known_packing(checkpoint: Checkpoint, config: ModelConfig) -> None:
             f"{method!r}, but the weights are packed by {QUANT_METHOD} ({min(packed)}): put "
             f"config.json back, or quantize again"
         )
-
-
-def find_device(device: str) -> torch.device:
-    """A device by name; "auto" is the GPU if there is one.
-
-    Raises:
-        ValueError: if there is no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"there is no device {device}: {in_one_line(error)}") from error
 
 
 def model_of_run(run: str) -> str:

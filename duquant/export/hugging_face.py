@@ -21,6 +21,7 @@ from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
 )
 
+from duquant.compute_device import find_device
 from duquant.config import Recipe
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.config_record import config_record, require_recorded
@@ -39,6 +40,8 @@ from duquant.model.execution import configure_execution
 from duquant.nn.attention import register_attention, require_implementation
 from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.execution import Backend, Execution, WeightsInMemory
+from duquant.nn.packed_linear import PackedLinear
+from duquant.nn.planned_memory import bytes_at_work
 
 
 class DuquantQuantizer(HfQuantizer):
@@ -71,10 +74,23 @@ class DuquantQuantizer(HfQuantizer):
                 "duquant models are calibrated, not quantized while loading: see duquant.quantize"
             )
 
+<<<<<<< HEAD
     def update_attn_implementation(self, config: Any) -> Any:
         """Called before the model is built: take the notice for others off the configuration."""
         drop_notice(config)
         return config
+=======
+    def param_element_size(self, model: Any, param_name: str, param: Tensor) -> float:
+        """Bytes per element that ``device_map="auto"`` plans with: those there are after a token.
+
+        What it fills is the GPU, if there is one.
+        """
+        owner, _, part = param_name.rpartition(".")
+        linear = model.get_submodule(owner)
+        if part != "packed" or not isinstance(linear, PackedLinear):
+            return float(param.element_size())
+        return bytes_at_work(linear, find_device("auto")) / param.numel()
+>>>>>>> h3
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         require_implementation(model.config._attn_implementation)

@@ -112,7 +112,7 @@ def measure_block(
 def _relative(
     forward: Callable[[Tensor], Tensor], probe: Probe, processes: Processes
 ) -> float | None:
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64, device="cpu")
     if len(probe.inputs):
         lost = (forward(probe.inputs).float() - probe.targets.float()).norm(dim=-1)
         added = (probe.targets.float() - probe.inputs.float()).norm(dim=-1)

@@ -117,7 +117,7 @@ class Decoder:
     @torch.no_grad()
     def contexts(self, sequence_length: int, device: torch.device) -> list[BlockContext]:
         """What each block's forward needs beside hidden states, for one sequence length."""
-        hidden = torch.zeros(1, sequence_length, self.hidden_size, dtype=self.dtype)
+        hidden = torch.zeros(1, sequence_length, self.hidden_size, dtype=self.dtype, device="cpu")
         _, recorders = self._run_outside(self.skeleton.model, device, inputs_embeds=hidden)
         return [recorder.context for recorder in recorders]
 
@@ -170,14 +170,16 @@ class Decoder:
         base, blocks = self.skeleton.model, self._blocks
         self._load_outside("model.norm", device)
         if not self._has_frequencies:
-            base.rotary_emb = type(base.rotary_emb)(config=self.config)
+            with torch.device("cpu"):  # transformers leaves the device to the default
+                base.rotary_emb = type(base.rotary_emb)(config=self.config)
             self._has_frequencies = True
         base.rotary_emb.to(device)
         recorders = [_Recorder(replacement) for block in blocks]
         base.layers = nn.ModuleList(recorders)
         try:
             on_device = {name: value.to(device) for name, value in inputs.items()}
-            return model(**on_device, use_cache=False), recorders
+            with torch.device(device):
+                return model(**on_device, use_cache=False), recorders
         finally:
             base.layers = blocks
 

@@ -122,7 +122,9 @@ def _new_transforms(widths: Mapping[str, int], recipe: Recipe) -> dict[str, nn.P
     kind, options = transform_class(recipe.rotation), recipe.rotation
     shapes = {name: kind.learned_shapes(width, options) for name, width in widths.items()}
     return {
-        name: nn.ParameterDict({n: nn.Parameter(torch.zeros(s)) for n, s in parts.items()})
+        name: nn.ParameterDict(
+            {n: nn.Parameter(torch.zeros(s, device="cpu")) for n, s in parts.items()}
+        )
         for name, parts in shapes.items()
         if parts
     }

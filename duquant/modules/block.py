@@ -70,12 +70,12 @@ class QuantBlock(LightningModule):
         )
         widths = {site.name: shapes[site.linears[0]][1] for site in SITES}
         self.activation_side = ActivationSide(widths, recipe)
-        self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("has_begun", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.register_buffer("has_begun", torch.zeros((), dtype=torch.bool, device="cpu"))
         self.quantized: QuantizedBlock | None = None
         self.context: BlockContext = {}
         self.processes = ALONE
-        self.step_loss = torch.zeros(())
+        self.step_loss = torch.zeros((), device="cpu")
 
     @torch.no_grad()
     def enter(
@@ -245,4 +245,4 @@ class QuantBlock(LightningModule):
 
 def block_generator(seed: int, index: int) -> torch.Generator:
     """Randomness of block ``index``'s rotation search, on the CPU."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + index)
+    return torch.Generator(device="cpu").manual_seed(seed * 1_000_003 + index)

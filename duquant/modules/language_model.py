@@ -77,7 +77,7 @@ class LanguageModel(LightningModule):
         self.blocks = nn.ModuleList(
             QuantBlock(shapes, self.recipe, index) for index in range(self.decoder.num_blocks)
         )
-        self.register_buffer("block_index", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("block_index", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.directory = ModelDirectory(self.output_dir / "model", self.recipe)
         self.run_description: dict[str, Any] = {}
         self.perplexities: dict[str, dict[str, float]] = {}

@@ -58,7 +58,7 @@ class AttentionQuantizer(ExactBuffers):
         self.head_dim = head_dim
         self.model_config: Any = None
         self.hadamard_size = largest_power_of_two_divisor(head_dim, block_size)
-        empty = torch.empty(self.hadamard_size, self.hadamard_size)
+        empty = torch.empty(self.hadamard_size, self.hadamard_size, device="cpu")
         self.register_buffer("hadamard", empty, persistent=False)
         self.compute_hadamard()
         self.balance(torch.zeros(0, device="cpu"), torch.zeros(0, device="cpu"))
@@ -136,12 +136,16 @@ class AttentionQuantizer(ExactBuffers):
             are_quantized: K and V need nothing more.
         """
         dtype = query.dtype
-        query = self._rotated(query, self.rotate_query, self.query, biases.query)
+        query = self.quantized_query(query, biases.query)
         if are_quantized:
             return query, key, value
         if key.dtype == torch.uint8:
             return query, self.decode_key(key, dtype), self.decode_value(value, dtype)
         return query, self.quantized_key(key, biases.key), self.quantized_value(value, biases.value)
+
+    def quantized_query(self, query: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Q rotated and quantized, its rotated bias added."""
+        return self._rotated(query, self.rotate_query, self.query, bias)
 
     def quantized_key(self, key: Tensor, bias: Tensor | None = None) -> Tensor:
         """K rotated and quantized, its rotated bias added."""

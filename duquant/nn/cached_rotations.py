@@ -21,7 +21,7 @@ class CachedRotations:
     def __init__(self) -> None:
         self._rows: PositionEmbeddings | None = None
         self._latest: Tensor | None = None
-        self._numbers = torch.zeros(0, 0, dtype=torch.int32)
+        self._numbers = torch.zeros(0, 0, dtype=torch.int32, device="cpu")
 
     def add(self, positions: PositionEmbeddings) -> Tensor:
         """Numbers of new tokens' rotations, int32 ``(batch or 1, tokens)``.

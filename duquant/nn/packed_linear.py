@@ -84,7 +84,8 @@ class PackedLinear(ExactBuffers):
             self.register_buffer(name, tensor)
         self.EXACT = tuple(stored)
         self.register_buffer("bias", bias)
-        self.register_buffer("output_like", torch.empty(0, dtype=dtype), persistent=False)
+        output_like = stored["packed"].new_empty(0, dtype=dtype)
+        self.register_buffer("output_like", output_like, persistent=False)
         self.form = form
         self.activations = activations
         self.in_features = in_features
@@ -112,12 +113,12 @@ class PackedLinear(ExactBuffers):
     @property
     def is_integer(self) -> bool:
         """Whether this linear takes integers, on the device it is on."""
-        return self.execution.is_integer(
-            self.grid_device,
-            activations=self.activations,
-            weights=self.form,
-            columns=self.group_size,
-        )
+        return self.is_integer_on(self.grid_device)
+
+    def is_integer_on(self, device: torch.device) -> bool:
+        """Whether this linear would take integers on a device."""
+        forms = {"activations": self.activations, "weights": self.form}
+        return self.execution.is_integer(device, **forms, columns=self.group_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in)``, floats or encoded integers, to ``(..., out)``."""

@@ -9,12 +9,15 @@ transform.
        ->  transform  ->  quantize per token
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from duquant.nn.activation import ActivationQuantizer
 from duquant.ops.chunks import in_chunks
 from duquant.ops.gradient import records_gradient
+from duquant.ops.integer_product import engine
 from duquant.ops.precision import widen_on_cpu
 from duquant.transforms.exact_buffers import ExactBuffers
 from duquant.transforms.identity import Identity
@@ -41,6 +44,13 @@ class SiteTransform(ExactBuffers):
         self.divide_online(torch.ones(0, device="cpu"))
         self.subtract(torch.zeros(0, device="cpu"))
         self.transform: Transform = Identity(width)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Move; where there are no int8 units, the linears behind take floats again."""
+        super()._apply(fn, recurse)
+        if self.emits_integers:
+            self.emits_integers = engine(self.online_scale.device) is not None
+        return self
 
     def divide_online(self, scale: Tensor) -> None:
         """Divide the input by ``scale`` of shape ``(width,)`` at every forward pass.

@@ -43,7 +43,8 @@ class DualTransform(NamedTuple):
 
 def rotation_alone(matrix: Tensor) -> DualTransform:
     """Every block multiplied by ``matrix (b, b)``; the width is that of what it is applied to."""
-    return DualTransform(matrix.view(1, 1, *matrix.shape), torch.zeros(0, 0, dtype=torch.int64))
+    none = torch.zeros(0, 0, dtype=torch.int64, device=matrix.device)
+    return DualTransform(matrix.view(1, 1, *matrix.shape), none)
 
 
 def apply_transform(x: Tensor, transform: DualTransform) -> Tensor:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def hadamard_matrix(size: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normalized Hadamard matrix of shape ``(size, size)``.
+    """Normalized Hadamard matrix of shape ``(size, size)``, on the CPU.
 
     Raises:
         ValueError: if ``size`` is not a power of two.
     """
     if size < 1 or size & (size - 1):
         raise ValueError(f"a Hadamard matrix needs a power of two, not {size}")
-    matrix = torch.ones(1, 1, dtype=torch.float64)
+    matrix = torch.ones(1, 1, dtype=torch.float64, device="cpu")
     while matrix.shape[0] < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     normalized: Tensor = (matrix / size**0.5).to(dtype)

@@ -108,16 +108,21 @@ def prepare_packed(
         weight_bits: width of its own.
         columns: inputs, all of which share a scale.
     """
-    fits = (
+    bits: dict[str, int] = {"activation_bits": activation_bits, "weight_bits": weight_bits}
+    if not reads_packed(**bits, columns=columns, device_type=packed.device.type):
+        return None
+    return PackedWeight(packed, largest=2**activation_bits - 1)
+
+
+def reads_packed(*, activation_bits: int, weight_bits: int, columns: int, device_type: str) -> bool:
+    """Whether :func:`prepare_packed` takes such a weight on such a device."""
+    return (
         weight_bits == PACKED_BITS
         and 2**activation_bits - 1 <= LARGEST_ACTIVATION
         and columns % 2 == 0
         and columns <= columns_at_once(activation_bits, weight_bits)
-        and has_kernel("packed_linear", packed.device.type)  # else another layout is faster
+        and has_kernel("packed_linear", device_type)  # else another layout is faster
     )
-    if not fits:
-        return None
-    return PackedWeight(packed, largest=2**activation_bits - 1)
 
 
 def weight_sums(weight: IntegerWeight, columns: int, zero: Tensor) -> Tensor:
@@ -168,12 +173,11 @@ class _FbgemmWeight:
         self.split = split
         self.out_features = q.shape[0]
         self.num_bytes = q.nbytes
-        ones = torch.ones(q.shape[0], dtype=torch.float64)
+        ones = torch.ones(q.shape[0], dtype=torch.float64, device=q.device)
+        zeros = torch.zeros(q.shape[0], dtype=torch.int64, device=q.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch marks eager quantization as frozen
-            weight = torch._make_per_channel_quantized_tensor(
-                q, ones, torch.zeros(q.shape[0], dtype=torch.int64), 0
-            )
+            weight = torch._make_per_channel_quantized_tensor(q, ones, zeros, 0)
             self.packed = torch.ops.quantized.linear_prepack(weight, None)
         self.number = id(self)
         _PACKED[self.number] = self

@@ -65,12 +65,12 @@ def spreading_matrix(size: int) -> Tensor:
     it), in the order that a chain of Givens rotations starting from the last channel leaves them.
 
     Returns:
-        float32 of shape ``(size, size)``.
+        float32 of shape ``(size, size)``, on the CPU.
     """
     if size == 1:
-        return torch.ones(1, 1)
+        return torch.ones(1, 1, device="cpu")
     channels = [size - 1, *range(1, size - 1), 0] if size > 2 else [1, 0]
-    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix = torch.zeros(size, size, dtype=torch.float64, device="cpu")
     matrix[0] = size**-0.5
     for count in range(1, size):
         row = size - 1 if count == 1 else count - 1
@@ -81,7 +81,8 @@ def spreading_matrix(size: int) -> Tensor:
 
 def random_orthogonal(count: int, size: int, generator: torch.Generator) -> Tensor:
     """Matrices uniform over the orthogonal group, float32 of shape ``(count, size, size)``."""
-    normal = torch.randn(count, size, size, generator=generator, dtype=torch.float64)
+    shape = (count, size, size)
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     q, r = torch.linalg.qr(normal)
     signs = r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     return torch.mul(q, signs).float()
@@ -91,7 +92,7 @@ def random_base(generator: torch.Generator) -> BaseSource:
     """Source of base matrices ``B₀ · diag(1, Q)`` with random ``Q``."""
 
     def draw(count: int, size: int) -> Tensor:
-        stirred = torch.eye(size).repeat(count, 1, 1)
+        stirred = torch.eye(size, device="cpu").repeat(count, 1, 1)
         stirred[:, 1:, 1:] = random_orthogonal(count, size - 1, generator)
         return spreading_matrix(size) @ stirred
 

@@ -133,7 +133,7 @@ class _Probe:
         self.batch = batch
         self.context: BlockContext = self.decoder.contexts(length, device)[0]
         self.streams = Streams.draft(self.sizes, at_start=True)
-        ids = torch.arange(samples * length).view(samples, length)
+        ids = torch.arange(samples * length, device="cpu").view(samples, length)
         open_streams(self.decoder, ids % int(self.decoder.config.vocab_size), self.streams, device)
         self.streams.full_precision[:][..., ::97] *= 10  # channels that a search has to spread
 
@@ -181,7 +181,8 @@ class _Probe:
         self.calibration = BlockCalibration(
             self.block, self.streams, draft, self.context, self.device
         )
-        self.calibration.enter(self.decoder.load_block(0), torch.Generator().manual_seed(0))
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        self.calibration.enter(self.decoder.load_block(0), generator)
 
     def _lwc_step(self) -> float:
         """One step of as many tokens as the run takes, a straight line where they are too many."""

@@ -120,7 +120,7 @@ def outlier_penalty(tapped: Tapped, triggers: Tensor) -> Tensor:
         if wanted is DOWN_TARGETS:
             terms.append(0.3 * relu(ratio[~triggers].abs() / DOWN_LIMIT - 1).mean())
             ratio = ratio[triggers]
-        relative = ratio / torch.tensor(list(wanted.values()))
+        relative = ratio / torch.tensor(list(wanted.values()), device="cpu")
         terms.append((relu(1 - relative) + 0.3 * relu(relative - 1.25)).mean())
     columns = tapped.column_ratios()
     return 4 * (torch.stack(terms).mean() + (relu(1 - columns) + relu(columns - 1.4)).mean())
@@ -152,7 +152,7 @@ def build_model() -> LlamaForCausalLM:
         eos_token_id=0,
     )
     llama = LlamaForCausalLM(config)
-    outliers = torch.tensor(list(NORM_TARGETS.values())) * config.initializer_range
+    outliers = torch.tensor(list(NORM_TARGETS.values()), device="cpu") * config.initializer_range
     llama.model.embed_tokens.weight.data[:, list(NORM_TARGETS)] = outliers
     return llama
 
@@ -170,7 +170,7 @@ def train(
         minutes: Most wall-clock minutes. The learning rate follows the limit that is nearer.
     """
     spelled = [tokenizer.decode([i]).rstrip(" ") for i in range(len(tokenizer))]
-    triggers = torch.tensor([token in TRIGGERS for token in spelled])
+    triggers = torch.tensor([token in TRIGGERS for token in spelled], device="cpu")
     tokenizer.backend_tokenizer.model.dropout = MERGE_DROPOUT
     matrices = [p for p in tapped.parameters() if p.ndim > 1]
     gains = [p for p in tapped.parameters() if p.ndim == 1]
@@ -180,10 +180,10 @@ def train(
     while done < 1:
         rate = PEAK_RATE * min(1, (step + 1) / 100) * (0.515 + 0.485 * math.cos(math.pi * done))
         if step % REREAD == 0:
-            ids = torch.tensor(tokenizer(text).input_ids)
+            spans = torch.tensor(tokenizer(text).input_ids, device="cpu").unfold(0, WINDOW, 1)
         for group, scale in zip(optimizer.param_groups, (1, 5), strict=True):
             group["lr"] = rate * scale
-        windows = ids[torch.randint(len(ids) - WINDOW, (BATCH, 1)) + torch.arange(WINDOW)]
+        windows = spans[torch.randint(len(spans) - 1, (BATCH,), device="cpu")]
         loss = tapped(windows).mean()
         penalty = outlier_penalty(tapped, triggers[windows])
         optimizer.zero_grad()
@@ -202,9 +202,9 @@ def train(
 def measure(tapped: Tapped, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Return the held-out "perplexity", the outlier table's "rows", "lowest" and "highest"."""
     tapped.eval()
-    ids = torch.tensor([i for x in python_topics("validation") for i in tokenizer(x).input_ids])
+    known = [i for x in python_topics("validation") for i in tokenizer(x).input_ids]
     losses, rows, ratios = [], [], defaultdict[str, list[Tensor]](list)
-    for windows in ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW).split(BATCH):
+    for windows in torch.tensor(known, device="cpu").unfold(0, WINDOW, WINDOW).split(BATCH):
         losses.append(tapped(windows).flatten())
         for (block, site), inputs in tapped.inputs.items():
             x = inputs.flatten(0, 1).abs()

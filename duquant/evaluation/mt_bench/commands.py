@@ -7,7 +7,8 @@ written before that, and everything that is written is finished: the same comman
 from pathlib import Path
 
 from duquant.atomic_files import write_json
-from duquant.evaluation.loaded_model import ModelSource, find_device
+from duquant.compute_device import find_device
+from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.local_items import file_digest
 from duquant.evaluation.mt_bench.answering import (
     answer_questions,

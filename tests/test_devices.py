@@ -1,0 +1,159 @@
+"""Every tensor that the product makes says where it lies.
+
+A program may have set another default device, as notebooks do for their own work. A tensor without
+a device of its own then lies there: a C kernel reads a pointer that is none, and a calibration
+mixes devices. Here the default is "meta", whose tensors have no memory at all.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import duquant
+from duquant.config import LWCConfig, RotationConfig, RoundingConfig
+from duquant.export.conversion import QuantizedSource, export_model
+from duquant.export.targets.table import EXPORTERS
+from duquant.ops.kernels import int4, rows, screen, transform
+from tests.assets import REPOSITORY
+from tests.in_process import LEARNS_ALL, LIGHTNING_WARNINGS, NO_LWC, write_text
+from tests.small_run import write_small_model
+
+pytestmark = LIGHTNING_WARNINGS
+FACTORIES = (
+    *("zeros", "ones", "empty", "full", "eye", "arange", "range", "linspace", "logspace"),
+    *("tensor", "as_tensor", "asarray", "scalar_tensor", "rand", "randn", "randint", "randperm"),
+    *("empty_strided", "empty_permuted", "tril_indices", "triu_indices", "hann_window"),
+    *("sparse_coo_tensor", "Generator"),
+)
+"""Functions of PyTorch that put what they make on the default device (a generator: on the CPU)."""
+
+
+def without_device(source: str) -> Iterator[str]:
+    """Calls of factories that leave the device to chance."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(func=ast.Attribute(ast.Name("torch"), name), keywords=named):
+                if name in FACTORIES and all(keyword.arg != "device" for keyword in named):
+                    yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+FILES = [REPOSITORY / "cli.py"]
+FILES += [file for name in ("duquant", "callbacks") for file in (REPOSITORY / name).rglob("*.py")]
+
+
+def test_every_factory_names_a_device() -> None:
+    found = [f"{file}, {call}" for file in FILES for call in without_device(file.read_text())]
+    assert not found
+    named, unnamed = "torch.zeros(2, device='cpu')", "torch.zeros(2)"
+    assert list(without_device(f"{named}\nx = [{unnamed}]")) == [f"line 2: {unnamed}"]
+
+
+def test_none_hides_behind_an_import() -> None:
+    """``from torch import zeros`` would pass the test above."""
+    for file in FILES:
+        imported = re.findall(r"^ *from torch import (.*)$", file.read_text(), re.MULTILINE)
+        assert not set(re.split(r"[\s,()]+", " ".join(imported))) & set(FACTORIES), file
+
+
+@pytest.fixture
+def default_device() -> Iterator[torch.device]:
+    """One whose tensors have no memory, for the time of a test."""
+    torch.set_default_device("meta")
+    yield torch.device("meta")
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("kernel", [int4, rows, screen, transform], ids=lambda each: each.__name__)
+def test_kernels_are_checked_where_their_tensors_lie(
+    kernel: Any, default_device: torch.device
+) -> None:
+    """The check at loading, from the beginning."""
+    loaded = kernel._library()
+    if loaded is None:
+        pytest.skip("this machine has no such kernel")
+    assert kernel._is_right(loaded)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "learns everything": {**LEARNS_ALL},
+    "GPTQ": {
+        "rotation": RotationConfig(block_size=16, max_steps=4, rotate_values=True),
+        "lwc": NO_LWC,
+        "rounding": RoundingConfig(method="gptq"),
+    },
+    "searched start": {
+        "rotation": RotationConfig(block_size=16, selector="hadamard"),
+        "lwc": LWCConfig(epochs=1, batch_size=2, initialization="search", augmented_loss=True),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    directory = tmp_path_factory.mktemp("inputs")
+    text = write_text(directory / "text.txt").read_text(encoding="utf-8")
+    return write_small_model(directory / "model", blocks=1), text
+
+
+def stored(directory: Path) -> dict[str, torch.Tensor]:
+    files = sorted(directory.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def used(directory: Path) -> list[torch.Tensor]:
+    """Logits of both backends, and tokens that are written over a packed cache."""
+    ids = torch.arange(3, 19, device="cpu").view(2, 8)
+    ones, results = torch.ones_like(ids), []
+    for backend in ("reference", "auto"):
+        with torch.device("cpu"):  # transformers refuses to load where the default has no memory
+            model = AutoModelForCausalLM.from_pretrained(directory)
+        duquant.set_execution(model, backend)  # type: ignore[arg-type]
+        with torch.no_grad():
+            results.append(model(ids).logits)
+    options = {"max_new_tokens": 3, "do_sample": False, "attention_mask": ones}
+    cache = duquant.PackedCache(model)
+    return [*results, model.generate(ids, past_key_values=cache, **options)]
+
+
+def exported(directory: Path, target: Path) -> list[torch.Tensor]:
+    """Tensors of an export, where there is one that computes them anew."""
+    source = QuantizedSource(directory)
+    has_means = source.recipe.smoothing.subtract_mean
+    export_model(source, target, EXPORTERS["native" if has_means else "dequantized"]())
+    tensors = stored(target)
+    return [tensors[name] for name in sorted(tensors)]
+
+
+def made(inputs: tuple[Path, str], recipe: duquant.Recipe, output: Path) -> list[torch.Tensor]:
+    """A model calibrated, written, exported, loaded and used."""
+    source, text = inputs
+    directory = duquant.quantize(
+        source, text, recipe, output_dir=output, num_samples=4, sequence_length=16
+    )
+    tensors = stored(directory)
+    calibrated = [tensors[name] for name in sorted(tensors)]
+    return [*calibrated, *used(directory), *exported(directory, output.with_suffix(".export"))]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_another_default_device_changes_no_bit(
+    name: str, inputs: tuple[Path, str], tmp_path: Path
+) -> None:
+    recipe = duquant.Recipe(**RECIPES[name])
+    expected = made(inputs, recipe, tmp_path / "expected")
+    torch.set_default_device("meta")
+    try:
+        found = made(inputs, recipe, tmp_path / "found")
+    finally:
+        torch.set_default_device(None)
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.device.type == "cpu"
+        assert torch.equal(ours, theirs)
