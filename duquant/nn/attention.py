@@ -118,12 +118,16 @@ class AttentionQuantizer(ExactBuffers):
             are_quantized: K and V need nothing more.
         """
         dtype = query.dtype
-        query = self._rotated(query, self.query, biases.query)
+        query = self.quantized_query(query, biases.query)
         if are_quantized:
             return query, key, value
         if key.dtype == torch.uint8:
             return query, self.decode_key(key, dtype), self.decode_value(value, dtype)
         return query, self.quantized_key(key, biases.key), self.quantized_value(value, biases.value)
+
+    def quantized_query(self, query: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Q rotated and quantized, its rotated bias added."""
+        return self._rotated(query, self.query, bias)
 
     def quantized_key(self, key: Tensor, bias: Tensor | None = None) -> Tensor:
         """K rotated and quantized, its rotated bias added."""
