@@ -42,7 +42,12 @@ class FusedLinear(nn.Module):
     @property
     def out_features(self) -> list[int]:
         """Outputs of every linear."""
-        return [int(linear.out_features) for linear in self.linears.values()]  # type: ignore[arg-type]
+        return [
+            linear.out_features
+            if isinstance(linear, PackedLinear)
+            else len(linear.get_buffer("weight"))
+            for linear in self.linears.values()
+        ]
 
     def make_ready(self, execution: Execution) -> str:
         """Choose how to compute, once the tensors are loaded, and lay the weights out for it.

@@ -22,12 +22,18 @@ from vllm.model_executor.layers.quantization.base_config import (
 )
 from vllm.model_executor.models.utils import WeightsMapper
 
+from duquant.export.config_record import require_recorded
 from duquant.export.quantization_config import QUANT_METHOD, DuquantConfig
 from duquant.model.checkpoint import find_model_directory
 from duquant.serving.linear_method import PackedLinearMethod
 from duquant.serving.meta_blocks import meta_blocks, take_fused
-from duquant.serving.options import execution_of, require_options
 from duquant.serving.quantized_rotary import QuantizedRotary
+from duquant.serving.refusals import (
+    execution_of,
+    refusing_in_one_line,
+    require_family,
+    require_options,
+)
 from duquant.serving.stored_names import CHILD, renaming_rules
 
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
@@ -53,7 +59,8 @@ class ServedConfig(QuantizationConfig):
         Raises:
             ValueError: as :class:`duquant.export.quantization_config.DuquantConfig`.
         """
-        return cls(DuquantConfig(**config))
+        with refusing_in_one_line():
+            return cls(DuquantConfig(**config))
 
     def get_name(self) -> str:
         """What ``config.json`` calls it."""
@@ -81,8 +88,13 @@ class ServedConfig(QuantizationConfig):
         Raises:
             ValueError: if it was altered or does not fit together.
         """
-        self.directory = find_model_directory(model_name)
-        meta_blocks(self.directory, self.quantization, torch.float32)
+        with refusing_in_one_line():
+            require_family(hf_config)
+            self.directory = find_model_directory(model_name)
+            meta_blocks(self.directory, self.quantization, torch.float32)
+            record = self.quantization.model_config
+            if record is not None:  # --hf-overrides change it
+                require_recorded(record, hf_config, self.directory / "config.json")
 
     def get_cache_scale_mapper(self) -> WeightsMapper:
         """Names of stored tensors by vLLM's modules."""
