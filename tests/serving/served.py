@@ -77,10 +77,13 @@ def served(directory: Path, *, backend: str = "reference", **options: Any) -> It
     know_models()
 
     settings = {**SETTINGS, "additional_config": {"duquant_backend": backend}, **options}
+    engine = None
     try:
         engine = LLM(str(directory), **settings)
         yield engine
     finally:
+        if engine is not None:
+            engine.llm_engine.engine_core.shutdown()
         engine = None
         gc.collect()
         cleanup_dist_env_and_memory()
