@@ -1,5 +1,6 @@
 """Decoder blocks as transformers builds them, on the meta device, and their parts for an engine."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def meta_blocks(
     return list(skeleton.model.layers)
 
 
-def take_fused(block: nn.Module, name: str) -> FusedLinear:
-    """Take the modules of one of vLLM's linears out of a block.
+def fused_linear(block: nn.Module, name: str) -> FusedLinear:
+    """The modules of one of vLLM's linears, as a copy of those of a block.
 
     Args:
         block: from :func:`meta_blocks`.
@@ -51,7 +52,7 @@ def take_fused(block: nn.Module, name: str) -> FusedLinear:
     """
     if name not in FUSED:
         raise ValueError(f"{name} is no linear of a decoder block that duquant knows")
-    parent = name.partition(".")[0]
+    block, parent = copy.deepcopy(block), name.partition(".")[0]
     linears: Any = {part: block.get_submodule(f"{parent}.{part}_proj") for part in FUSED[name]}
     first = f"{parent}.{FUSED[name][0]}_proj"
     site = transform_of(block, next(site for site in SITES if first in site.linears))

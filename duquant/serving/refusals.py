@@ -55,6 +55,8 @@ def require_options(config: Any) -> None:
             f"--kv-cache-dtype is {cache.cache_dtype}; it would round K and V, which are quantized "
             f"already, a second time: leave it at auto"
         )
+    if config.load_config.load_format == "dummy":
+        raise ValueError("--load-format is dummy; a duquant model cannot run without its tensors")
     if model.quantization_config is not None:
         raise ValueError("--quantization-config cannot be given: a duquant model has its own")
     execution_of(config)
@@ -80,12 +82,16 @@ def require_family(config: Any) -> None:
         raise ValueError(f"rope_type {rotation} is not served: vLLM rotates otherwise")
 
 
+COMMANDS = ("vllm", "api_server.py")
+"""Programs that end with a message: ``vllm serve``, and its server called as a module."""
+
+
 @contextmanager
 def refusing_in_one_line() -> Iterator[None]:
-    """Let the command ``vllm`` end with an error's message alone; a program gets the error."""
+    """Let vLLM's command end with an error's message alone; other programs get the error."""
     try:
         yield
     except ValueError as error:
-        if Path(sys.argv[0]).name != "vllm":
+        if Path(sys.argv[0]).name not in COMMANDS:
             raise
         raise SystemExit(f"duquant: {error}") from error

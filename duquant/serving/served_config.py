@@ -26,7 +26,7 @@ from duquant.export.config_record import require_recorded
 from duquant.export.quantization_config import QUANT_METHOD, DuquantConfig
 from duquant.model.checkpoint import find_model_directory
 from duquant.serving.linear_method import PackedLinearMethod
-from duquant.serving.meta_blocks import meta_blocks, take_fused
+from duquant.serving.meta_blocks import fused_linear, meta_blocks
 from duquant.serving.quantized_rotary import QuantizedRotary
 from duquant.serving.refusals import (
     execution_of,
@@ -116,7 +116,7 @@ class ServedConfig(QuantizationConfig):
         found = LAYER.search(prefix)
         if found is None:
             raise ValueError(f"{prefix} is no linear of a decoder block that duquant knows")
-        fused = take_fused(self._block(int(found[1]), config.model_config.dtype), found[2])
+        fused = fused_linear(self._block(int(found[1]), config.model_config.dtype), found[2])
         return PackedLinearMethod(fused, execution_of(config))
 
     def _block(self, index: int, dtype: torch.dtype) -> nn.Module:

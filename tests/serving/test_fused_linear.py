@@ -18,7 +18,7 @@ from duquant.model.execution import configure_execution, transform_of
 from duquant.model.structure import SITES
 from duquant.nn.execution import Execution
 from duquant.serving.fused_linear import FusedLinear
-from duquant.serving.meta_blocks import meta_blocks, take_fused
+from duquant.serving.meta_blocks import fused_linear, meta_blocks
 from duquant.serving.quantized_rotary import QuantizedRotary
 from duquant.serving.stored_names import CHILD, FUSED, renaming_rules
 from tests.planted_biases import write_biased
@@ -38,7 +38,7 @@ def load_fused(directory: Path, tensors: Mapping[str, Tensor]) -> dict[str, Fuse
     """The linears of the first block, with tensors that are named as they are stored."""
     stored = json.loads((directory / "config.json").read_text())["quantization_config"]
     (block, *_) = meta_blocks(directory, DuquantConfig(**stored), torch.float32)
-    fused = {name: take_fused(block, name).to_empty(device="cpu") for name in FUSED}
+    fused = {name: fused_linear(block, name).to_empty(device="cpu") for name in FUSED}
     by_parent: dict[str, dict[str, nn.Module]] = {"self_attn": {}, "mlp": {}}
     for name, module in fused.items():
         parent, _, linear = name.partition(".")

@@ -32,6 +32,7 @@ def refuse(directory: Path, complaint: str, **options: Any) -> None:
         ({"tensor_parallel_size": 2}, "--tensor-parallel-size is 2"),
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size is 2"),
         ({"enable_lora": True}, "LoRA adapters cannot be served"),
+        ({"load_format": "dummy"}, "--load-format is dummy"),
         ({"backend": "fastest"}, "backend is 'fastest'; it must be one of auto, reference"),
         ({"hf_overrides": {"rms_norm_eps": 0.5}}, "rms_norm_eps is 0.5; .* quantized with"),
     ],
@@ -40,10 +41,11 @@ def test_options(options: dict[str, Any], complaint: str, directory: Path) -> No
     refuse(directory, complaint, **options)
 
 
+@pytest.mark.parametrize("command", ["/usr/bin/vllm", "/x/vllm/entrypoints/openai/api_server.py"])
 def test_the_command_ends_with_the_message_alone(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["/usr/bin/vllm", "serve", str(directory)])
+    monkeypatch.setattr("sys.argv", [command, str(directory)])
     with pytest.raises(SystemExit) as ended, served(directory, kv_cache_dtype="fp8"):
         pass
     assert str(ended.value).startswith("duquant: --kv-cache-dtype is fp8")
