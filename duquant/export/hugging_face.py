@@ -131,10 +131,13 @@ class DuquantQuantizer(HfQuantizer):
             require_recorded(stored.model_config, model.config, files[0].parent / "config.json")
         require_sensible_files(files, Recipe.from_dict(stored.recipe))
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """Read what older releases stored under other names; what is saved gets today's."""
+    def update_weight_conversions(self, weight_conversions: list[Any], *model: Any) -> list[Any]:
+        """Read what older releases stored under other names; what is saved gets today's.
+
+        transformers before 5.20 does not say of which model.
+        """
         renamings = [WeightRenaming(old, new) for old, new in OLD_SITE_NAMES.items()]
-        return [*super().update_weight_conversions(weight_conversions, model), *renamings]
+        return [*super().update_weight_conversions(weight_conversions, *model), *renamings]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         model._weight_conversions = [

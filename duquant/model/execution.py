@@ -25,13 +25,23 @@ def configure_execution(blocks: Iterable[nn.Module], execution: Execution) -> No
     for block in blocks:
         for site in SITES:
             linears = [_without_adapter(block.get_submodule(name)) for name in site.linears]
-            for linear in linears:
-                if isinstance(linear, PackedLinear):
-                    linear.restore()
-                    linear.execution = execution
-            transform_of(block, site).emits_integers = all(
-                _takes_integers(linear, execution) for linear in linears
-            )
+            configure_site(transform_of(block, site), linears, execution)
+
+
+def configure_site(
+    transform: SiteTransform, linears: Iterable[nn.Module], execution: Execution
+) -> None:
+    """Set backend and memory of one site and of all linears that read it.
+
+    Raises:
+        ValueError: as :func:`configure_execution`.
+    """
+    linears = list(linears)
+    for linear in linears:
+        if isinstance(linear, PackedLinear):
+            linear.restore()
+            linear.execution = execution
+    transform.emits_integers = all(_takes_integers(linear, execution) for linear in linears)
 
 
 def describe_execution(model: nn.Module) -> str:

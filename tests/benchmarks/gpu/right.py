@@ -11,7 +11,7 @@ import transformers
 from duquant.config import Recipe
 from duquant.formats.integer import Integer
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.attention import AttentionQuantizer
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.ops.fake_quantize import fake_quantize_rows

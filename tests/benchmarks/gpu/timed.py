@@ -24,7 +24,8 @@ from duquant.model.block_forward import run_block
 from duquant.model.execution import configure_execution, transform_of
 from duquant.model.structure import SITES, linear_shapes
 from duquant.modules.block import QuantBlock, block_generator
-from duquant.nn.attention import ATTENTION_NAME, register_attention
+from duquant.nn.attention import register_attention
+from duquant.nn.attention_quantizer import ATTENTION_NAME
 from duquant.nn.execution import Execution
 from duquant.ops.rotation import find_rotation
 from tests.benchmarks.gpu.bench import Bench, Figures, check, generator
