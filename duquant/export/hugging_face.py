@@ -74,12 +74,11 @@ class DuquantQuantizer(HfQuantizer):
                 "duquant models are calibrated, not quantized while loading: see duquant.quantize"
             )
 
-<<<<<<< HEAD
     def update_attn_implementation(self, config: Any) -> Any:
         """Called before the model is built: take the notice for others off the configuration."""
         drop_notice(config)
         return config
-=======
+
     def param_element_size(self, model: Any, param_name: str, param: Tensor) -> float:
         """Bytes per element that ``device_map="auto"`` plans with: those there are after a token.
 
@@ -90,7 +89,6 @@ class DuquantQuantizer(HfQuantizer):
         if part != "packed" or not isinstance(linear, PackedLinear):
             return float(param.element_size())
         return bytes_at_work(linear, find_device("auto")) / param.numel()
->>>>>>> h3
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         require_implementation(model.config._attn_implementation)
