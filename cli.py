@@ -66,16 +66,13 @@ EXPECTED_WARNINGS = (
 )
 """What Lightning warns of and duquant does on purpose."""
 
-
 ABOUT = "Quantize language models to few bits by DuQuant, and measure what it costs."
 DESCRIPTIONS = {
     "fit": "Calibrate a model block by block, write it quantized, and measure its perplexity.",
     "validate": "Measure the perplexity of a finished run's model beside the original's.",
 }
 
-TABLES = {
-    "mtbench": "Let a model answer MT-Bench's questions, have them judged, show the scores.",
-}
+TABLES = {"mtbench": "Let a model answer MT-Bench's questions, have them judged, show the scores."}
 """What a subcommand is about that is a table of further ones."""
 MT_BENCH: Subcommands = {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show}
 SUBCOMMANDS: Subcommands = {
