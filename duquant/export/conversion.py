@@ -22,17 +22,12 @@ from duquant.export.config_record import config_record, require_recorded
 from duquant.export.first_tokens import LOGITS, first_tokens_checksum
 from duquant.export.model_directory import COMPANIONS, OUTSIDE
 from duquant.export.packed_block import unpack_block
-from duquant.export.quantization_config import (
-    NOTICE,
-    NOTICE_FIELD,
-    QUANT_METHOD,
-    DuquantConfig,
-    drop_notice,
-)
+from duquant.export.quantization_config import QUANT_METHOD, DuquantConfig
 from duquant.export.stored_values import require_sense
 from duquant.export.targets.exporter import Exporter
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX, Checkpoint
+from duquant.model.notice import NOTICE, NOTICE_FIELD, drop_notice
 from duquant.model.skeleton import build_skeleton
 from duquant.nn.attention import register_attention
 from duquant.plain_text import in_markdown
@@ -60,7 +55,7 @@ class QuantizedSource:
         self.dtype: torch.dtype = getattr(torch, str(self.config.get("dtype", "float32")))
         self.checkpoint = Checkpoint(directory)
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        drop_notice(config)
+        drop_notice(config)  # before the record is compared
         del config.quantization_config
         self.record = self._configuration(config)
         register_attention()

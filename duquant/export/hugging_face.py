@@ -26,17 +26,11 @@ from duquant.config import Recipe
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.config_record import config_record, require_recorded
 from duquant.export.packed_block import OLD_SITE_NAMES, unpack_block
-from duquant.export.quantization_config import (
-    FORMAT_VERSION,
-    NOTICE,
-    NOTICE_FIELD,
-    QUANT_METHOD,
-    DuquantConfig,
-    drop_notice,
-)
+from duquant.export.quantization_config import FORMAT_VERSION, QUANT_METHOD, DuquantConfig
 from duquant.export.stored_values import require_sensible_files
 from duquant.model.checkpoint import BASE, HEAD, full_names, meta_tensors
 from duquant.model.execution import configure_execution
+from duquant.model.notice import NOTICE, NOTICE_FIELD, drop_notice
 from duquant.nn.attention import register_attention, require_implementation
 from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.execution import Backend, Execution, WeightsInMemory

@@ -26,12 +26,13 @@ from duquant.export.config_record import config_record
 from duquant.export.first_tokens import write_first_tokens
 from duquant.export.model_card import write_model_card
 from duquant.export.packed_block import pack_block, unpack_block
-from duquant.export.quantization_config import NOTICE, NOTICE_FIELD, DuquantConfig
+from duquant.export.quantization_config import DuquantConfig
 from duquant.export.stored_values import require_sense
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX, open_safetensors
 from duquant.model.decoder import Decoder
 from duquant.model.file_tensor import lay_out, open_tensors
+from duquant.model.notice import NOTICE, NOTICE_FIELD
 from duquant.model.surgery import QuantizedBlock
 
 COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja",

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from duquant.model.notice import drop_notice
 from duquant.model.structure import require_decoder_block
 from duquant.nn.attention_quantizer import ATTENTION_NAME
 from duquant.plain_text import in_one_line, shortened
@@ -70,6 +71,7 @@ def build_skeleton(config: Any, dtype: torch.dtype, source: str) -> Any:
     Raises:
         ValueError: saying what it lacks or has that is not known.
     """
+    drop_notice(config)
     try:
         skeleton = _build(config, dtype, ATTENTION_NAME)
     except Exception as error:

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from duquant.config import Recipe
 from duquant.export import model_directory
 from duquant.export.model_directory import ModelDirectory
-from duquant.export.quantization_config import FORMAT_VERSION, NOTICE, NOTICE_FIELD
+from duquant.export.quantization_config import FORMAT_VERSION
 from duquant.model.decoder import Decoder
+from duquant.model.notice import NOTICE, NOTICE_FIELD
 from tests.block_by_block import quantize_decoder, small_recipe
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
 from tests.tiny_models import FAMILIES, token_ids, write_tiny_model

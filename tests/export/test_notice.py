@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from duquant import extras, lm_eval
 from duquant.export.conversion import QuantizedSource, export_model
-from duquant.export.quantization_config import NOTICE, NOTICE_FIELD
 from duquant.export.targets.dequantized import Dequantized
 from duquant.export.targets.native import Native
+from duquant.model.notice import NOTICE, NOTICE_FIELD
 from tests.quantized_directory import QuantizedDirectory, logits, token_ids, write_quantized
 from tests.tiny_models import FAMILIES
 
