@@ -22,6 +22,10 @@ gc.disable()  # what imports make stays: looking through it for garbage costs mo
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 
+from callbacks.extra_guard import leave_without
+
+leave_without("calibrate", "cli.py")
+
 from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -38,6 +42,7 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.export.command import export
+from duquant.extras import require_extra
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
 from duquant.run_lock import RunLock
@@ -79,6 +84,8 @@ SUBCOMMANDS: Subcommands = {
 }
 """Subcommands without a Trainer: a function whose signature and docstring are the options, or a
 table of further subcommands. Its module imports what is slow inside of the function."""
+EXTRAS = {"evaluate": "evaluate", "mtbench": "evaluate"}
+"""Extras of subcommands that need more than the others."""
 
 
 class DuQuantCLI(LightningCLI):
@@ -122,6 +129,7 @@ class DuQuantCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand in SUBCOMMANDS:
+            require_extra(EXTRAS.get(subcommand, "calibrate"), f"cli.py {subcommand}")
             options = self.parser.instantiate_classes(self.config)
             run_subcommand(SUBCOMMANDS[subcommand], options[subcommand])
         else:

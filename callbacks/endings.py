@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from callbacks.early_interrupt import INTERRUPTED
 from callbacks.joint_failure import claim_the_word, is_lost_connection
 from duquant.evaluation.mt_bench.credentials import without_keys
+from duquant.extras import MissingExtraError
 from duquant.interruption import ToldInterrupt, how_to_continue
 from duquant.terminal import complain, note
 
@@ -38,7 +39,7 @@ def one_line_endings() -> Iterator[None]:
         if isinstance(left.__context__, KeyboardInterrupt):  # which Lightning has made into 1
             raise SystemExit(INTERRUPTED) from None
         raise
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except (ValueError, OSError, MisconfigurationException, MissingExtraError) as error:
         fail(str(error))
     except RuntimeError as error:
         if not is_lost_connection(error):

@@ -33,7 +33,8 @@ from duquant.reporting.report import HTML, MARKDOWN, write_report
 from duquant.reporting.run_contents import read_run
 from duquant.reporting.run_files import read_summary
 from duquant.run_description import RunDescription
-from duquant.terminal import PlainTable, say, show_table
+from duquant.terminal import say
+from duquant.terminal_table import PlainTable, show_table
 
 PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "safetensors")
 

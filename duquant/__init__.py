@@ -13,6 +13,7 @@ from typing import Any
 
 from duquant.config import Recipe
 from duquant.export.hugging_face import register, set_execution
+from duquant.extras import require_extra
 from duquant.nn.packed_cache import PackedCache
 
 __all__ = ["PackedCache", "Recipe", "quantize", "set_execution"]  # register_lora needs PEFT
@@ -24,6 +25,7 @@ register()
 def __getattr__(name: str) -> Any:
     """Import what is asked for: who only runs a model needs no trainer and no PEFT."""
     if name == "quantize":
+        require_extra("calibrate", "duquant.quantize")
         from duquant.quantization import quantize
 
         return quantize

@@ -64,7 +64,7 @@ class Recipe:
         values: number format of V inside attention (default: that of the activations).
         smoothing: channel scaling before the rotation.
         rotation: greedy block rotation and zigzag permutation.
-        clipping: fixed clip factors.
+        clipping: clip factors that are not learned.
         lwc: learned clip factors.
         training: what is learned beside them, and on what.
         rounding: how weights are rounded.
@@ -164,7 +164,8 @@ class Recipe:
     def needs_quantized_stream(self) -> bool:
         """Whether anything learns from what the quantized model sees, or is calibrated on it."""
         peaks = any(form.needs_peak for form in self.formats[1:])
-        return self.has_lwc or self.needs_grams or peaks
+        searches = self.clipping.activations == "search" or self.rotation.balance_queries
+        return self.has_lwc or self.needs_grams or peaks or searches
 
     @property
     def alpha(self) -> float:

@@ -100,9 +100,13 @@ class RotationConfig:
             ``per_block`` (the paper).
         transform: what a site goes through: ``rotate_permute``, the dual transformation, or
             ``affine_permute``, the same form with a matrix of its own for every block, which is
-            trained (needs LWC).
+            trained (needs LWC) or balanced.
         rotate_values: multiply the V of every head by a Hadamard matrix, which is folded into
             v_proj and o_proj and costs nothing at run time.
+        balance: of ``affine_permute``: begin with blocks in which tokens and weights lose least to
+            rounding, measured on the calibration; then nothing has to be trained.
+        balance_queries: multiply Q and K of every head by the pair of matrices, measured on the
+            calibration, in which their product loses least to rounding.
     """
 
     block_size: int = 128
@@ -112,6 +116,8 @@ class RotationConfig:
     scope: Scope = "shared"
     transform: str = "rotate_permute"
     rotate_values: bool = False
+    balance: bool = False
+    balance_queries: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers and the choices."""
@@ -124,6 +130,11 @@ class RotationConfig:
             raise ValueError(
                 f"rotation.permutation_times is {self.permutation_times}; it must be 0 or more"
             )
+        if self.balance and (self.transform != "affine_permute" or self.selector == "none"):
+            raise ValueError(
+                f"rotation.balance is true, but rotation.transform is {self.transform} with the "
+                f"selector {self.selector}; it needs affine_permute and a search"
+            )
         if self.selector == "hadamard" and self.block_size & (self.block_size - 1):
             raise ValueError(
                 f"rotation.block_size is {self.block_size}; the hadamard selector needs a power "
@@ -133,19 +144,23 @@ class RotationConfig:
 
 @dataclass(frozen=True)
 class ClippingConfig:
-    """Fixed clip factors: shrink every row's range before choosing its scale.
+    """Clip factors that are not learned: shrink every row's range before choosing its scale.
 
     Args:
         weight_ratio: factor on the weights' range, above 0 and at most 1 (default: 0.8 without
             LWC; with LWC the factors are learned and this must stay unset).
         activation_ratio: factor on every token's range, above 0 and at most 1.
+        activations: factors of tokens are ``fixed`` at ``activation_ratio``, or every site, Q, K
+            and V ``search`` the one that costs their outputs least on the calibration.
     """
 
     weight_ratio: float | None = None
     activation_ratio: float = 0.9
+    activations: Literal["fixed", "search"] = "fixed"
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers and the choice."""
+        _require_choices("clipping", self)
         for name in ("weight_ratio", "activation_ratio"):
             ratio = getattr(self, name)
             if ratio is not None and not 0 < ratio <= 1:
@@ -196,7 +211,7 @@ class TrainingConfig:
 
     Args:
         activation_clips: learn a clip factor for each end of the tokens' ranges, one pair for every
-            site and for Q, K and V, from ``clipping.activation_ratio``.
+            site and for Q, K and V, from the factors of ``clipping``.
         rate: AdamW's first rate for transforms that learn.
         inputs: train on what the block receives in the ``quantized`` model, or on what it receives
             in ``full_precision``.

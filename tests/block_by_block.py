@@ -20,7 +20,7 @@ from duquant.model.decoder import Decoder
 from duquant.model.smoothing import smooth_block
 from duquant.model.structure import LINEARS
 from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
-from duquant.model.value_rotation import rotate_values
+from duquant.model.value_rotation import rotate_values, rotated_views
 from duquant.nn.clipping import FixedClip
 
 CPU = torch.device("cpu")
@@ -63,10 +63,11 @@ def quantize_decoder(
     quantized_blocks = []
     for index, context in enumerate(decoder.contexts(input_ids.shape[1], CPU)):
         block = decoder.load_block(index)
+        views = rotated_views(block, recipe)
+        with observe_sites(block, means=True, views=views) as ranges:
+            full_precision = block(full_precision, **context)
         if recipe.rotation.rotate_values:
             rotate_values(block, recipe.rotation.block_size)
-        with observe_sites(block, means=True) as ranges:
-            full_precision = block(full_precision, **context)
         smoothed = smooth_block(block, ranges, recipe)
         clips = {name: FixedClip(recipe.weight_ratio) for name in LINEARS}
         quantized = insert_quantizers(block, recipe, clips, smoothed)

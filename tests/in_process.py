@@ -23,7 +23,13 @@ from callbacks.progress import CalibrationProgress
 from callbacks.run_directory import describe_run, prepare_fit
 from callbacks.run_summary import RunSummary
 from cli import EXPECTED_WARNINGS
-from duquant.config import LWCConfig, RotationConfig, SmoothingConfig, TrainingConfig
+from duquant.config import (
+    ClippingConfig,
+    LWCConfig,
+    RotationConfig,
+    SmoothingConfig,
+    TrainingConfig,
+)
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.python_topics import python_topics
 from duquant.modules.language_model import LanguageModel
@@ -59,8 +65,15 @@ def small_data(model: Path, text: Path, **options: Any) -> CalibrationDataModule
 
 
 LEARNS_ALL: dict[str, Any] = {
-    "rotation": RotationConfig(block_size=16, max_steps=4, transform="affine_permute"),
+    "rotation": RotationConfig(
+        block_size=16,
+        max_steps=4,
+        transform="affine_permute",
+        balance=True,
+        balance_queries=True,
+    ),
     "smoothing": SmoothingConfig(subtract_mean=True),
+    "clipping": ClippingConfig(activations="search"),
     "lwc": LWCConfig(epochs=3, batch_size=2, learning_rate=0.1),
     "training": TrainingConfig(True, 0.01, "full_precision", "relative"),
 }

@@ -21,7 +21,8 @@ from duquant.model.channel_ranges import ChannelRange
 from duquant.model.smoothing import smooth_block
 from duquant.model.structure import LINEARS, SITES
 from duquant.model.surgery import Clip, QuantizedBlock, calibrate_sites, insert_quantizers
-from duquant.nn.attention import ATTENTION_NAME, register_attention
+from duquant.nn.attention import register_attention
+from duquant.nn.attention_quantizer import ATTENTION_NAME
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.ops.rotation import BaseSource
 from tests.assets import ASSETS

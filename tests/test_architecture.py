@@ -28,6 +28,8 @@ FLOORS = {
     "duquant.calibration": 3,
     "duquant.quantization": 3,
     "duquant.subcommands": 0,
+    "duquant.check": 3,
+    "duquant.lm_eval": 3,
     "duquant.modules": 3,
     "duquant.preflight": 3,
     "duquant.data": 3,
@@ -59,6 +61,8 @@ FLOORS = {
     "duquant.progress_bar": 0,
     "duquant.plain_text": 0,
     "duquant.terminal": 0,
+    "duquant.terminal_table": 0,
+    "duquant.extras": 0,
     "duquant.ops": 0,
 }
 STRANGERS = [{"duquant.modules", "duquant.data"}]
@@ -72,6 +76,7 @@ DOORS = [
     ("duquant.json_files", "duquant.json_shapes"),
     ("duquant.progress_bar", "duquant.plain_text"),
     ("duquant.terminal", "duquant.plain_text"),
+    ("duquant.terminal_table", "duquant.plain_text"),
     ("duquant.nn", "duquant.transforms"),
     ("duquant.config", "duquant.formats"),
     ("duquant.config", "duquant.recipe_formats"),

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import duquant
 from duquant.config import (
+    ClippingConfig,
     FormatConfig,
     LWCConfig,
     Recipe,
@@ -28,6 +29,7 @@ LEARNED = replace(PLAIN, lwc=LWCConfig(epochs=1))
 FP4 = {name: FormatConfig(name) for name in ("mxfp4", "nvfp4")}
 GPTQ = RoundingConfig("gptq")
 MEANS = SmoothingConfig(weights="all", subtract_mean=True)
+SEARCHED = ClippingConfig(activations="search")
 TRAINED = replace(PLAIN.rotation, transform="affine_permute")
 RECIPES: dict[str, Recipe] = {
     **{n: replace(PLAIN, weights=form, activations=form) for n, form in FP4.items()},
@@ -40,12 +42,23 @@ RECIPES: dict[str, Recipe] = {
     "gptq": replace(PLAIN, rounding=GPTQ),
     "gptq behind LWC, in groups": replace(LEARNED, rounding=GPTQ, group_size=16),
     "means subtracted": replace(PLAIN, smoothing=MEANS),
+    "clips of activations searched": replace(PLAIN, clipping=SEARCHED),
+    "Q and K balanced": replace(PLAIN, rotation=replace(PLAIN.rotation, balance_queries=True)),
+    "blocks balanced": replace(PLAIN, rotation=replace(TRAINED, balance=True), clipping=SEARCHED),
+    "everything without training": replace(
+        PLAIN,
+        rotation=replace(TRAINED, balance=True, balance_queries=True, rotate_values=True),
+        smoothing=MEANS,
+        clipping=SEARCHED,
+        rounding=GPTQ,
+    ),
     "values rotated": replace(PLAIN, rotation=replace(PLAIN.rotation, rotate_values=True)),
     "learned clips of activations": replace(LEARNED, training=TrainingConfig(True)),
     "trained transforms": replace(LEARNED, rotation=TRAINED),
     "everything learned": replace(
         LEARNED,
-        rotation=replace(TRAINED, rotate_values=True),
+        rotation=replace(TRAINED, rotate_values=True, balance=True, balance_queries=True),
+        clipping=SEARCHED,
         smoothing=MEANS,
         training=TrainingConfig(True, 0.01, "full_precision", "relative"),
         rounding=GPTQ,

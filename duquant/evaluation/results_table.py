@@ -6,7 +6,8 @@ from rich.console import Console
 
 from duquant.scores.formatting import format_difference, format_metric
 from duquant.scores.statistics import PERPLEXITY, Measurement, difference
-from duquant.terminal import PlainTable, say, show_table
+from duquant.terminal import say
+from duquant.terminal_table import PlainTable, show_table
 
 WIDEST = 1000
 """Columns where there is no terminal to ask: a file has room for every number."""

@@ -19,10 +19,10 @@ from duquant.json_files import read_json
 
 HARMLESS = {
     "architectures", "attention_dropout", "attn_implementation", "auto_map", "bos_token_id",
-    "chunk_size_feed_forward", "dtype", "eos_token_id", "hidden_dropout", "id2label",
-    "initializer_range", "label2id", "output_attentions", "output_hidden_states", "pad_token_id",
-    "problem_type", "quantization_config", "return_dict", "torch_dtype", "transformers_version",
-    "use_cache",
+    "chunk_size_feed_forward", "dtype", "eos_token_id", "experts_implementation", "hidden_dropout",
+    "id2label", "initializer_range", "label2id", "output_attentions", "output_hidden_states",
+    "pad_token_id", "problem_type", "quantization_config", "return_dict", "torch_dtype",
+    "transformers_version", "use_cache",
 }  # fmt: skip
 """Fields that change no logit; neither do those that begin with an underscore."""
 LONGEST_VALUE = 80

@@ -19,9 +19,16 @@ from duquant.atomic_files import write_durably, write_json, write_tensors, write
 from duquant.config import Recipe
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.config_record import config_record, require_recorded
+from duquant.export.first_tokens import LOGITS, first_tokens_checksum
 from duquant.export.model_directory import COMPANIONS, OUTSIDE
 from duquant.export.packed_block import unpack_block
-from duquant.export.quantization_config import QUANT_METHOD, DuquantConfig
+from duquant.export.quantization_config import (
+    NOTICE,
+    NOTICE_FIELD,
+    QUANT_METHOD,
+    DuquantConfig,
+    drop_notice,
+)
 from duquant.export.stored_values import require_sense
 from duquant.export.targets.exporter import Exporter
 from duquant.json_files import read_json
@@ -53,6 +60,7 @@ class QuantizedSource:
         self.dtype: torch.dtype = getattr(torch, str(self.config.get("dtype", "float32")))
         self.checkpoint = Checkpoint(directory)
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        drop_notice(config)
         del config.quantization_config
         self.record = self._configuration(config)
         register_attention()
@@ -129,7 +137,8 @@ def _write_parts(
     exporter: Exporter,
     on_block: Callable[[int, int], None] | None,
 ) -> None:
-    checksums = {RECIPE: recipe_checksum(source.recipe.to_dict())}
+    recipe = recipe_checksum(source.recipe.to_dict())
+    checksums = {RECIPE: recipe, **first_tokens_checksum(source.directory)}
     weight_map: dict[str, str] = {}
     parts = (
         (f"model-block-{index:05d}.safetensors", partial(_block_tensors, source, exporter, index))
@@ -179,15 +188,23 @@ def _complete(
     config = dict(source.config)
     quantization = exporter.quantization_config(source.recipe, checksums, source.record)
     config.pop("quantization_config")
+    config.pop(NOTICE_FIELD, None)
     if quantization is not None:
         config["quantization_config"] = quantization
+        if quantization["quant_method"] == QUANT_METHOD:
+            config[NOTICE_FIELD] = NOTICE
+            _copy(source.directory, target, LOGITS)
     if exporter.dtype is not None:
         config["dtype"] = str(exporter.dtype).removeprefix("torch.")
     write_json(target / "config.json", config)
     for pattern in COMPANIONS:
-        for file in sorted(source.directory.glob(pattern)):
-            write_durably(target / file.name, partial(shutil.copyfile, file))
+        _copy(source.directory, target, pattern)
     made = f"{source.recipe.bits_in_words} by DuQuant, written as `{exporter.name}`"
     write_text(target / "README.md", f"# {in_markdown(made)}\n\n{exporter.about}\n")
     size = sum((target / name).stat().st_size for name in set(weight_map.values()))
     write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(weight_map)})
+
+
+def _copy(source: Path, target: Path, pattern: str) -> None:
+    for file in sorted(source.glob(pattern)):
+        write_durably(target / file.name, partial(shutil.copyfile, file))

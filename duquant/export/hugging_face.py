@@ -25,15 +25,19 @@ from duquant.config import Recipe
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.config_record import config_record, require_recorded
 from duquant.export.packed_block import OLD_SITE_NAMES, unpack_block
-from duquant.export.quantization_config import FORMAT_VERSION, QUANT_METHOD, DuquantConfig
+from duquant.export.quantization_config import (
+    FORMAT_VERSION,
+    NOTICE,
+    NOTICE_FIELD,
+    QUANT_METHOD,
+    DuquantConfig,
+    drop_notice,
+)
 from duquant.export.stored_values import require_sensible_files
 from duquant.model.checkpoint import BASE, HEAD, full_names, meta_tensors
 from duquant.model.execution import configure_execution
-from duquant.nn.attention import (
-    AttentionQuantizer,
-    register_attention,
-    require_implementation,
-)
+from duquant.nn.attention import register_attention, require_implementation
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.execution import Backend, Execution, WeightsInMemory
 
 
@@ -66,6 +70,11 @@ class DuquantQuantizer(HfQuantizer):
             raise ValueError(
                 "duquant models are calibrated, not quantized while loading: see duquant.quantize"
             )
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Called before the model is built: take the notice for others off the configuration."""
+        drop_notice(config)
+        return config
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         require_implementation(model.config._attn_implementation)
@@ -138,6 +147,7 @@ class DuquantQuantizer(HfQuantizer):
         config.checksums = {RECIPE: recipe_checksum(config.recipe), **part_checksums(state, read)}
         config.model_config = config_record(model.config)
         config.format_version = FORMAT_VERSION
+        setattr(model.config, NOTICE_FIELD, NOTICE)  # for who reads the file
         return state, {}
 
 

@@ -1,7 +1,8 @@
 """The model card: ``README.md`` of a model directory, written from the run that made it.
 
 Hubs show it first, and it is what somebody finds who is handed the directory alone: what was done
-to which model, what it measured, what it takes on disk, and the two lines that load it.
+to which model, what it measured, what it takes on disk, its limits, and the lines that install,
+load, serve and check it.
 """
 
 import json
@@ -15,6 +16,7 @@ from duquant.atomic_files import write_text
 from duquant.config import Recipe
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX, WeightIndex, meta_tensors
+from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.plain_text import in_markdown
 from duquant.user_paths import user_path
 
@@ -63,6 +65,7 @@ def write_model_card(
         _loading(),
         *([_perplexities(summary)] if summary else []),
         _sizes(directory),
+        _limits(recipe),
         f"## Recipe\n\n```json\n{json.dumps(recipe.to_dict(), indent=2)}\n```",
     ]
     write_text(directory / CARD, "\n\n".join(sections) + "\n")
@@ -79,25 +82,60 @@ def size_breakdown(directory: Path) -> dict[str, int]:
 
 
 def _loading() -> str:
-    return """## Load and run it
+    return """## Install, load, serve
+
+```bash
+pip install duquant
+```
+
+That is all that transformers needs; `import duquant` comes before the model is loaded:
 
 ```python
 import duquant
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/directory", device_map="auto")
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")  # device_map: accelerate
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
 cache = duquant.PackedCache(model)  # keys and values stay in a few bits
 print(tokenizer.decode(model.generate(**inputs, past_key_values=cache, max_new_tokens=40)[0]))
 ```
 
-`lm_eval` alone does not know the method; these two lines take all of its options:
+vLLM finds the method by itself, once it is installed beside:
 
 ```bash
-python -c "import duquant; from lm_eval.__main__ import cli_evaluate; cli_evaluate()" \\
-  --model hf --model_args pretrained=path/to/this/directory --tasks piqa
+pip install "duquant[vllm]"
+vllm serve path/to/this/directory
+```
+
+`logits.json` holds what the model says after 16 prompts. Does a host compute the same?
+
+```bash
+python -m duquant.check path/to/this/directory  # --vllm: in vLLM
+```
+
+`lm_eval` alone does not know the method; this command knows it and takes all of its options:
+
+```bash
+pip install "duquant[evaluate]"
+python -m duquant.lm_eval --model hf --model_args pretrained=path/to/this/directory --tasks piqa
 ```"""
+
+
+def _limits(recipe: Recipe) -> str:
+    formats = recipe.formats
+    operands = ("queries", "keys", "values")
+    kept = [name for name in operands if getattr(formats, name).bits >= UNQUANTIZED_BITS]
+    attention = f" ({', '.join(kept)} are not quantized)" if kept else ""
+    limits = [
+        f"Embeddings, norms and the head are not quantized{attention}.",
+        "Only duquant runs it: other tools read neither its transforms nor its packed weights. "
+        "`python cli.py export` writes layouts for them.",
+        "Roundings amplify last bits: another device or backend may choose other words where two "
+        "are about equally probable.",
+        "What the original model may be used for, its licence and its faults are still its own.",
+    ]
+    return "\n".join(["## Limits", "", *(f"* {limit}" for limit in limits)])
 
 
 def _perplexities(summary: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ model-block-00000.safetensors …    one per block, written the moment the block
                                    checksum of its tensors is the file's metadata
 model-outside.safetensors          embeddings, final norm, head: as they were
 model.safetensors.index.json       which tensor is where; its presence means the model is complete
+logits.json                        log-probabilities behind 16 prompts, for hosts to compare
 README.md                          model card: recipe, perplexities, sizes, how to load
 tokenizer files, generation_config.json
 """
@@ -22,9 +23,10 @@ from duquant.atomic_files import write_durably, write_json, write_tensors
 from duquant.config import Recipe
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.config_record import config_record
+from duquant.export.first_tokens import write_first_tokens
 from duquant.export.model_card import write_model_card
 from duquant.export.packed_block import pack_block, unpack_block
-from duquant.export.quantization_config import DuquantConfig
+from duquant.export.quantization_config import NOTICE, NOTICE_FIELD, DuquantConfig
 from duquant.export.stored_values import require_sense
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX, open_safetensors
@@ -114,12 +116,14 @@ class ModelDirectory:
         checksums = {RECIPE: recipe_checksum(recipe), **file_checksums([outside])}
         for block in range(decoder.num_blocks):
             checksums |= self._checksum(block)
+        checksums |= write_first_tokens(self.path, outside, decoder, self.read_block)
         index = self._index(decoder.num_blocks)
         source = decoder.directory / "config.json"
         config = read_json(source, dict[str, Any])
         record = config_record(decoder.config, source)
         quantization = DuquantConfig(recipe, checksums=checksums, model_config=record)
         config["quantization_config"] = quantization.to_dict()
+        config[NOTICE_FIELD] = NOTICE
         config["tie_word_embeddings"] = record["tie_word_embeddings"]
         config["dtype"] = str(decoder.dtype).removeprefix("torch.")
         write_json(self.path / "config.json", config)

@@ -14,7 +14,6 @@ Weights of 16 bits are stored as ``weight`` in the model's dtype. Reading builds
 the original weights: what is on disk is all that a quantized block is.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -36,7 +35,7 @@ from duquant.model.surgery import (
     take_biases,
 )
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.attention import AttentionQuantizer
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.clipping import FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
@@ -44,7 +43,9 @@ from duquant.nn.site import SiteTransform
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.transforms.table import transform_class
 
-BIASES = f"{ATTENTION}.attention_quantizer.biases."
+KEYS = f"{ATTENTION}.k_proj"
+QUANTIZER = f"{ATTENTION}.attention_quantizer"
+BIASES = f"{QUANTIZER}.biases."
 OLD_SITE_NAMES = {
     ".site.rotations": ".site.transform.rotations",
     ".site.permutations": ".site.transform.permutations",
@@ -55,7 +56,7 @@ OLD_SITE_NAMES = {
 @torch.no_grad()
 def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
     """Everything a finished block needs to run again; its weights are rounded already."""
-    tensors: dict[str, Tensor] = _outside_linears(quantized.layer)
+    tensors: dict[str, Tensor] = outside_linears(quantized.layer)
     dtype = next(iter(tensors.values())).dtype
     for name, linear in quantized.linears.items():
         if linear.is_quantized:
@@ -66,8 +67,10 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
             tensors[f"{name}.weight"] = linear.weight.to(dtype)
         if linear.bias is not None:
             tensors[f"{name}.bias"] = linear.bias
-    quantizer = quantized.layer.get_submodule(f"{ATTENTION}.attention_quantizer")
+    quantizer = quantized.layer.get_submodule(QUANTIZER)
     assert isinstance(quantizer, AttentionQuantizer)
+    bases = {"query_basis": quantizer.query_basis, "key_basis": quantizer.key_basis}
+    tensors |= {f"{QUANTIZER}.{name}": basis for name, basis in bases.items()}
     if quantizer.biases is not None:
         tensors |= {f"{BIASES}{name}": bias for name, bias in quantizer.biases.named_buffers()}
     for site in SITES:
@@ -109,12 +112,14 @@ def unpack_block(
     }
     biases = _read_biases(rest, block, recipe, dtype)
     linears = {name: _read_linear(rest, name, block, recipe, dtype) for name in LINEARS}
-    for name, expected in _outside_linears(block).items():
+    for name, expected in outside_linears(block).items():
         parent, _, leaf = name.rpartition(".")
         stored = f"{parent}.norm.{leaf}" if _is_site_norm(parent) else name
         parameter = nn.Parameter(_take(rest, stored, expected.shape).to(dtype), requires_grad=False)
         setattr(block.get_submodule(parent), leaf, parameter)
     install_modules(block, recipe, sites, linears, biases)
+    if recipe.rotation.balance_queries and f"{QUANTIZER}.query_basis" in rest:
+        _read_bases(rest, block, num_keys=shapes[KEYS][0])
     for name, quantizer in block.named_modules():
         if isinstance(quantizer, ActivationQuantizer):
             if quantizer.form.needs_peak:
@@ -134,32 +139,8 @@ def current_name(stored: str) -> str:
     return stored
 
 
-def packed_bytes(block: nn.Module, recipe: Recipe) -> int:
-    """Bytes that :func:`pack_block` takes at most, from the shapes of a block without weights."""
-    norms = list(_outside_linears(block).values())
-    item = norms[0].dtype.itemsize
-    size = sum(tensor.numel() for tensor in norms) * item
-    form = recipe.formats.weights
-    for name, (rows, columns) in linear_shapes(block).items():
-        if form.bits >= UNQUANTIZED_BITS:
-            size += rows * columns * item
-        else:
-            size += _num_bytes(form.stored_shapes(rows, columns))
-        bias = getattr(block.get_submodule(name), "bias", None)
-        size += rows * item if bias is not None or recipe.smoothing.subtract_mean else 0
-    for site in SITES:
-        width = linear_shapes(block)[site.linears[0]][1]
-        size += width * torch.float32.itemsize  # a scale that is divided online
-        size += width * torch.float32.itemsize if recipe.smoothing.subtract_mean else 0
-        size += _num_bytes(transform_class(recipe.rotation).stored_shapes(width, recipe.rotation))
-    return size
-
-
-def _num_bytes(stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> int:
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in stored.values())
-
-
-def _outside_linears(block: nn.Module) -> dict[str, Tensor]:
+def outside_linears(block: nn.Module) -> dict[str, Tensor]:
+    """A decoder block's own parameters but those of its linears, by name."""
     return {
         name: parameter
         for name, parameter in block.named_parameters()
@@ -204,6 +185,17 @@ def _read_biases(
         operand: _take(tensors, f"{BIASES}{operand}", bias.shape).to(dtype)
         for operand, bias in take_biases(block, recipe).items()
     }
+
+
+def _read_bases(tensors: dict[str, Tensor], block: nn.Module, num_keys: int) -> None:
+    """What Q and K are multiplied by; it is stored if one of them is quantized."""
+    attention = block.get_submodule(ATTENTION)
+    width = int(attention.head_dim)  # type: ignore[arg-type]
+    shape = (num_keys // width, width, width)
+    bases = [_take(tensors, f"{QUANTIZER}.{name}_basis", shape) for name in ("query", "key")]
+    quantizer = block.get_submodule(QUANTIZER)
+    assert isinstance(quantizer, AttentionQuantizer)
+    quantizer.balance(*bases)
 
 
 def _read_linear(

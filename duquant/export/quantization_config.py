@@ -8,6 +8,14 @@ from duquant.config import Recipe
 from duquant.export.checksums import RECIPE, recipe_checksum
 
 QUANT_METHOD = "duquant"
+NOTICE_FIELD = "experts_implementation"
+NOTICE = "duquant (pip install duquant, then import duquant before loading)"
+"""What ``config.json`` says for transformers without duquant.
+
+It would warn of an unknown method, leave all packed tensors aside, and give a model of random
+weights. It does refuse an implementation of experts that it does not know, also for models that
+have none, and quotes its name. With duquant the field stands for the default. That of attention
+will not do: users choose it, and ``output_attentions`` forbids most."""
 FORMAT_VERSION = 3
 OLDEST_VERSION = 2
 RECORDED_SINCE = 3
@@ -72,3 +80,9 @@ class DuquantConfig(QuantizationConfigMixin):
         self.recipe = recipe
         self.checksums = checksums
         self.model_config = model_config
+
+
+def drop_notice(config: Any) -> None:
+    """Take the notice for others off a configuration of transformers, before it is built."""
+    if config._experts_implementation == NOTICE:
+        config._experts_implementation = None

@@ -27,7 +27,7 @@ from duquant.formats.unquantized import Unquantized
 from duquant.model.structure import ATTENTION, SITES
 from duquant.model.surgery import QuantizedBlock
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.attention import AttentionQuantizer
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.linear import QuantLinear
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.processes import ALONE, Processes

@@ -4,7 +4,7 @@ The mean is that of tokens brought to length one, times their mean length: a mas
 ``down_proj``'s input a thousand times longer than others) counts as much as any other.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from duquant.model.structure import SITES
 from duquant.ops.finite import require_finite
 from duquant.processes import Processes
+
+SiteViews = Mapping[str, Callable[[Tensor], Tensor]]
+"""By site, a change of its tokens ``(tokens, width)``; sites that are not named keep theirs."""
 
 
 @dataclass
@@ -75,12 +78,15 @@ class ChannelRange:
 
 
 @contextmanager
-def observe_sites(block: nn.Module, *, means: bool = False) -> Iterator[dict[str, ChannelRange]]:
+def observe_sites(
+    block: nn.Module, *, means: bool = False, views: SiteViews | None = None
+) -> Iterator[dict[str, ChannelRange]]:
     """Collect the range of every site's channels while the full-precision ``block`` runs.
 
     Args:
         block: a decoder block.
         means: collect what their means need, too.
+        views: what becomes of a site's tokens before they are looked at, by site.
 
     Yields:
         A mapping from site names, filled as data passes.
@@ -92,7 +98,7 @@ def observe_sites(block: nn.Module, *, means: bool = False) -> Iterator[dict[str
 
     def observer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tokens = inputs[0].detach().flatten(0, -2)
+            tokens = viewed(views, name, inputs[0].detach().flatten(0, -2))
             now = ChannelRange.of(tokens, means=means)
             require_finite(now.peak(), f"channels of {name}", inputs[0].dtype)
             seen[name] = seen[name].join(now) if name in seen else now
@@ -108,3 +114,8 @@ def observe_sites(block: nn.Module, *, means: bool = False) -> Iterator[dict[str
     finally:
         for handle in handles:
             handle.remove()
+
+
+def viewed(views: SiteViews | None, site: str, tokens: Tensor) -> Tensor:
+    """Tokens as a site will see them."""
+    return views[site](tokens) if views and site in views else tokens

@@ -154,6 +154,12 @@ class Checkpoint:
         self.files[new] = self.files.pop(name)
         self._stored_names[new] = self._stored_names.pop(name)
 
+    def read_from(self, file: Path) -> None:
+        """From now on read every tensor that this file holds from there."""
+        with open_safetensors(file) as opened:
+            for name in opened.keys():  # noqa: SIM118
+                self.files[name], self._stored_names[name] = file, name
+
     def digest(self) -> str:
         """What the configuration and places all over the weights say, 16 hexadecimal digits."""
         digest = hashlib.sha256((self.directory / "config.json").read_bytes())

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from duquant.model.structure import require_decoder_block
-from duquant.nn.attention import ATTENTION_NAME
+from duquant.nn.attention_quantizer import ATTENTION_NAME
 from duquant.plain_text import in_one_line, shortened
 
 LARGEST_SIZES = {

@@ -11,7 +11,7 @@ The steps, in order (DuQuant section 3; sites as in :data:`duquant.model.structu
    quantized inputs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,9 @@ from duquant.config import Recipe
 from duquant.model.smoothing import Smoothed
 from duquant.model.structure import ATTENTION, LINEARS, SITES, Site
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.attention import AttentionQuantizer, install_attention_quantizer
+from duquant.nn.attention import install_attention_quantizer
 from duquant.nn.attention_bias import AttentionBiases, projection_of, separable_biases
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.biased_attention import bring_biases
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
@@ -30,7 +31,9 @@ from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
 from duquant.ops.finite import require_finite
 from duquant.ops.rotation import BaseSource
+from duquant.processes import ALONE, Processes
 from duquant.rounding.nearest import Nearest
+from duquant.transforms.site_moments import SiteMoments
 from duquant.transforms.table import transform_class
 
 Clip = ClipFactors | FixedClip
@@ -165,6 +168,8 @@ def calibrate_sites(
     *,
     observe: SiteObserver | None = None,
     draw_base: BaseSource | None = None,
+    tokens: Mapping[str, Tensor] | None = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Search every site's transform on the calibration tensor that reaches it.
 
@@ -175,6 +180,9 @@ def calibrate_sites(
         generator: randomness of the searches, on the CPU.
         observe: told what each site saw, for reports.
         draw_base: replaces the random base matrices, in tests.
+        tokens: real tokens ``(tokens, width)`` of every site, as they enter it, to be balanced with
+            its weights; ``None`` where the recipe balances nothing.
+        processes: who has the other tokens.
 
     Returns:
         The block's output on the calibration tensor.
@@ -189,9 +197,15 @@ def calibrate_sites(
             assert isinstance(module, SiteTransform)
             x = module.smooth(inputs[0]).flatten(0, -2).float()
             require_finite(x, f"calibration values of {site.name}", inputs[0].dtype)
-            module.transform = kind.search(x, recipe.rotation, generator, draw_base)
-            for name in site.linears:
-                quantized.linears[name].install(module.transform)
+            linears = [quantized.linears[name] for name in site.linears]
+            seen = None if tokens is None else tokens[site.name]
+            moments = _moments(module, seen, linears, processes)
+            transform = kind.search(x, recipe.rotation, generator, draw_base, moments)
+            module.transform = transform
+            learned = kind.learned_shapes(x.shape[-1], recipe.rotation) if recipe.has_lwc else {}
+            transform.learn({n: nn.Parameter(getattr(transform, n)) for n in learned})
+            for linear in linears:
+                linear.install(transform)
             if observe is not None:
                 observe(site, module, x)
 
@@ -205,6 +219,19 @@ def calibrate_sites(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _moments(
+    site: SiteTransform,
+    tokens: Tensor | None,
+    linears: Sequence[QuantLinear],
+    processes: Processes,
+) -> SiteMoments | None:
+    """What a site's transform may know of real tokens, if there are any."""
+    if tokens is None:
+        return None
+    weight = torch.cat([linear.weight for linear in linears])
+    return SiteMoments.of(site.smooth(tokens.float()), weight, processes.sum)
 
 
 def input_quantizer(recipe: Recipe) -> ActivationQuantizer:

@@ -10,11 +10,28 @@ cost at run time.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from duquant.config import Recipe
+from duquant.model.channel_ranges import SiteViews
 from duquant.model.structure import ATTENTION
 from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor
 from duquant.ops.rotation import block_rotate
+
+SITE = "attention_output"
+"""The site whose channels are those of V."""
+
+
+def rotated_views(block: nn.Module, recipe: Recipe) -> SiteViews:
+    """How sites will see what a block computes now, once its V is rotated as the recipe says."""
+    if not recipe.rotation.rotate_values:
+        return {}
+    hadamard = _hadamard(block, recipe.rotation.block_size)
+
+    def rotated(x: Tensor) -> Tensor:
+        return block_rotate(x.float(), hadamard.to(x.device)).to(x.dtype)
+
+    return {SITE: rotated}
 
 
 @torch.no_grad()
@@ -27,11 +44,16 @@ def rotate_values(block: nn.Module, block_size: int) -> None:
             a head.
     """
     attention = block.get_submodule(ATTENTION)
-    size = largest_power_of_two_divisor(int(attention.head_dim), block_size)  # type: ignore[arg-type]
     value, output = attention.get_submodule("v_proj"), attention.get_submodule("o_proj")
-    hadamard = hadamard_matrix(size).to(value.get_parameter("weight").device).unsqueeze(0)
+    hadamard = _hadamard(block, block_size).to(value.get_parameter("weight").device)
     for parameter in value.parameters(recurse=False):
         rotated = block_rotate(parameter.float().t().contiguous(), hadamard).t()
         parameter.copy_(rotated.to(parameter.dtype))
     weight = output.get_parameter("weight")
     weight.copy_(block_rotate(weight.float(), hadamard).to(weight.dtype))
+
+
+def _hadamard(block: nn.Module, block_size: int) -> Tensor:
+    """``(1, size, size)``."""
+    head_dim = int(block.get_submodule(ATTENTION).head_dim)  # type: ignore[arg-type]
+    return hadamard_matrix(largest_power_of_two_divisor(head_dim, block_size)).unsqueeze(0)

@@ -18,10 +18,9 @@ from torch import nn
 
 from duquant.config import Recipe
 from duquant.formats.number_format import NumberFormat
-from duquant.model.structure import ATTENTION, SITES
+from duquant.model.activation_clips import activation_quantizers
+from duquant.model.structure import SITES
 from duquant.model.surgery import QuantizedBlock
-from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.attention import AttentionQuantizer
 from duquant.nn.clipping import ClipFactors
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.transforms.table import transform_class
@@ -63,7 +62,10 @@ class ActivationSide(nn.Module):
         """
         for name, quantizer in activation_quantizers(quantized).items():
             if name in self.clips:
-                quantizer.factors = _clip_factors(self.clips[name])
+                factors = _clip_factors(self.clips[name])
+                if begins and quantizer.clip_ends.numel():
+                    factors.start_at(quantizer.clip_ends[:1, None].clamp(max=LARGEST_RATIO))
+                quantizer.factors = factors
         for name, transform in self._transforms_of(quantized).items():
             own = dict(self.transforms[name].named_parameters())
             if begins:
@@ -75,27 +77,21 @@ class ActivationSide(nn.Module):
         """End the training: the block keeps what was learned as constants.
 
         Returns:
-            Largest condition number of every transform that was trained, by site.
+            Largest condition number of every transform of a kind that can be trained, by site.
         """
         for quantizer in activation_quantizers(quantized).values():
             if quantizer.factors is not None:
                 high, low, _ = quantizer.factors()
                 quantizer.hold_clip_ends(torch.cat([high.detach(), low.detach()]).flatten())
-        transforms = self._transforms_of(quantized)
-        for transform in transforms.values():
-            transform.settle()
-        return {name: transform.condition() for name, transform in transforms.items()}
+        conditions, options = {}, self.recipe.rotation
+        for name, site in quantized.sites.items():
+            site.transform.settle()
+            if site.transform.learned_shapes(site.width, options):
+                conditions[name] = site.transform.condition()
+        return conditions
 
     def _transforms_of(self, quantized: QuantizedBlock) -> dict[str, Transform]:
         return {name: quantized.sites[name].transform for name in self.transforms}
-
-
-def activation_quantizers(quantized: QuantizedBlock) -> dict[str, ActivationQuantizer]:
-    """Whatever quantizes activations in a block: by site, and ``query``, ``key``, ``value``."""
-    attention = quantized.layer.get_submodule(ATTENTION).attention_quantizer
-    assert isinstance(attention, AttentionQuantizer)
-    found = {name: site.quantizer for name, site in quantized.sites.items()}
-    return {**found, "query": attention.query, "key": attention.key, "value": attention.value}
 
 
 def _new_clips(recipe: Recipe) -> dict[str, ClipFactors]:

@@ -26,10 +26,10 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from duquant.config import Recipe
-from duquant.model.activation_peaks import calibrate_peaks
 from duquant.model.batch import BlockBatch
 from duquant.model.channel_ranges import ChannelRange
 from duquant.model.decoder import BlockContext
+from duquant.model.sample_decisions import calibrate_on_samples
 from duquant.model.site_grams import collect_site_grams
 from duquant.model.site_report import SiteReport, report_site
 from duquant.model.smoothing import smooth_block
@@ -88,6 +88,7 @@ class QuantBlock(LightningModule):
         generator: torch.Generator,
         *,
         processes: Processes = ALONE,
+        tokens: Mapping[str, Tensor] | None = None,
         draw_base: BaseSource | None = None,
     ) -> tuple[Tensor, dict[str, SiteReport]]:
         """Make the block ready to train.
@@ -101,6 +102,7 @@ class QuantBlock(LightningModule):
                 its device, as often as they are needed.
             generator: randomness of the search.
             processes: who holds the other samples.
+            tokens: of every site, ``(tokens, width)``, where the recipe balances blocks.
             draw_base: replaces the random base matrices, in tests.
 
         Returns:
@@ -124,8 +126,10 @@ class QuantBlock(LightningModule):
                 generator,
                 observe=observe,
                 draw_base=draw_base,
+                tokens=tokens,
+                processes=processes,
             )
-        calibrate_peaks(self.quantized, self, samples, processes)
+        calibrate_on_samples(self.quantized, self.recipe, self, samples, processes)
         self.activation_side.attach(self.quantized, begins=not self.has_begun)
         self._begin(samples)
         return output, reports
@@ -134,7 +138,7 @@ class QuantBlock(LightningModule):
         """End the training: what was learned of the activations is constant from now on.
 
         Returns:
-            Largest condition number of every transform that was trained, by site.
+            Largest condition number of every transform of a kind that can be trained, by site.
         """
         assert self.quantized is not None, "enter a block first"
         return self.activation_side.settle(self.quantized)

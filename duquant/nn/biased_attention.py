@@ -17,8 +17,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from duquant.nn.attention import BIASES, AttentionQuantizer
+from duquant.nn.attention import BIASES
 from duquant.nn.attention_bias import PositionEmbeddings, RotatedBiases, rotation_of
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.packed_cache import PackedCache
 
 

@@ -21,8 +21,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from duquant.nn.attention import AttentionQuantizer
 from duquant.nn.attention_bias import PositionEmbeddings, Rotation
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.cached_rotations import CachedRotations, join_number, split_number
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.ops.gradient import records_gradient

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from duquant.export.model_directory import COMPANIONS
-from duquant.export.packed_block import packed_bytes
+from duquant.export.packed_size import packed_bytes
 from duquant.preflight.job import Job
 
 PICTURE_BYTES = 300_000

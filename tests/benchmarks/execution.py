@@ -25,7 +25,7 @@ from duquant.config import LWCConfig, Recipe, RotationConfig
 from duquant.export.packed_block import pack_block, unpack_block
 from duquant.model.execution import configure_execution
 from duquant.model.structure import LINEARS, SITES
-from duquant.nn.attention import ATTENTION_NAME
+from duquant.nn.attention_quantizer import ATTENTION_NAME
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform

@@ -34,7 +34,7 @@ from duquant.model.smoothing import smooth_block
 from duquant.model.structure import ATTENTION, LINEARS, SITES, linear_shapes
 from duquant.modules.block import QuantBlock
 from duquant.modules.block_optimizer import block_optimizer
-from duquant.nn.attention import ATTENTION_NAME
+from duquant.nn.attention_quantizer import ATTENTION_NAME
 from duquant.nn.clipping import ClipFactors
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import fake_quantize

@@ -28,7 +28,7 @@ from duquant.model.batch import BlockBatch
 from duquant.model.structure import linear_shapes
 from duquant.modules.block import QuantBlock, block_generator
 from duquant.modules.block_optimizer import block_optimizer
-from duquant.nn.attention import ATTENTION_NAME
+from duquant.nn.attention_quantizer import ATTENTION_NAME
 from tests.benchmarks.execution import plain_block
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 import duquant
-from duquant.nn.attention import ATTENTION_NAME, AttentionQuantizer
+from duquant.nn.attention_quantizer import ATTENTION_NAME, AttentionQuantizer
 from tests.quantized_directory import QuantizedDirectory, logits, write_quantized
 from tests.tiny_models import FAMILIES, token_ids
 

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from duquant import lm_eval
 from duquant.config import LWCConfig, Recipe
 from duquant.export.model_card import CARD, size_breakdown, write_model_card
-from duquant.export.packed_block import packed_bytes
+from duquant.export.packed_size import packed_bytes
 from duquant.model.structure import linear_shapes
 from tests.block_by_block import small_recipe
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
@@ -94,6 +95,16 @@ def test_how_to_load_is_python_that_compiles(written: QuantizedDirectory) -> Non
     assert "trust_remote_code" not in text
 
 
+def test_the_card_says_how_to_install_serve_and_check(written: QuantizedDirectory) -> None:
+    text = rewritten(written, "owner/name", replace(small_recipe(), key_bits=16)).text
+    lines = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    assert lines[0] == "pip install duquant\n"
+    assert 'pip install "duquant[vllm]"\nvllm serve path/to/this/directory\n' in lines
+    assert any(line.startswith("python -m duquant.check path/to/this/directory") for line in lines)
+    assert "## Limits" in text
+    assert "the head are not quantized (keys are not quantized)." in text
+
+
 TASK = """
 task: letters
 dataset_path: json
@@ -115,22 +126,23 @@ def test_the_lines_for_lm_eval_run_as_they_stand(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = card(finished_run.output / "model").text
-    (lines,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    (lines,) = re.findall(r"```bash\n(pip install \"duquant\[evaluate.*?)```", text, re.DOTALL)
     directory = str(finished_run.output / "model")
-    words = shlex.split(lines.replace("\\\n", "").replace("path/to/this/directory", directory))
-    assert words[:2] == ["python", "-c"]
+    command = lines.splitlines()[1].replace("path/to/this/directory", directory)
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "duquant.lm_eval"]
     items = tmp_path / "items.jsonl"
     items.write_text('{"question": "which?", "gold": 0}\n' * 3)
     (tmp_path / "letters.yaml").write_text(TASK.format(items=items))
     options = ["--include_path", str(tmp_path), "--device", "cpu", "--batch_size", "2"]
     words[words.index("piqa")] = "letters"
-    monkeypatch.setattr(sys, "argv", ["-c", *words[3:], *options])
+    monkeypatch.setattr(sys, "argv", [*words[2:], *options])
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda: None)  # of the whole process
     without_index = partialmethod(TaskManager.__init__, include_defaults=False)
     monkeypatch.setattr(TaskManager, "__init__", without_index)  # seconds for its own tasks
-    exec(words[2], {})
+    lm_eval.main()
     assert re.search(r"\|letters *\|.*\|acc *\|", capsys.readouterr().out)
 
 

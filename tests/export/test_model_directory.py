@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from duquant.config import Recipe
 from duquant.export import model_directory
 from duquant.export.model_directory import ModelDirectory
-from duquant.export.quantization_config import FORMAT_VERSION
+from duquant.export.quantization_config import FORMAT_VERSION, NOTICE, NOTICE_FIELD
 from duquant.model.decoder import Decoder
 from tests.block_by_block import quantize_decoder, small_recipe
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun
@@ -50,6 +50,7 @@ def test_the_configuration_says_how_it_is_quantized(finished_run: FinishedRun) -
     assert quantization["quant_method"] == "duquant"
     assert quantization["format_version"] == FORMAT_VERSION
     assert Recipe.from_dict(quantization["recipe"]) == finished_run.model.recipe
+    assert config.pop(NOTICE_FIELD) == NOTICE
     assert config.pop("dtype") == "float32"
     original.pop("dtype", None)
     assert config == original

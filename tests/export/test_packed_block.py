@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from duquant.config import LWCConfig, Recipe, RotationConfig, SmoothingConfig
-from duquant.export.packed_block import pack_block, packed_bytes, unpack_block
+from duquant.export.packed_block import pack_block, unpack_block
+from duquant.export.packed_size import packed_bytes
 from duquant.model.decoder import Decoder
 from duquant.model.structure import LINEARS, linear_shapes
 from duquant.model.surgery import QuantizedBlock

@@ -11,7 +11,8 @@ from duquant.model.channel_ranges import ChannelRange, observe_sites
 from duquant.model.smoothing import Smoothed, smooth_block
 from duquant.model.structure import LINEARS, SITES, Site
 from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
-from duquant.nn.attention import ATTENTION_NAME, register_attention
+from duquant.nn.attention import register_attention
+from duquant.nn.attention_quantizer import ATTENTION_NAME
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
 from duquant.transforms.identity import Identity

@@ -9,12 +9,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from duquant.config import Recipe
-from duquant.nn.attention import (
-    ATTENTION_NAME,
-    AttentionQuantizer,
-    duquant_attention,
-    register_attention,
-)
+from duquant.nn.attention import duquant_attention, register_attention
+from duquant.nn.attention_quantizer import ATTENTION_NAME, AttentionQuantizer
 from duquant.ops.affine import fake_quantize
 
 HEAD_DIMS = (16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)

@@ -13,7 +13,7 @@ from duquant.config import ClippingConfig, Recipe, RotationConfig, SmoothingConf
 from duquant.model import surgery
 from duquant.model.decoder import Decoder
 from duquant.nn import attention
-from duquant.nn.attention import AttentionQuantizer
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from tests.block_by_block import CPU, quantize_decoder, run_blocks, small_recipe
 from tests.planted_biases import BIASED, LARGE, SCALED, biased_model
 from tests.tiny_models import FAMILIES, token_ids, write_tiny_model

@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache
 
 from duquant import PackedCache
 from duquant.config import Recipe
-from duquant.nn.attention import AttentionQuantizer
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from tests.block_by_block import small_recipe
 from tests.quantized_directory import QuantizedDirectory, logits, write_quantized
 from tests.tiny_models import FAMILIES, tiny_model, token_ids

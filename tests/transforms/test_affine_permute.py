@@ -20,7 +20,9 @@ def found(times: int = 1, scope: str = "shared") -> AffinePermute:
         scope=scope,  # type: ignore[arg-type]
     )
     x = torch.randn(20, WIDTH, generator=generator)
-    return AffinePermute.search(x, options, generator)
+    transform = AffinePermute.search(x, options, generator)
+    transform.learn({"rotations": nn.Parameter(transform.rotations)})
+    return transform
 
 
 def trained(transform: AffinePermute, by: float = 0.3) -> AffinePermute:

@@ -7,7 +7,7 @@ from torch import nn
 from duquant.config import Recipe
 from duquant.formats.integer import Integer
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.attention import AttentionQuantizer
+from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.site import SiteTransform
 from duquant.ops.dual_transform import DualTransform
 from duquant.transforms.exact_buffers import ExactBuffers

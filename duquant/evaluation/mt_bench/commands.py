@@ -39,7 +39,8 @@ from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
 from duquant.run_description import CONTENT
 from duquant.run_lock import locked
-from duquant.terminal import say, show_table
+from duquant.terminal import say
+from duquant.terminal_table import show_table
 
 
 def answer(

@@ -8,7 +8,7 @@ from duquant.evaluation.mt_bench.judgments import load_judgments
 from duquant.evaluation.mt_bench.scores import Categories, score_models, score_pairs
 from duquant.evaluation.mt_bench.tables import pair_table, score_table
 from duquant.scores.mt_bench import ModelScore, PairScore
-from duquant.terminal import PlainTable
+from duquant.terminal_table import PlainTable
 
 
 @dataclass(frozen=True)

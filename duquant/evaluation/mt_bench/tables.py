@@ -13,7 +13,7 @@ from duquant.scores.mt_bench_cells import (
     pair_cells,
     score_cells,
 )
-from duquant.terminal import PlainTable
+from duquant.terminal_table import PlainTable
 
 
 def score_table(scores: list[ModelScore], judge: str) -> PlainTable:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from duquant.config import Recipe
+from duquant.export.targets.plain_parts import plain_parts
 from duquant.model.execution import transform_of
-from duquant.model.structure import ATTENTION, LINEARS, SITES
+from duquant.model.structure import SITES
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
 
@@ -47,23 +48,13 @@ class Dequantized:
     @torch.no_grad()
     def tensors(self, block: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
         """Weights, biases and norms."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in block.named_parameters():
-            if not any(name.startswith(f"{linear}.") for linear in LINEARS):
-                tensors[name.replace(".norm.weight", ".weight")] = parameter
+        tensors = plain_parts(block)
         for site in SITES:
             transform = transform_of(block, site)
             for name in site.linears:
-                linear = block.get_submodule(name)
-                tensors[f"{name}.weight"] = _plain_weight(linear, transform)
-                bias = getattr(linear, "bias", None)
-                if bias is not None:
-                    tensors[f"{name}.bias"] = bias
-        biases = getattr(block.get_submodule(f"{ATTENTION}.attention_quantizer"), "biases", None)
-        if biases is not None:
-            for operand, bias in biases.named_buffers():
-                tensors[f"{ATTENTION}.{operand[0]}_proj.bias"] = bias
-        return {name: tensor.detach() for name, tensor in tensors.items()}
+                weight = _plain_weight(block.get_submodule(name), transform)
+                tensors[f"{name}.weight"] = weight.detach()
+        return tensors
 
     def quantization_config(
         self, recipe: Recipe, checksums: dict[str, str], model_config: dict[str, Any]

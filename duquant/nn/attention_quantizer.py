@@ -1,0 +1,206 @@
+"""Rotating and quantizing Q, K and V, whatever computes attention with them.
+
+Q and K are multiplied by a Hadamard matrix along the head dimension after RoPE, which leaves
+``Q Kᵀ`` unchanged and spreads their outlier channels. The matrix has the largest power of two that
+divides the head dimension (at most ``block_size``), so it never mixes heads or tokens. A recipe may
+replace it by a pair of matrices for every head of K, each the other's inverse transposed.
+
+Biases of Q, K and V are added after the quantization (:mod:`duquant.nn.attention_bias`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from duquant.config import Formats
+from duquant.formats.number_format import NumberFormat
+from duquant.nn.activation import ActivationQuantizer
+from duquant.nn.attention_bias import AttentionBiases, RotatedBiases
+from duquant.ops.chunks import in_chunks
+from duquant.ops.dual_transform import apply_transform, rotation_alone
+from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor
+from duquant.ops.precision import widen_on_cpu
+from duquant.transforms.exact_buffers import ExactBuffers
+
+ATTENTION_NAME = "duquant"
+"""Of the attention function, as transformers knows it."""
+NO_BIASES = RotatedBiases()
+
+
+class AttentionQuantizer(ExactBuffers):
+    """Rotate and quantize Q and K, quantize V: per token and per head.
+
+    Args:
+        head_dim: channels of a head.
+        formats: number formats of Q, K and V, whose groups are made to divide a head.
+        clip_ratio: clip factor of integers of Q and K; V is not clipped.
+        block_size: largest Hadamard matrix.
+        biases: what is added after quantizing; ``None`` where the projections keep theirs.
+    """
+
+    EXACT = ("hadamard", "query_basis", "key_basis")
+    hadamard: Tensor
+    query_basis: Tensor
+    key_basis: Tensor
+
+    def __init__(
+        self,
+        head_dim: int,
+        formats: Formats,
+        *,
+        clip_ratio: float,
+        block_size: int,
+        biases: AttentionBiases | None = None,
+    ) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.model_config: Any = None
+        self.hadamard_size = largest_power_of_two_divisor(head_dim, block_size)
+        empty = torch.empty(self.hadamard_size, self.hadamard_size)
+        self.register_buffer("hadamard", empty, persistent=False)
+        self.compute_hadamard()
+        self.balance(torch.zeros(0, device="cpu"), torch.zeros(0, device="cpu"))
+        self.query = _quantizer(formats.queries, head_dim, clip_ratio)
+        self.key = _quantizer(formats.keys, head_dim, clip_ratio)
+        self.value = _quantizer(formats.values, head_dim, 1.0)
+        self.biases = biases
+
+    def compute_hadamard(self) -> None:
+        """Compute the matrix, where it has memory; a model may be built without."""
+        if not self.hadamard.is_meta:
+            self.hadamard = hadamard_matrix(self.hadamard_size).to(self.hadamard.device)
+
+    def balance(self, query_basis: Tensor, key_basis: Tensor) -> None:
+        """Multiply Q and K by these instead of the Hadamard matrix.
+
+        Args:
+            query_basis: float32 ``(heads of K, head_dim, head_dim)``; the heads of Q that read a
+                head of K share its matrix. One without entries means the Hadamard matrix.
+            key_basis: its inverse, transposed.
+        """
+        self.register_buffer("query_basis", query_basis, persistent=query_basis.numel() > 0)
+        self.register_buffer("key_basis", key_basis, persistent=key_basis.numel() > 0)
+
+    def implementation(self) -> str | None:
+        """Name of the attention implementation that the model is set to."""
+        return getattr(self.model_config, "_attn_implementation", ATTENTION_NAME)
+
+    def rotate(self, heads: Tensor) -> Tensor:
+        """Multiply ``(..., head_dim)`` by the block-diagonal Hadamard matrix.
+
+        Half precision becomes float32 on the CPU.
+        """
+        hadamard = self.hadamard.to(heads.device)  # an offloaded block's may lie elsewhere
+        return apply_transform(widen_on_cpu(heads), rotation_alone(hadamard))
+
+    def spread(self, bases: Tensor) -> Tensor:
+        """Follow matrices ``(..., head_dim, head_dim)`` by the Hadamard matrix."""
+        return apply_transform(bases, rotation_alone(self.hadamard.to(bases.device)))
+
+    def rotate_query(self, query: Tensor) -> Tensor:
+        """What is rounded of Q, or of a bias of it, ``(batch, heads, tokens, head_dim)``."""
+        return self._in_basis(query, self.query_basis)
+
+    def rotate_key(self, key: Tensor) -> Tensor:
+        """Likewise of K."""
+        return self._in_basis(key, self.key_basis)
+
+    def _in_basis(self, heads: Tensor, basis: Tensor) -> Tensor:
+        if not basis.numel():
+            return self.rotate(heads)
+        wide = widen_on_cpu(heads)
+        grouped = wide.unflatten(1, (len(basis), -1))
+        changed: Tensor = grouped @ basis.to(wide).unsqueeze(1)
+        return changed.flatten(1, 2)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        biases: RotatedBiases = NO_BIASES,
+        *,
+        are_quantized: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantized Q, K, V; shapes ``(batch, heads, tokens, head_dim)`` are kept.
+
+        K and V may come encoded, out of a :class:`duquant.nn.packed_cache.PackedCache`.
+
+        Args:
+            query: Q.
+            key: K, its bias left out if ``biases`` has it.
+            value: V, likewise.
+            biases: what is added.
+            are_quantized: K and V need nothing more.
+        """
+        dtype = query.dtype
+        query = self._rotated(query, self.rotate_query, self.query, biases.query)
+        if are_quantized:
+            return query, key, value
+        if key.dtype == torch.uint8:
+            return query, self.decode_key(key, dtype), self.decode_value(value, dtype)
+        return query, self.quantized_key(key, biases.key), self.quantized_value(value, biases.value)
+
+    def quantized_key(self, key: Tensor, bias: Tensor | None = None) -> Tensor:
+        """K rotated and quantized, its rotated bias added."""
+        return self._rotated(key, self.rotate_key, self.key, bias)
+
+    def quantized_value(self, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """V quantized, its bias added."""
+        if bias is None:
+            return in_chunks(self.value, value, dim=1)
+        return _add(in_chunks(self.value, _wide(value), dim=1), bias, value.dtype)
+
+    def encode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """K (rotated) and V as bytes, ``(batch, heads, tokens, bytes)``, to be kept in a cache."""
+        return self.key.encoded_rows(self.rotate_key(key)), self.value.encoded_rows(value)
+
+    def decode_key(self, key: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+        """K out of its bytes, its rotated bias added."""
+        rotated = None if bias is None else self.rotate_key(bias)
+        return self._decode(key, self.key, dtype, rotated)
+
+    def decode_value(self, value: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+        """V out of its bytes, its bias added."""
+        return self._decode(value, self.value, dtype, bias)
+
+    def _rotated(
+        self,
+        heads: Tensor,
+        rotate: Callable[[Tensor], Tensor],
+        quantizer: ActivationQuantizer,
+        bias: Tensor | None,
+    ) -> Tensor:
+        def work(chunk: Tensor) -> Tensor:
+            rotated = rotate(chunk)
+            quantized: Tensor = quantizer(rotated if bias is None else _wide(rotated))
+            return quantized.to(heads.dtype) if bias is None else quantized
+
+        quantized = in_chunks(work, heads, dim=2 if self.query_basis.numel() else 1)
+        return quantized if bias is None else _add(quantized, rotate(bias), heads.dtype)
+
+    def _decode(
+        self,
+        tokens: Tensor,
+        quantizer: ActivationQuantizer,
+        dtype: torch.dtype,
+        bias: Tensor | None,
+    ) -> Tensor:
+        heads = quantizer.decoded_rows(tokens, self.head_dim)
+        return heads.to(dtype) if bias is None else _add(heads, bias, dtype)
+
+
+def _quantizer(form: NumberFormat, head_dim: int, clip_ratio: float) -> ActivationQuantizer:
+    ratio = clip_ratio if form.learns_clip_factors else 1.0
+    return ActivationQuantizer(form.fitted_to(head_dim), ratio)
+
+
+def _wide(heads: Tensor) -> Tensor:
+    return heads.to(torch.promote_types(heads.dtype, torch.float32))
+
+
+def _add(heads: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum in float32 or wider, then rounded to ``dtype``."""
+    return (heads + bias).to(dtype)
