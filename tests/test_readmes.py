@@ -1,10 +1,12 @@
-"""The READMEs: the first one is short, links lead somewhere, named configurations exist."""
+"""The READMEs: the first one is short; links, named configurations and options exist."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+import cli
 from tests.assets import REPOSITORY
 
 MOST_LINES, WIDEST = 140, 120
@@ -18,6 +20,8 @@ LISTING = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 WORDS_OF_CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 OUTSIDE = re.compile(r"[a-z]+:")
+COMMAND = re.compile(r"python cli\.py (mtbench \w+|\w+)((?:\\\n|[^\n`])*)")
+OPTION = re.compile(r"--[a-zA-Z_][\w.]*")
 CONFIGURATION = re.compile(r"configs/[\w/]+\.yaml")
 
 
@@ -60,6 +64,43 @@ def test_links_lead_somewhere(readme: Path) -> None:
 def test_named_configurations_exist(readme: Path) -> None:
     named = set(CONFIGURATION.findall((REPOSITORY / readme).read_text(encoding="utf-8")))
     assert [name for name in sorted(named) if not (REPOSITORY / name).is_file()] == []
+
+
+def named_options(subcommand: str) -> set[str]:
+    """Options that a README gives to a subcommand; of ``fit`` those in sentences as well."""
+    texts = [(REPOSITORY / readme).read_text(encoding="utf-8") for readme in READMES]
+    given = {
+        option
+        for text in texts
+        for name, arguments in COMMAND.findall(text)
+        if name == subcommand
+        for option in OPTION.findall(arguments)
+    }
+    sections = ("--model.", "--data.", "--trainer.")
+    named = {option for text in texts for option in OPTION.findall(text)}
+    return given | {o for o in named if subcommand == "fit" and o.startswith(sections)}
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "known"),
+    [
+        ("fit", "--model.rotation.transform"),
+        ("evaluate", "--perplexity"),
+        ("export", "--to"),
+        ("mtbench answer", "--chat_template"),
+        ("mtbench judge", "--judge_prompts"),
+    ],
+)
+def test_named_options_exist(
+    subcommand: str, known: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cli.py", *subcommand.split(), "--help"])
+    with pytest.raises(SystemExit):
+        cli.build()
+    offered = set(OPTION.findall(capsys.readouterr().out))
+    named = {option.rstrip(".") for option in named_options(subcommand)}
+    assert known in named
+    assert named - offered == set()
 
 
 def test_broken_links_are_found(tmp_path: Path) -> None:
