@@ -54,11 +54,11 @@ RUNS = {"quickstart": quickstart, "ref-llama": ref_llama, "llama-2-7b": llama_2_
 def main() -> None:
     """Print estimates, measurements and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="*", default=list(RUNS), choices=RUNS)
+    parser.add_argument("runs", nargs="*", choices=RUNS, help="default: all")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     print("| run | what | expected | measured | ratio |\n|---|---|---|---|---|")
-    for name in options.runs:
+    for name in options.runs or RUNS:
         with tempfile.TemporaryDirectory() as folder:
             arguments = RUNS[name](Path(folder))
             run = measured_run(Path(folder) / "run", *arguments, threads=options.threads)
