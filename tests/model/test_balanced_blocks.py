@@ -10,7 +10,7 @@ from duquant.calibration import BlockCalibration, open_streams
 from duquant.config import LWCConfig, Recipe, RotationConfig
 from duquant.data.streams import Streams, StreamSizes
 from duquant.formats.integer import Integer
-from duquant.model.activation_clips import RATIOS, activation_quantizers, search_activation_clips
+from duquant.model.activation_clips import RATIOS, activation_quantizers
 from duquant.model.decoder import Decoder
 from duquant.model.structure import SITES, linear_shapes
 from duquant.model.surgery import QuantizedBlock
@@ -119,8 +119,6 @@ def test_a_site_takes_the_ratio_that_costs_least(tmp_path: Path) -> None:
             return float((lost.square().sum(-1) / whole.square().sum(-1)).mean())
 
         assert error(ratio) <= min(error(each) for each in RATIOS) * 1.02  # others changed theirs
-        search_activation_clips(quantized, block, lambda: [streams.quantized[:4]])
-    assert torch.equal(site.quantizer.clip_ends, found["mlp_output"])
 
 
 def test_what_cannot_be_balanced_is_refused() -> None:
