@@ -109,7 +109,7 @@ def by_transformers(
         raise ValueError(f"{directory}: a token of logits.json is none of the model's {vocab_size}")
     ids, last = padded(stored.prompts)
     logits = model.to(device).eval()(input_ids=ids.to(device), use_cache=False).logits.cpu()
-    numbers = logits[torch.arange(len(last)), last].double().log_softmax(dim=-1)
+    numbers = logits[torch.arange(len(last), device=last.device), last].double().log_softmax(dim=-1)
     return [
         {token: float(row[token]) for token in tokens}
         for row, tokens in zip(numbers, stored.tokens, strict=True)

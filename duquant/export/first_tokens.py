@@ -73,8 +73,10 @@ class FirstTokens:
 
 def draw_prompts(vocab_size: int, max_positions: int) -> list[list[int]]:
     """16 prompts, shorter where the model has fewer positions: always the same ones."""
-    generator = torch.Generator().manual_seed(SEED)
-    places = torch.rand(len(LENGTHS), max(LENGTHS), generator=generator, dtype=torch.float64)
+    generator = torch.Generator(device=CPU).manual_seed(SEED)
+    places = torch.rand(
+        len(LENGTHS), max(LENGTHS), generator=generator, dtype=torch.float64, device=CPU
+    )
     rows = (places * vocab_size).long().tolist()
     return [row[: min(length, max_positions)] for row, length in zip(rows, LENGTHS, strict=True)]
 
@@ -86,8 +88,10 @@ def padded(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         Token ids ``(prompts, tokens)``, and of every prompt the place of its last token.
     """
     longest = max(map(len, prompts))
-    ids = torch.tensor([prompt + prompt[-1:] * (longest - len(prompt)) for prompt in prompts])
-    return ids, torch.tensor([len(prompt) - 1 for prompt in prompts])
+    ids = torch.tensor(
+        [prompt + prompt[-1:] * (longest - len(prompt)) for prompt in prompts], device=CPU
+    )
+    return ids, torch.tensor([len(prompt) - 1 for prompt in prompts], device=CPU)
 
 
 def write_first_tokens(
@@ -151,6 +155,8 @@ def _last_logits(
         configure_execution([block], Execution("reference", "packed"))
         hidden = run_block(block, hidden, contexts[index], CPU)
         del block  # before the next one is read
-    logits = decoder.logits(hidden[torch.arange(len(last)), last].unsqueeze(1))[:, 0]
+    logits = decoder.logits(hidden[torch.arange(len(last), device=last.device), last].unsqueeze(1))[
+        :, 0
+    ]
     decoder.release()
     return logits

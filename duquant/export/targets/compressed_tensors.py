@@ -167,7 +167,7 @@ def _packed(linear: PackedLinear, name: str) -> dict[str, Tensor]:
     bits, last = linear.form.bits, 2**linear.form.bits - 1
     stored = {
         "weight_scale": linear.scale.float(),
-        "weight_shape": torch.tensor([linear.out_features, linear.in_features]),
+        "weight_shape": torch.tensor([linear.out_features, linear.in_features], device="cpu"),
     }
     if _is_symmetric(linear):
         codes = _signed(linear, name) + 2 ** (bits - 1)
