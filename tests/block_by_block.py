@@ -4,6 +4,7 @@ This is what the callbacks do, without Lightning, without learning and without f
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from duquant.config import (
 )
 from duquant.model.channel_ranges import observe_sites
 from duquant.model.decoder import Decoder
+from duquant.model.sample_decisions import calibrate_on_samples
 from duquant.model.smoothing import smooth_block
 from duquant.model.structure import LINEARS
 from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quantizers
@@ -63,7 +65,7 @@ def quantize_decoder(
     quantized_blocks = []
     for index, context in enumerate(decoder.contexts(input_ids.shape[1], CPU)):
         block = decoder.load_block(index)
-        views = rotated_views(block, recipe)
+        inputs, views = full_precision, rotated_views(block, recipe)
         with observe_sites(block, means=True, views=views) as ranges:
             full_precision = block(full_precision, **context)
         if recipe.rotation.rotate_values:
@@ -72,6 +74,8 @@ def quantize_decoder(
         clips = {name: FixedClip(recipe.weight_ratio) for name in LINEARS}
         quantized = insert_quantizers(block, recipe, clips, smoothed)
         calibration_mean = calibrate_once(quantized, calibration_mean, context, recipe, generator)
+        forward = partial(quantized.layer, **context)
+        calibrate_on_samples(quantized, recipe, forward, partial(list, [inputs]))
         if rounded:
             quantized.round_to_nearest()
         quantized_blocks.append(quantized)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from duquant.config import FormatConfig, Recipe
+from duquant.config import ClippingConfig, FormatConfig, Recipe
 from tests.quantized_directory import fitting_recipe, write_quantized
 from tests.serving.served import (
     QWEN2,
@@ -39,9 +39,11 @@ def recipe_of(family: str) -> Recipe:
     recipe = fitting_recipe({})
     smoothing, rotation, mxfp4 = recipe.smoothing, recipe.rotation, FormatConfig(format="mxfp4")
     changes: dict[str, Any] = {
-        "llama-tied": {"rotation": replace(rotation, rotate_values=True)},
+        "llama-tied": {"rotation": replace(rotation, rotate_values=True, balance_queries=True)},
         "llama-biases": {
-            "smoothing": replace(smoothing, subtract_mean=True, attention_output="query_channel")
+            "smoothing": replace(smoothing, subtract_mean=True, attention_output="query_channel"),
+            "rotation": replace(rotation, balance_queries=True),
+            "clipping": ClippingConfig(activations="search"),
         },
         "mistral-sliding": {"weights": mxfp4, "activations": mxfp4},
         "qwen3": {"weight_bits": 16},
