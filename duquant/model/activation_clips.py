@@ -12,29 +12,22 @@ themselves, head by head. Where clip factors of activations are learned, they be
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from duquant.formats.number_format import Clip, split_rows
-from duquant.model.structure import ATTENTION, SITES
-from duquant.model.surgery import QuantizedBlock
+from duquant.model.structure import SITES
+from duquant.model.surgery import QuantizedBlock, activation_quantizers
+from duquant.model.watched_inputs import watching
 from duquant.nn.activation import ActivationQuantizer
-from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.processes import ALONE, Processes
 
 RATIOS = [1 - 0.04 * step for step in range(12)]
 TOKENS = 512
-"""Tokens of every process that a site looks at; of Q, K and V as many heads of tokens times 8."""
+"""Tokens of every process that a site looks at; of Q, K and V eight times as many heads."""
 SMALLEST_SQUARE = 1e-12
-
-
-def activation_quantizers(quantized: QuantizedBlock) -> dict[str, ActivationQuantizer]:
-    """Whatever quantizes activations in a block: by site, and ``query``, ``key``, ``value``."""
-    attention = quantized.layer.get_submodule(ATTENTION).attention_quantizer
-    assert isinstance(attention, AttentionQuantizer)
-    found = {name: site.quantizer for name, site in quantized.sites.items()}
-    return {**found, "query": attention.query, "key": attention.key, "value": attention.value}
 
 
 @torch.no_grad()
@@ -49,7 +42,8 @@ def search_activation_clips(
     Args:
         quantized: block whose transforms are installed.
         forward: runs the block.
-        samples: gives its inputs ``(batch, tokens, hidden)``, on its device; the first are used.
+        samples: gives its inputs ``(batch, tokens, hidden)``, on its device; the first batch is
+            used.
         processes: who has the other samples.
     """
     quantizers = {
@@ -60,24 +54,12 @@ def search_activation_clips(
     errors: dict[str, Tensor] = {}
     metrics = _metrics(quantized)
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def look(quantizer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(quantizer, ActivationQuantizer)
-            if name not in errors:
-                errors[name] = _errors(quantizer, inputs[0], metrics.get(name))
+    def look(name: str, inputs: tuple[Tensor, ...]) -> None:
+        errors[name] = _errors(quantizers[name], inputs[0], metrics.get(name))
 
-        return look
-
-    handles = [
-        quantizer.register_forward_pre_hook(watch(name)) for name, quantizer in quantizers.items()
-    ]
-    try:
-        for chunk in samples():
+    with watching(quantizers, look):
+        for chunk in islice(samples(), 1):
             forward(chunk)
-            break
-    finally:
-        for handle in handles:
-            handle.remove()
     device = next(quantized.layer.parameters()).device
     for name, quantizer in quantizers.items():
         local = errors.get(name, torch.zeros(len(RATIOS), dtype=torch.float64, device="cpu"))
@@ -96,7 +78,7 @@ def _metrics(quantized: QuantizedBlock) -> Mapping[str, Tensor]:
 
 
 def _errors(quantizer: ActivationQuantizer, x: Tensor, metric: Tensor | None) -> Tensor:
-    """Error by ratio, float64 on the CPU; a metric of ``None`` is the identity."""
+    """Error by ratio, float64 on the CPU, of some of the tokens; no metric means the identity."""
     rows = x.detach().flatten(0, -2)
     limit = TOKENS if metric is not None else 8 * TOKENS
     rows = rows[:: -(-len(rows) // limit)].float()

@@ -8,10 +8,10 @@ block runs over its calibration samples.
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from duquant.model.surgery import QuantizedBlock
-from duquant.nn.activation import ActivationQuantizer
+from duquant.model.surgery import QuantizedBlock, activation_quantizers
+from duquant.model.watched_inputs import watching
 from duquant.processes import ALONE, Processes
 
 
@@ -30,27 +30,22 @@ def calibrate_peaks(
         samples: gives its inputs ``(batch, tokens, hidden)``, on its device.
         processes: who has the other samples.
     """
-    quantizers = [
-        module
-        for module in quantized.layer.modules()
-        if isinstance(module, ActivationQuantizer) and module.form.needs_peak
-    ]
+    quantizers = {
+        name: quantizer
+        for name, quantizer in activation_quantizers(quantized).items()
+        if quantizer.form.needs_peak
+    }
     if not quantizers:
         return
-    peaks = {quantizer: torch.zeros(1, device="cpu") for quantizer in quantizers}
+    peaks = {name: torch.zeros(1, device="cpu") for name in quantizers}
 
-    def watch(quantizer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(quantizer, ActivationQuantizer)
+    def look(name: str, inputs: tuple[Tensor, ...]) -> None:
         peak = inputs[0].abs().amax().float().cpu()
-        peaks[quantizer] = torch.maximum(peaks[quantizer], peak.view(1))
+        peaks[name] = torch.maximum(peaks[name], peak.view(1))
 
-    handles = [quantizer.register_forward_pre_hook(watch) for quantizer in quantizers]
-    try:
+    with watching(quantizers, look):
         for chunk in samples():
             forward(chunk)
-    finally:
-        for handle in handles:
-            handle.remove()
     device = next(quantized.layer.parameters()).device
-    for quantizer, peak in peaks.items():
-        quantizer.hold_peak(processes.max(peak).to(device))
+    for name, quantizer in quantizers.items():
+        quantizer.hold_peak(processes.max(peaks[name]).to(device))

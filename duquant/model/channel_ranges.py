@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from duquant.model.structure import SITES
+from duquant.model.watched_inputs import watching
 from duquant.ops.finite import require_finite
 from duquant.processes import Processes
 
@@ -96,24 +97,19 @@ def observe_sites(
     """
     seen: dict[str, ChannelRange] = {}
 
-    def observer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tokens = viewed(views, name, inputs[0].detach().flatten(0, -2))
-            now = ChannelRange.of(tokens, means=means)
-            require_finite(now.peak(), f"channels of {name}", inputs[0].dtype)
-            seen[name] = seen[name].join(now) if name in seen else now
+    def look(name: str, inputs: tuple[Tensor, ...]) -> None:
+        tokens = viewed(views, name, inputs[0].detach().flatten(0, -2))
+        now = ChannelRange.of(tokens, means=means)
+        require_finite(now.peak(), f"channels of {name}", inputs[0].dtype)
+        seen[name] = seen[name].join(now) if name in seen else now
 
-        return observe
-
-    handles = [
-        block.get_submodule(site.linears[0]).register_forward_pre_hook(observer(site.name))
-        for site in SITES
-    ]
-    try:
+    with watching(first_linears(block), look):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def first_linears(block: nn.Module) -> dict[str, nn.Module]:
+    """The first linear that reads each site: what enters it is what the site will receive."""
+    return {site.name: block.get_submodule(site.linears[0]) for site in SITES}
 
 
 def viewed(views: SiteViews | None, site: str, tokens: Tensor) -> Tensor:

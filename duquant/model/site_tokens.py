@@ -1,13 +1,14 @@
 """Some of the tokens that every site receives, kept while the full-precision block runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from duquant.model.channel_ranges import SiteViews, viewed
+from duquant.model.channel_ranges import SiteViews, first_linears, viewed
 from duquant.model.structure import SITES
+from duquant.model.watched_inputs import watching
 
 
 @contextmanager
@@ -26,22 +27,12 @@ def keep_site_tokens(
     """
     kept: dict[str, list[Tensor]] = {site.name: [] for site in SITES}
 
-    def keeper(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tokens = inputs[0].detach().flatten(0, -2)[::stride]
-            kept[name].append(viewed(views, name, tokens).clone())
+    def look(name: str, inputs: tuple[Tensor, ...]) -> None:
+        tokens = inputs[0].detach().flatten(0, -2)[::stride]
+        kept[name].append(viewed(views, name, tokens).clone())
 
-        return keep
-
-    handles = [
-        block.get_submodule(site.linears[0]).register_forward_pre_hook(keeper(site.name))
-        for site in SITES
-    ]
-    try:
+    with watching(first_linears(block), look):
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def stride_for(num_tokens: int, limit: int) -> int:

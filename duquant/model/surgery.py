@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from duquant.config import Recipe
 from duquant.model.smoothing import Smoothed
 from duquant.model.structure import ATTENTION, LINEARS, SITES, Site
+from duquant.model.watched_inputs import watching
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention import install_attention_quantizer
 from duquant.nn.attention_bias import AttentionBiases, projection_of, separable_biases
@@ -190,35 +191,25 @@ def calibrate_sites(
     Raises:
         ValueError: if what reaches a site is not finite, naming the site.
     """
-    kind = transform_class(recipe.rotation)
+    kind, named = transform_class(recipe.rotation), {site.name: site for site in SITES}
 
-    def calibrate(site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(module, SiteTransform)
-            x = module.smooth(inputs[0]).flatten(0, -2).float()
-            require_finite(x, f"calibration values of {site.name}", inputs[0].dtype)
-            linears = [quantized.linears[name] for name in site.linears]
-            seen = None if tokens is None else tokens[site.name]
-            moments = _moments(module, seen, linears, processes)
-            transform = kind.search(x, recipe.rotation, generator, draw_base, moments)
-            module.transform = transform
-            learned = kind.learned_shapes(x.shape[-1], recipe.rotation) if recipe.has_lwc else {}
-            transform.learn({n: nn.Parameter(getattr(transform, n)) for n in learned})
-            for linear in linears:
-                linear.install(transform)
-            if observe is not None:
-                observe(site, module, x)
+    def calibrate(name: str, inputs: tuple[Tensor, ...]) -> None:
+        site, module = named[name], quantized.sites[name]
+        x = module.smooth(inputs[0]).flatten(0, -2).float()
+        require_finite(x, f"calibration values of {name}", inputs[0].dtype)
+        linears = [quantized.linears[linear] for linear in site.linears]
+        moments = _moments(module, None if tokens is None else tokens[name], linears, processes)
+        transform = kind.search(x, recipe.rotation, generator, draw_base, moments)
+        module.transform = transform
+        learned = kind.learned_shapes(x.shape[-1], recipe.rotation) if recipe.has_lwc else {}
+        transform.learn({n: nn.Parameter(getattr(transform, n)) for n in learned})
+        for linear in linears:
+            linear.install(transform)
+        if observe is not None:
+            observe(site, module, x)
 
-        return hook
-
-    handles = [
-        quantized.sites[site.name].register_forward_pre_hook(calibrate(site)) for site in SITES
-    ]
-    try:
+    with watching({name: quantized.sites[name] for name in named}, calibrate):
         return forward()
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _moments(
@@ -232,6 +223,14 @@ def _moments(
         return None
     weight = torch.cat([linear.weight for linear in linears])
     return SiteMoments.of(site.smooth(tokens.float()), weight, processes.sum)
+
+
+def activation_quantizers(quantized: QuantizedBlock) -> dict[str, ActivationQuantizer]:
+    """Whatever quantizes activations in a block: by site, and ``query``, ``key``, ``value``."""
+    attention = quantized.layer.get_submodule(ATTENTION).attention_quantizer
+    assert isinstance(attention, AttentionQuantizer)
+    found = {name: site.quantizer for name, site in quantized.sites.items()}
+    return {**found, "query": attention.query, "key": attention.key, "value": attention.value}
 
 
 def input_quantizer(recipe: Recipe) -> ActivationQuantizer:

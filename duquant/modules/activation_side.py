@@ -18,9 +18,8 @@ from torch import nn
 
 from duquant.config import Recipe
 from duquant.formats.number_format import NumberFormat
-from duquant.model.activation_clips import activation_quantizers
 from duquant.model.structure import SITES
-from duquant.model.surgery import QuantizedBlock
+from duquant.model.surgery import QuantizedBlock, activation_quantizers
 from duquant.nn.clipping import ClipFactors
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.transforms.table import transform_class

@@ -10,10 +10,10 @@ from duquant.calibration import BlockCalibration, open_streams
 from duquant.config import LWCConfig, Recipe, RotationConfig
 from duquant.data.streams import Streams, StreamSizes
 from duquant.formats.integer import Integer
-from duquant.model.activation_clips import RATIOS, activation_quantizers
+from duquant.model.activation_clips import RATIOS
 from duquant.model.decoder import Decoder
 from duquant.model.structure import SITES, linear_shapes
-from duquant.model.surgery import QuantizedBlock
+from duquant.model.surgery import QuantizedBlock, activation_quantizers
 from duquant.modules.block import QuantBlock
 from duquant.transforms.affine_permute import AffinePermute
 from duquant.transforms.site_moments import SiteMoments
