@@ -9,9 +9,7 @@
 checkpoints; :func:`duquant.quantization.quantize` does it in a plain loop.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -23,15 +21,11 @@ from duquant.model.block_forward import TOKENS_AT_ONCE
 from duquant.model.channel_ranges import observe_sites
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.site_report import SiteReport
-from duquant.model.site_tokens import joined, keep_site_tokens, stride_for
 from duquant.model.surgery import QuantizedBlock
 from duquant.model.value_rotation import rotate_values, rotated_views
 from duquant.modules.block import QuantBlock
 from duquant.ops.finite import require_finite
 from duquant.processes import ALONE, Processes
-
-BALANCED_TOKENS = 8192
-"""Tokens of every process that blocks are balanced by."""
 
 
 @torch.no_grad()
@@ -126,13 +120,8 @@ class BlockCalibration:
         streams, behind, self._entering = self._entering, self.behind, None
         layer = layer.to(self.device)
         recipe = self.block.recipe
-        stride = stride_for(math.prod(streams.full_precision.shape[:2]), BALANCED_TOKENS)
-        views = rotated_views(layer, recipe)
-        keeping: AbstractContextManager[dict[str, list[Tensor]]] = nullcontext({})
-        if recipe.rotation.balance:
-            keeping = keep_site_tokens(layer, stride, views)
-        observing = observe_sites(layer, means=recipe.smoothing.subtract_mean, views=views)
-        with self.block.named(), observing as seen, keeping as kept:
+        views, means = rotated_views(layer, recipe), recipe.smoothing.subtract_mean
+        with self.block.named(), observe_sites(layer, means=means, views=views) as seen:
             self._run(layer, streams.full_precision, behind.full_precision)
         ranges = {site: each.of_all(self.processes) for site, each in seen.items()}
         if behind.augmented is not None:
@@ -149,7 +138,6 @@ class BlockCalibration:
                 self._quantized_chunks,
                 generator,
                 processes=self.processes,
-                tokens=joined(kept) if recipe.rotation.balance else None,
             )
         self._require_same_decisions()
         behind.calibration_mean = mean.cpu()

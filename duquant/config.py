@@ -164,7 +164,7 @@ class Recipe:
     def needs_quantized_stream(self) -> bool:
         """Whether anything learns from what the quantized model sees, or is calibrated on it."""
         peaks = any(form.needs_peak for form in self.formats[1:])
-        searches = self.clipping.activations == "search" or self.rotation.balance_queries
+        searches = self.clipping.activations == "search"
         return self.has_lwc or self.needs_grams or peaks or searches
 
     @property

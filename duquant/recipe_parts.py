@@ -100,13 +100,9 @@ class RotationConfig:
             ``per_block`` (the paper).
         transform: what a site goes through: ``rotate_permute``, the dual transformation, or
             ``affine_permute``, the same form with a matrix of its own for every block, which is
-            trained (needs LWC) or balanced.
+            trained (needs LWC).
         rotate_values: multiply the V of every head by a Hadamard matrix, which is folded into
             v_proj and o_proj and costs nothing at run time.
-        balance: of ``affine_permute``: begin with blocks in which tokens and weights lose least to
-            rounding, measured on the calibration; then nothing has to be trained.
-        balance_queries: multiply Q and K of every head by the pair of matrices, measured on the
-            calibration, in which their product loses least to rounding.
     """
 
     block_size: int = 128
@@ -116,8 +112,6 @@ class RotationConfig:
     scope: Scope = "shared"
     transform: str = "rotate_permute"
     rotate_values: bool = False
-    balance: bool = False
-    balance_queries: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers and the choices."""
@@ -129,11 +123,6 @@ class RotationConfig:
         if self.permutation_times < 0:
             raise ValueError(
                 f"rotation.permutation_times is {self.permutation_times}; it must be 0 or more"
-            )
-        if self.balance and (self.transform != "affine_permute" or self.selector == "none"):
-            raise ValueError(
-                f"rotation.balance is true, but rotation.transform is {self.transform} with the "
-                f"selector {self.selector}; it needs affine_permute and a search"
             )
         if self.selector == "hadamard" and self.block_size & (self.block_size - 1):
             raise ValueError(

@@ -65,13 +65,7 @@ def small_data(model: Path, text: Path, **options: Any) -> CalibrationDataModule
 
 
 LEARNS_ALL: dict[str, Any] = {
-    "rotation": RotationConfig(
-        block_size=16,
-        max_steps=4,
-        transform="affine_permute",
-        balance=True,
-        balance_queries=True,
-    ),
+    "rotation": RotationConfig(block_size=16, max_steps=4, transform="affine_permute"),
     "smoothing": SmoothingConfig(subtract_mean=True),
     "clipping": ClippingConfig(activations="search"),
     "lwc": LWCConfig(epochs=3, batch_size=2, learning_rate=0.1),

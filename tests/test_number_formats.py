@@ -43,11 +43,9 @@ RECIPES: dict[str, Recipe] = {
     "gptq behind LWC, in groups": replace(LEARNED, rounding=GPTQ, group_size=16),
     "means subtracted": replace(PLAIN, smoothing=MEANS),
     "clips of activations searched": replace(PLAIN, clipping=SEARCHED),
-    "Q and K balanced": replace(PLAIN, rotation=replace(PLAIN.rotation, balance_queries=True)),
-    "blocks balanced": replace(PLAIN, rotation=replace(TRAINED, balance=True), clipping=SEARCHED),
     "everything without training": replace(
         PLAIN,
-        rotation=replace(TRAINED, balance=True, balance_queries=True, rotate_values=True),
+        rotation=replace(PLAIN.rotation, rotate_values=True),
         smoothing=MEANS,
         clipping=SEARCHED,
         rounding=GPTQ,
@@ -57,7 +55,7 @@ RECIPES: dict[str, Recipe] = {
     "trained transforms": replace(LEARNED, rotation=TRAINED),
     "everything learned": replace(
         LEARNED,
-        rotation=replace(TRAINED, rotate_values=True, balance=True, balance_queries=True),
+        rotation=replace(TRAINED, rotate_values=True),
         clipping=SEARCHED,
         smoothing=MEANS,
         training=TrainingConfig(True, 0.01, "full_precision", "relative"),

@@ -43,7 +43,6 @@ from duquant.nn.site import SiteTransform
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.transforms.table import transform_class
 
-KEYS = f"{ATTENTION}.k_proj"
 QUANTIZER = f"{ATTENTION}.attention_quantizer"
 BIASES = f"{QUANTIZER}.biases."
 OLD_SITE_NAMES = {
@@ -69,8 +68,6 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
             tensors[f"{name}.bias"] = linear.bias
     quantizer = quantized.layer.get_submodule(QUANTIZER)
     assert isinstance(quantizer, AttentionQuantizer)
-    bases = {"query_basis": quantizer.query_basis, "key_basis": quantizer.key_basis}
-    tensors |= {f"{QUANTIZER}.{name}": basis for name, basis in bases.items()}
     if quantizer.biases is not None:
         tensors |= {f"{BIASES}{name}": bias for name, bias in quantizer.biases.named_buffers()}
     for site in SITES:
@@ -118,8 +115,6 @@ def unpack_block(
         parameter = nn.Parameter(_take(rest, stored, expected.shape).to(dtype), requires_grad=False)
         setattr(block.get_submodule(parent), leaf, parameter)
     install_modules(block, recipe, sites, linears, biases)
-    if recipe.rotation.balance_queries and f"{QUANTIZER}.query_basis" in rest:
-        _read_bases(rest, block, num_keys=shapes[KEYS][0])
     for name, quantizer in block.named_modules():
         if isinstance(quantizer, ActivationQuantizer):
             if quantizer.form.needs_peak:
@@ -185,17 +180,6 @@ def _read_biases(
         operand: _take(tensors, f"{BIASES}{operand}", bias.shape).to(dtype)
         for operand, bias in take_biases(block, recipe).items()
     }
-
-
-def _read_bases(tensors: dict[str, Tensor], block: nn.Module, num_keys: int) -> None:
-    """What Q and K are multiplied by; it is stored if one of them is quantized."""
-    attention = block.get_submodule(ATTENTION)
-    width = int(attention.head_dim)  # type: ignore[arg-type]
-    shape = (num_keys // width, width, width)
-    bases = [_take(tensors, f"{QUANTIZER}.{name}_basis", shape) for name in ("query", "key")]
-    quantizer = block.get_submodule(QUANTIZER)
-    assert isinstance(quantizer, AttentionQuantizer)
-    quantizer.balance(*bases)
 
 
 def _read_linear(

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from duquant.config import Recipe
-from duquant.export.packed_block import KEYS, outside_linears
-from duquant.model.structure import ATTENTION, SITES, linear_shapes
+from duquant.export.packed_block import outside_linears
+from duquant.model.structure import SITES, linear_shapes
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.transforms.table import transform_class
 
@@ -26,10 +26,6 @@ def packed_bytes(block: nn.Module, recipe: Recipe) -> int:
             size += _num_bytes(form.stored_shapes(rows, columns))
         bias = getattr(block.get_submodule(name), "bias", None)
         size += rows * item if bias is not None or recipe.smoothing.subtract_mean else 0
-    if recipe.rotation.balance_queries:
-        num_keys = linear_shapes(block)[KEYS][0]
-        head_dim = int(block.get_submodule(ATTENTION).head_dim)  # type: ignore[arg-type]
-        size += 2 * num_keys * head_dim * torch.float32.itemsize
     for site in SITES:
         width = linear_shapes(block)[site.linears[0]][1]
         size += width * torch.float32.itemsize  # a scale that is divided online

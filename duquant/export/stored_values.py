@@ -51,8 +51,6 @@ def rules_of(recipe: Recipe) -> dict[str, ValueRule]:
     return {
         "online_scale": POSITIVE_FLOAT32,
         "mean": FINITE_FLOAT32,
-        "query_basis": FINITE_FLOAT32,
-        "key_basis": FINITE_FLOAT32,
         "clip_ends": POSITIVE_FLOAT32,
         **recipe.formats.weights.stored_rules,
         **transform_class(recipe.rotation).stored_rules,

@@ -7,7 +7,6 @@ from torch import Tensor
 from duquant.config import Recipe
 from duquant.model.activation_clips import search_activation_clips
 from duquant.model.activation_peaks import calibrate_peaks
-from duquant.model.query_key_balance import balance_queries_and_keys
 from duquant.model.surgery import QuantizedBlock
 from duquant.model.weight_decisions import Chunks
 from duquant.processes import ALONE, Processes
@@ -20,7 +19,7 @@ def calibrate_on_samples(
     samples: Chunks,
     processes: Processes = ALONE,
 ) -> None:
-    """Bases of Q and K, peaks, and clip ratios of activations, as the recipe wants them, in place.
+    """Peaks and clip ratios of activations, as the recipe wants them, in place.
 
     Args:
         quantized: block whose transforms are installed.
@@ -29,8 +28,6 @@ def calibrate_on_samples(
         samples: gives its inputs ``(batch, tokens, hidden)``, on its device.
         processes: who has the other samples.
     """
-    if recipe.rotation.balance_queries:
-        balance_queries_and_keys(quantized, forward, samples, processes)
     calibrate_peaks(quantized, forward, samples, processes)
     if recipe.clipping.activations == "search":
         search_activation_clips(quantized, forward, samples, processes)

@@ -133,7 +133,7 @@ def require_fitting_widths(block: nn.Module, recipe: Recipe) -> None:
     """
     rotation = recipe.rotation
     learned = transform_class(rotation).learned_shapes(rotation.block_size, rotation)
-    if learned and not (recipe.has_lwc or rotation.balance):
+    if learned and not recipe.has_lwc:
         raise ValueError(f"rotation.transform is {rotation.transform}, but {NOTHING_IS_TRAINED}")
     weights, activations = recipe.formats[:2]
     checks = [("group_size", weights.group_size)]

@@ -11,7 +11,7 @@ The steps, in order (DuQuant section 3; sites as in :data:`duquant.model.structu
    quantized inputs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +32,7 @@ from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
 from duquant.ops.finite import require_finite
 from duquant.ops.rotation import BaseSource
-from duquant.processes import ALONE, Processes
 from duquant.rounding.nearest import Nearest
-from duquant.transforms.site_moments import SiteMoments
 from duquant.transforms.table import transform_class
 
 Clip = ClipFactors | FixedClip
@@ -169,8 +167,6 @@ def calibrate_sites(
     *,
     observe: SiteObserver | None = None,
     draw_base: BaseSource | None = None,
-    tokens: Mapping[str, Tensor] | None = None,
-    processes: Processes = ALONE,
 ) -> Tensor:
     """Search every site's transform on the calibration tensor that reaches it.
 
@@ -181,9 +177,6 @@ def calibrate_sites(
         generator: randomness of the searches, on the CPU.
         observe: told what each site saw, for reports.
         draw_base: replaces the random base matrices, in tests.
-        tokens: real tokens ``(tokens, width)`` of every site, as they enter it, to be balanced with
-            its weights; ``None`` where the recipe balances nothing.
-        processes: who has the other tokens.
 
     Returns:
         The block's output on the calibration tensor.
@@ -197,32 +190,14 @@ def calibrate_sites(
         site, module = named[name], quantized.sites[name]
         x = module.smooth(inputs[0]).flatten(0, -2).float()
         require_finite(x, f"calibration values of {name}", inputs[0].dtype)
-        linears = [quantized.linears[linear] for linear in site.linears]
-        moments = _moments(module, None if tokens is None else tokens[name], linears, processes)
-        transform = kind.search(x, recipe.rotation, generator, draw_base, moments)
-        module.transform = transform
-        learned = kind.learned_shapes(x.shape[-1], recipe.rotation) if recipe.has_lwc else {}
-        transform.learn({n: nn.Parameter(getattr(transform, n)) for n in learned})
-        for linear in linears:
-            linear.install(transform)
+        module.transform = kind.search(x, recipe.rotation, generator, draw_base)
+        for linear in site.linears:
+            quantized.linears[linear].install(module.transform)
         if observe is not None:
             observe(site, module, x)
 
     with watching({name: quantized.sites[name] for name in named}, calibrate):
         return forward()
-
-
-def _moments(
-    site: SiteTransform,
-    tokens: Tensor | None,
-    linears: Sequence[QuantLinear],
-    processes: Processes,
-) -> SiteMoments | None:
-    """What a site's transform may know of real tokens, if there are any."""
-    if tokens is None:
-        return None
-    weight = torch.cat([linear.weight for linear in linears])
-    return SiteMoments.of(site.smooth(tokens.float()), weight, processes.sum)
 
 
 def activation_quantizers(quantized: QuantizedBlock) -> dict[str, ActivationQuantizer]:

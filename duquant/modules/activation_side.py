@@ -76,18 +76,16 @@ class ActivationSide(nn.Module):
         """End the training: the block keeps what was learned as constants.
 
         Returns:
-            Largest condition number of every transform of a kind that can be trained, by site.
+            Largest condition number of every transform that was trained, by site.
         """
         for quantizer in activation_quantizers(quantized).values():
             if quantizer.factors is not None:
                 high, low, _ = quantizer.factors()
                 quantizer.hold_clip_ends(torch.cat([high.detach(), low.detach()]).flatten())
-        conditions, options = {}, self.recipe.rotation
-        for name, site in quantized.sites.items():
-            site.transform.settle()
-            if site.transform.learned_shapes(site.width, options):
-                conditions[name] = site.transform.condition()
-        return conditions
+        transforms = self._transforms_of(quantized)
+        for transform in transforms.values():
+            transform.settle()
+        return {name: transform.condition() for name, transform in transforms.items()}
 
     def _transforms_of(self, quantized: QuantizedBlock) -> dict[str, Transform]:
         return {name: quantized.sites[name].transform for name in self.transforms}

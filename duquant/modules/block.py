@@ -88,7 +88,6 @@ class QuantBlock(LightningModule):
         generator: torch.Generator,
         *,
         processes: Processes = ALONE,
-        tokens: Mapping[str, Tensor] | None = None,
         draw_base: BaseSource | None = None,
     ) -> tuple[Tensor, dict[str, SiteReport]]:
         """Make the block ready to train.
@@ -102,7 +101,6 @@ class QuantBlock(LightningModule):
                 its device, as often as they are needed.
             generator: randomness of the search.
             processes: who holds the other samples.
-            tokens: of every site, ``(tokens, width)``, where the recipe balances blocks.
             draw_base: replaces the random base matrices, in tests.
 
         Returns:
@@ -126,8 +124,6 @@ class QuantBlock(LightningModule):
                 generator,
                 observe=observe,
                 draw_base=draw_base,
-                tokens=tokens,
-                processes=processes,
             )
             calibrate_on_samples(self.quantized, self.recipe, self, samples, processes)
         self.activation_side.attach(self.quantized, begins=not self.has_begun)
@@ -138,7 +134,7 @@ class QuantBlock(LightningModule):
         """End the training: what was learned of the activations is constant from now on.
 
         Returns:
-            Largest condition number of every transform of a kind that can be trained, by site.
+            Largest condition number of every transform that was trained, by site.
         """
         assert self.quantized is not None, "enter a block first"
         return self.activation_side.settle(self.quantized)

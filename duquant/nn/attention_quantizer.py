@@ -2,13 +2,11 @@
 
 Q and K are multiplied by a Hadamard matrix along the head dimension after RoPE, which leaves
 ``Q Kᵀ`` unchanged and spreads their outlier channels. The matrix has the largest power of two that
-divides the head dimension (at most ``block_size``), so it never mixes heads or tokens. A recipe may
-replace it by a pair of matrices for every head of K, each the other's inverse transposed.
+divides the head dimension (at most ``block_size``), so it never mixes heads or tokens.
 
 Biases of Q, K and V are added after the quantization (:mod:`duquant.nn.attention_bias`).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,10 +38,8 @@ class AttentionQuantizer(ExactBuffers):
         biases: what is added after quantizing; ``None`` where the projections keep theirs.
     """
 
-    EXACT = ("hadamard", "query_basis", "key_basis")
+    EXACT = ("hadamard",)
     hadamard: Tensor
-    query_basis: Tensor
-    key_basis: Tensor
 
     def __init__(
         self,
@@ -61,7 +57,6 @@ class AttentionQuantizer(ExactBuffers):
         empty = torch.empty(self.hadamard_size, self.hadamard_size, device="cpu")
         self.register_buffer("hadamard", empty, persistent=False)
         self.compute_hadamard()
-        self.balance(torch.zeros(0, device="cpu"), torch.zeros(0, device="cpu"))
         self.query = _quantizer(formats.queries, head_dim, clip_ratio)
         self.key = _quantizer(formats.keys, head_dim, clip_ratio)
         self.value = _quantizer(formats.values, head_dim, 1.0)
@@ -71,17 +66,6 @@ class AttentionQuantizer(ExactBuffers):
         """Compute the matrix, where it has memory; a model may be built without."""
         if not self.hadamard.is_meta:
             self.hadamard = hadamard_matrix(self.hadamard_size).to(self.hadamard.device)
-
-    def balance(self, query_basis: Tensor, key_basis: Tensor) -> None:
-        """Multiply Q and K by these instead of the Hadamard matrix.
-
-        Args:
-            query_basis: float32 ``(heads of K, head_dim, head_dim)``; the heads of Q that read a
-                head of K share its matrix. One without entries means the Hadamard matrix.
-            key_basis: its inverse, transposed.
-        """
-        self.register_buffer("query_basis", query_basis, persistent=query_basis.numel() > 0)
-        self.register_buffer("key_basis", key_basis, persistent=key_basis.numel() > 0)
 
     def implementation(self) -> str | None:
         """Name of the attention implementation that the model is set to."""
@@ -94,26 +78,6 @@ class AttentionQuantizer(ExactBuffers):
         """
         hadamard = self.hadamard.to(heads.device)  # an offloaded block's may lie elsewhere
         return apply_transform(widen_on_cpu(heads), rotation_alone(hadamard))
-
-    def spread(self, bases: Tensor) -> Tensor:
-        """Follow matrices ``(..., head_dim, head_dim)`` by the Hadamard matrix."""
-        return apply_transform(bases, rotation_alone(self.hadamard.to(bases.device)))
-
-    def rotate_query(self, query: Tensor) -> Tensor:
-        """What is rounded of Q, or of a bias of it, ``(batch, heads, tokens, head_dim)``."""
-        return self._in_basis(query, self.query_basis)
-
-    def rotate_key(self, key: Tensor) -> Tensor:
-        """Likewise of K."""
-        return self._in_basis(key, self.key_basis)
-
-    def _in_basis(self, heads: Tensor, basis: Tensor) -> Tensor:
-        if not basis.numel():
-            return self.rotate(heads)
-        wide = widen_on_cpu(heads)
-        grouped = wide.unflatten(1, (len(basis), -1))
-        changed: Tensor = grouped @ basis.to(wide).unsqueeze(1)
-        return changed.flatten(1, 2)
 
     def forward(
         self,
@@ -145,11 +109,11 @@ class AttentionQuantizer(ExactBuffers):
 
     def quantized_query(self, query: Tensor, bias: Tensor | None = None) -> Tensor:
         """Q rotated and quantized, its rotated bias added."""
-        return self._rotated(query, self.rotate_query, self.query, bias)
+        return self._rotated(query, self.query, bias)
 
     def quantized_key(self, key: Tensor, bias: Tensor | None = None) -> Tensor:
         """K rotated and quantized, its rotated bias added."""
-        return self._rotated(key, self.rotate_key, self.key, bias)
+        return self._rotated(key, self.key, bias)
 
     def quantized_value(self, value: Tensor, bias: Tensor | None = None) -> Tensor:
         """V quantized, its bias added."""
@@ -159,11 +123,11 @@ class AttentionQuantizer(ExactBuffers):
 
     def encode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """K (rotated) and V as bytes, ``(batch, heads, tokens, bytes)``, to be kept in a cache."""
-        return self.key.encoded_rows(self.rotate_key(key)), self.value.encoded_rows(value)
+        return self.key.encoded_rows(self.rotate(key)), self.value.encoded_rows(value)
 
     def decode_key(self, key: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
         """K out of its bytes, its rotated bias added."""
-        rotated = None if bias is None else self.rotate_key(bias)
+        rotated = None if bias is None else self.rotate(bias)
         return self._decode(key, self.key, dtype, rotated)
 
     def decode_value(self, value: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
@@ -171,19 +135,15 @@ class AttentionQuantizer(ExactBuffers):
         return self._decode(value, self.value, dtype, bias)
 
     def _rotated(
-        self,
-        heads: Tensor,
-        rotate: Callable[[Tensor], Tensor],
-        quantizer: ActivationQuantizer,
-        bias: Tensor | None,
+        self, heads: Tensor, quantizer: ActivationQuantizer, bias: Tensor | None
     ) -> Tensor:
         def work(chunk: Tensor) -> Tensor:
-            rotated = rotate(chunk)
+            rotated = self.rotate(chunk)
             quantized: Tensor = quantizer(rotated if bias is None else _wide(rotated))
             return quantized.to(heads.dtype) if bias is None else quantized
 
-        quantized = in_chunks(work, heads, dim=2 if self.query_basis.numel() else 1)
-        return quantized if bias is None else _add(quantized, rotate(bias), heads.dtype)
+        quantized = in_chunks(work, heads, dim=1)
+        return quantized if bias is None else _add(quantized, self.rotate(bias), heads.dtype)
 
     def _decode(
         self,

@@ -21,7 +21,6 @@ block's share lies there, and the sum is an upper bound of either.
 from dataclasses import dataclass
 from math import prod
 
-from duquant.calibration import BALANCED_TOKENS
 from duquant.evaluation.perplexity import LOGITS_AT_ONCE
 from duquant.model.structure import SITES
 from duquant.preflight.job import Job
@@ -97,15 +96,7 @@ def _mlp_width(job: Job) -> int:
 
 def _full_precision(job: Job) -> int:
     width = max(3 * _mlp_width(job), 5 * job.streams.hidden) + 3 * job.streams.hidden
-    return job.block_weights * job.item + job.tokens_at_once * width * job.item + _kept_tokens(job)
-
-
-def _kept_tokens(job: Job) -> int:
-    """Tokens of every site that blocks are balanced by."""
-    if not job.recipe.rotation.balance:
-        return 0
-    tokens = min(BALANCED_TOKENS, job.streams.samples * job.streams.tokens)
-    return tokens * (_mlp_width(job) + 3 * job.streams.hidden) * job.item
+    return job.block_weights * job.item + job.tokens_at_once * width * job.item
 
 
 def _quantized_forward(job: Job, tokens: int) -> int:
@@ -118,9 +109,6 @@ def _search(job: Job) -> int:
     tokens = job.tokens_at_once if job.recipe.needs_quantized_stream else job.streams.tokens
     if job.recipe.needs_grams:
         copies += 2 * _mlp_width(job) ** 2 * WIDE  # Gram matrices
-    if job.recipe.rotation.balance:  # the widest site's, in float32, and what is made of them
-        kept = min(BALANCED_TOKENS, job.streams.samples * job.streams.tokens)
-        copies += _kept_tokens(job) + 3 * kept * _mlp_width(job) * WIDE
     return weights + max(copies, _quantized_forward(job, tokens))
 
 

@@ -44,17 +44,15 @@ class QuantizedRotary(nn.Module):
         if biases is not None:
             query_bias = self._rotated_bias(positions, biases.query)
             key_bias = self._rotated_bias(positions, biases.key)
-        query_heads = rotated_query.reshape(1, len(query), -1, head_dim).transpose(1, 2)
-        key_heads = rotated_key.reshape(1, len(key), -1, head_dim).transpose(1, 2)
-        quantized_query = quantizer.quantized_query(query_heads, query_bias)
-        quantized_key = quantizer.quantized_key(key_heads, key_bias)
+        query_heads = rotated_query.reshape(1, len(query), -1, head_dim)
+        key_heads = rotated_key.reshape(1, len(key), -1, head_dim)
         return (
-            quantized_query.transpose(1, 2).reshape(query.shape),
-            quantized_key.transpose(1, 2).reshape(key.shape),
+            quantizer.quantized_query(query_heads, query_bias).view(query.shape),
+            quantizer.quantized_key(key_heads, key_bias).view(key.shape),
         )
 
     def _rotated_bias(self, positions: Tensor, bias: Tensor | None) -> Tensor | None:
-        """A bias as RoPE rotates it, float32 ``(1, heads, tokens, head_dim)``."""
+        """A bias as RoPE rotates it, float32 ``(1, tokens, heads, head_dim)``."""
         if bias is None:
             return None
         heads = bias.float().view(1, -1, self.quantizer.head_dim)
@@ -70,6 +68,4 @@ class QuantizedRotary(nn.Module):
             first, second = turned[..., ::2], turned[..., 1::2]
             parts = (first * cos - second * sin, second * cos + first * sin)
             rotated = torch.stack(parts, dim=-1).flatten(-2)
-        return torch.cat([rotated, still.expand(len(rotated), -1, -1)], dim=-1).transpose(0, 1)[
-            None
-        ]
+        return torch.cat([rotated, still.expand(len(rotated), -1, -1)], dim=-1).unsqueeze(0)

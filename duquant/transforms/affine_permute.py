@@ -1,24 +1,21 @@
-"""Invertible blocks in the place of rotations: balanced, trained, or both.
+"""Invertible blocks in the place of rotations, trained from where the greedy search ends.
 
 ``x A₁ P A₂`` has the form of :class:`~duquant.transforms.rotate_permute.RotatePermute`, and costs
 the same, but every block may become any invertible matrix. Weights take the inverse's transpose, so
-nothing changes while nothing is quantized. The blocks begin as the rotations of the greedy search,
-or each is followed by one of them and balances what tokens and weights lose to rounding
-(:mod:`duquant.ops.balance`). They are trained on the decoder block's output together with the clip
-factors, as FlatQuant (Sun et al. 2024) trains its Kronecker products. Scales of channels are part
-of a block, so none are learned beside it.
+nothing changes while nothing is quantized. The blocks are trained on the decoder block's output
+together with the clip factors, as FlatQuant (Sun et al. 2024) trains its Kronecker products. Scales
+of channels are part of a block, so none are learned beside it.
 """
 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from duquant.ops.dual_transform import DualTransform, apply_transform, inverse_transposed
-from duquant.ops.rotation import BaseSource, block_rotate
+from duquant.ops.rotation import BaseSource
 from duquant.recipe_parts import RotationConfig
 from duquant.transforms.rotate_permute import RotatePermute
-from duquant.transforms.site_moments import SiteMoments
 from duquant.transforms.transform import StoredShapes
 
 
@@ -35,19 +32,13 @@ class AffinePermute(RotatePermute):
         options: RotationConfig,
         generator: torch.Generator,
         draw_base: BaseSource | None = None,
-        moments: SiteMoments | None = None,
     ) -> "AffinePermute":
-        """The rotations of the greedy search, behind blocks that balance, if moments are given.
-
-        The search sees what the first balanced blocks make of ``x``.
-        """
-        first = None if moments is None else moments.balanced_blocks(options.block_size)
-        seen = x if first is None else block_rotate(x, first)
-        start = RotatePermute.search(seen, options, generator, draw_base).matrices
+        """Begin with the rotations of the greedy search; they learn from there."""
+        start = RotatePermute.search(x, options, generator, draw_base).matrices
         rotations = start.rotations.expand(-1, x.shape[-1] // options.block_size, -1, -1)
-        if moments is not None:
-            rotations = _balanced(rotations, start.permutations, moments)
-        return cls(x.shape[-1], DualTransform(rotations.contiguous(), start.permutations))
+        found = cls(x.shape[-1], DualTransform(rotations.contiguous(), start.permutations))
+        found.learn({"rotations": nn.Parameter(found.rotations)})
+        return found
 
     def on_weight(self, weight: Tensor) -> Tensor:
         """``W A₁⁻ᵀ P A₂⁻ᵀ``."""
@@ -73,14 +64,3 @@ class AffinePermute(RotatePermute):
     def condition(self) -> float:
         """Largest condition number of a block: by how much it can enlarge a relative error."""
         return float(torch.linalg.cond(self.rotations.detach().double()).max())
-
-
-def _balanced(rotations: Tensor, permutations: Tensor, moments: SiteMoments) -> Tensor:
-    """Every rotation behind the blocks that balance what reaches it."""
-    found = []
-    for index, rotation in enumerate(rotations):
-        blocks = moments.balanced_blocks(rotation.shape[-1]) @ rotation
-        found.append(blocks)
-        if index < len(permutations):
-            moments = moments.behind(blocks, permutations[index])
-    return torch.stack(found)

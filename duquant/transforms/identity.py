@@ -7,7 +7,6 @@ from torch import Tensor
 
 from duquant.ops.rotation import BaseSource
 from duquant.recipe_parts import RotationConfig
-from duquant.transforms.site_moments import SiteMoments
 from duquant.transforms.transform import StoredShapes, Transform
 
 
@@ -21,7 +20,6 @@ class Identity(Transform):
         options: RotationConfig,
         generator: torch.Generator,
         draw_base: BaseSource | None = None,
-        moments: SiteMoments | None = None,
     ) -> "Identity":
         """There is nothing to find."""
         return cls(x.shape[-1])

@@ -20,7 +20,6 @@ from duquant.ops.dual_transform import (
 from duquant.ops.rotation import BaseSource, block_rotate, find_rotation, random_base
 from duquant.ops.value_rules import FINITE_FLOAT32, PERMUTATIONS
 from duquant.recipe_parts import RotationConfig
-from duquant.transforms.site_moments import SiteMoments
 from duquant.transforms.transform import StoredShapes, Transform
 
 
@@ -51,7 +50,6 @@ class RotatePermute(Transform):
         options: RotationConfig,
         generator: torch.Generator,
         draw_base: BaseSource | None = None,
-        moments: SiteMoments | None = None,
     ) -> "RotatePermute":
         """Search on ``x`` as it stands before every rotation."""
         find = partial(

@@ -18,7 +18,6 @@ from duquant.ops.rotation import BaseSource
 from duquant.ops.value_rules import ValueRule
 from duquant.recipe_parts import RotationConfig
 from duquant.transforms.exact_buffers import ExactBuffers
-from duquant.transforms.site_moments import SiteMoments
 
 StoredShapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of what a file holds, by name; empty tensors are not stored."""
@@ -46,7 +45,6 @@ class Transform(ExactBuffers):
         options: RotationConfig,
         generator: torch.Generator,
         draw_base: BaseSource | None = None,
-        moments: SiteMoments | None = None,
     ) -> "Transform":
         """Find the transform for a calibration tensor.
 
@@ -55,7 +53,6 @@ class Transform(ExactBuffers):
             options: how to search.
             generator: randomness, on the CPU.
             draw_base: replaces random base matrices, in tests.
-            moments: tokens and weights of the site, where the recipe balances them.
         """
 
     @abstractmethod

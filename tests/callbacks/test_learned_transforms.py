@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from callbacks.block_events import BlockRecord
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint, last_checkpoint
-from duquant.config import RotationConfig, TrainingConfig
+from duquant.config import FormatConfig, RotationConfig, TrainingConfig
 from tests.callbacks.test_block_progression import assert_same_tensors
 from tests.in_process import (
     LEARNS_ALL,
@@ -68,6 +68,20 @@ def test_it_goes_on_where_it_stopped(
     trainer = small_trainer(BlockProgression(), LastCheckpoint(tmp_path))
     trainer.fit(again, datamodule=data, ckpt_path=last_checkpoint(tmp_path))
     assert_same_tensors(tmp_path, whole)
+
+
+def test_peaks_do_not_depend_on_an_interruption(source: Path, text: Path, tmp_path: Path) -> None:
+    """They are taken with the clip factors that training starts from, also in its middle."""
+    data = small_data(source, text)
+    options = {"lwc": LEARNS_ALL["lwc"], "activations": FormatConfig("nvfp4")}
+    calibrate(small_language_model(source, tmp_path / "whole", **options), data)
+    model = small_language_model(source, tmp_path / "resumed", **options)
+    calibrate(model, data, StopAfter(1), LastCheckpoint(tmp_path / "resumed"))
+    again = small_language_model(source, tmp_path / "resumed", **options)
+    again.run_description = model.run_description
+    trainer = small_trainer(BlockProgression(), LastCheckpoint(tmp_path / "resumed"))
+    trainer.fit(again, datamodule=data, ckpt_path=last_checkpoint(tmp_path / "resumed"))
+    assert_same_tensors(tmp_path / "resumed", tmp_path / "whole")
 
 
 def test_a_checkpoint_holds_the_transforms_of_one_block(

@@ -92,8 +92,7 @@ def test_streams_lie_where_the_estimate_says(tmp_path: Path) -> None:
 def test_training_transforms_is_timed_and_takes_more_memory(tmp_path: Path) -> None:
     source = write_small_model(tmp_path / "source", blocks=1)
     data = small_data(source, write_text(tmp_path / "text.txt"))
-    rotation = replace(LEARNS_ALL["rotation"], transform="rotate_permute", balance=False)
-    plain = {**LEARNS_ALL, "rotation": rotation}
+    plain = {**LEARNS_ALL, "rotation": replace(LEARNS_ALL["rotation"], transform="rotate_permute")}
     memory = []
     for name, options in (("learned", LEARNS_ALL), ("plain", plain)):
         model = small_language_model(source, tmp_path / name, **options)

@@ -39,10 +39,9 @@ def recipe_of(family: str) -> Recipe:
     recipe = fitting_recipe({})
     smoothing, rotation, mxfp4 = recipe.smoothing, recipe.rotation, FormatConfig(format="mxfp4")
     changes: dict[str, Any] = {
-        "llama-tied": {"rotation": replace(rotation, rotate_values=True, balance_queries=True)},
+        "llama-tied": {"rotation": replace(rotation, rotate_values=True)},
         "llama-biases": {
             "smoothing": replace(smoothing, subtract_mean=True, attention_output="query_channel"),
-            "rotation": replace(rotation, balance_queries=True),
             "clipping": ClippingConfig(activations="search"),
         },
         "mistral-sliding": {"weights": mxfp4, "activations": mxfp4},

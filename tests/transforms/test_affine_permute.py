@@ -20,9 +20,7 @@ def found(times: int = 1, scope: str = "shared") -> AffinePermute:
         scope=scope,  # type: ignore[arg-type]
     )
     x = torch.randn(20, WIDTH, generator=generator)
-    transform = AffinePermute.search(x, options, generator)
-    transform.learn({"rotations": nn.Parameter(transform.rotations)})
-    return transform
+    return AffinePermute.search(x, options, generator)
 
 
 def trained(transform: AffinePermute, by: float = 0.3) -> AffinePermute:
