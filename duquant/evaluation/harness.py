@@ -129,6 +129,7 @@ class _Ticker:
         self.on_request = on_request
 
     def add_partial(self, *answer: Any) -> None:
+        """Be told of one answer; nothing is kept."""
         if self.on_request is not None:
             self.on_request()
 

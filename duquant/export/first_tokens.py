@@ -155,8 +155,7 @@ def _last_logits(
         configure_execution([block], Execution("reference", "packed"))
         hidden = run_block(block, hidden, contexts[index], CPU)
         del block  # before the next one is read
-    logits = decoder.logits(hidden[torch.arange(len(last), device=last.device), last].unsqueeze(1))[
-        :, 0
-    ]
+    final = hidden[torch.arange(len(last), device=CPU), last]
+    logits = decoder.logits(final.unsqueeze(1)).squeeze(1)
     decoder.release()
     return logits

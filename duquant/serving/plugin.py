@@ -25,6 +25,7 @@ def register() -> None:
 
         @staticmethod
         def verify_and_update_config(vllm_config: Any) -> None:
+            """Refuse options that a quantized model cannot follow; change nothing."""
             if vllm_config.model_config.quantization == QUANT_METHOD:
                 with refusing_in_one_line():
                     require_options(vllm_config)

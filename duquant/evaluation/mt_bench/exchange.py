@@ -166,6 +166,7 @@ class _Adapter(HTTPAdapter):
         super().__init__()
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        """The pool that requests would take, its connections under the deadline."""
         pool = super().get_connection_with_tls_context(*args, **kwargs)
         pool.ConnectionCls = self.deadline.watching(pool.ConnectionCls)
         return pool

@@ -43,6 +43,8 @@ class _Judged:
 
     @classmethod
     def read(cls, bench: BenchDirectory, judge: str) -> "_Judged":
+        """A judge's records of both modes; none where it judged nothing."""
+
         def records(mode: Mode) -> list[Record]:
             file = bench.judgments(judge, mode)
             return load_judgments(file) if file.is_file() else []
@@ -50,6 +52,7 @@ class _Judged:
         return cls(records("single"), records("pairwise"))
 
     def has(self, model: str) -> bool:
+        """Whether the model was judged in any of them."""
         return any(
             model in (record.get("model"), record.get("model_1"), record.get("model_2"))
             for record in (*self.single, *self.pairwise)
