@@ -19,10 +19,12 @@ passes its gradient straight through, so clip factors can be learned (DuQuant, L
 section 3.1); they learn through the scale alone, the zero point is a constant to them.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from duquant.ops.straight_through import straight_through
 
 SMALLEST_SCALE = 1e-5
 LARGEST_SCALE = 1e4
@@ -47,18 +49,7 @@ class AffineGrid(NamedTuple):
 
 def round_straight_through(x: Tensor) -> Tensor:
     """Round to the nearest integer (infinities stay), with the gradient of the identity."""
-    rounded: Tensor = _RoundStraightThrough.apply(x)
-    return rounded
-
-
-class _RoundStraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+    return straight_through(x, x.detach().round())
 
 
 def affine_grid(

@@ -59,7 +59,6 @@ KERNELS = (
     Kernel(packed_product, "cpu", int4.packed_product, int4.is_available),
     Kernel(packed_linear, "cpu", int4.packed_linear, int4.is_available),
     Kernel(screen_rows, "cpu", screen.screen_rows, screen.is_available),
-    Kernel(screen_rows, "cpu", screen.screen_rows, screen.is_available),
 )
 
 for _kernel in KERNELS:
