@@ -93,6 +93,9 @@ REFUSED = {
     "they must be 8 bits per token": replace(W8A8, activation_bits=4),
     "weights must be 8 bits, symmetric": replace(W8A8, weights=FormatConfig(), weight_bits=4),
     "activations are clipped": replace(W8A8, clipping=ClippingConfig(weight_ratio=1.0)),
+    r"clipping\.activations": replace(
+        W8A8, clipping=ClippingConfig(weight_ratio=1.0, activation_ratio=1.0, activations="search")
+    ),
 }
 
 

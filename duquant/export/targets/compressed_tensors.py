@@ -143,8 +143,13 @@ def _activations(recipe: Recipe) -> str:
         return f"activations are {ours}; they must be 8 bits per token, asymmetric, or unquantized"
     if weights != Integer(bits=8, symmetric=True):
         return "activations are quantized, so weights must be 8 bits, symmetric, without groups"
-    if recipe.clipping.activation_ratio != 1.0 or recipe.training.activation_clips:
-        return "activations are clipped (clipping.activation_ratio, training.activation_clips)"
+    clipping = recipe.clipping
+    is_fixed = clipping.activations == "fixed" and clipping.activation_ratio == 1.0
+    if not is_fixed or recipe.training.activation_clips:
+        return (
+            "activations are clipped (clipping.activation_ratio, clipping.activations, "
+            "training.activation_clips)"
+        )
     return ""
 
 
