@@ -23,11 +23,11 @@ UNRECORDED = "delete it: the run goes on, and its summary lacks this block"
 
 @dataclass
 class BlockRecord:
-    """What is worth remembering of one block's calibration.
+    """What is worth remembering of one block's calibration, or of the whole model's distillation.
 
     Attributes:
-        index: the block.
-        lwc_losses: mean loss of every epoch; empty without LWC.
+        index: the block; behind the last one, the whole model.
+        lwc_losses: mean loss of every epoch; empty where nothing learned.
         skipped_steps: steps left out because a loss or gradient was not finite.
         seconds: time spent on it, interruptions not counted.
         peak_memory_bytes: largest resident memory of the process so far.

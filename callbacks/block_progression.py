@@ -4,8 +4,10 @@
     enter(block)      load its weights -> full-precision targets -> smooth -> R1 P R2
     block's epochs    LWC trains against the full-precision outputs
     finish(block)     pack to disk -> its outputs are the next block's inputs -> free its weights
+    distillation      the whole model has the last turn, if the recipe says so
+                      (``callbacks/distillation_turn.py``)
 
-Blocks change at the *end* of an epoch: the trainer asks for the next epoch's data loader before
+Turns change at the *end* of an epoch: the trainer asks for the next epoch's data loader before
 that epoch starts, and checkpoints are written after this callback, so a checkpoint at a boundary
 already points at the next block, whose streams are already on disk.
 """
@@ -21,18 +23,22 @@ from lightning import Callback, LightningModule, Trainer
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.checkpointing import is_cut_short
 from callbacks.data_parallel import processes_of, require_even_shares
+from callbacks.distillation_turn import (
+    enter_distillation,
+    finish_distillation,
+    forget_steps,
+    start_file,
+)
 from callbacks.preflight import describe_streams
+from callbacks.run_checks import peak_memory_bytes, require_finished_blocks, require_one_run
 from callbacks.trainer_options import require_supported
 from duquant.calibration import BlockCalibration, open_streams
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.stream_shares import StreamShares
 from duquant.data.streams import Streams
 from duquant.model.decoder import BlockContext
-from duquant.modules.block import QuantBlock
 from duquant.modules.language_model import LanguageModel
 from duquant.ops.freed_memory import return_freed_memory
-from duquant.ops.process_memory import peak_resident_bytes
-from duquant.processes import Processes
 
 
 class BlockProgression(Callback):
@@ -55,7 +61,7 @@ class BlockProgression(Callback):
         if stage != "fit":
             return
         require_even_shares(trainer, pl_module, data)
-        epochs = pl_module.num_blocks * pl_module.epochs_per_block
+        epochs = pl_module.first_epoch(pl_module.num_turns)
         trainer.fit_loop.max_epochs = epochs
         trainer.check_val_every_n_epoch = epochs + 1  # half a model is not worth measuring
         sizes, in_memory = describe_streams(pl_module, data)
@@ -66,9 +72,9 @@ class BlockProgression(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open or restore the streams and enter the current block."""
         model, data = _parts(trainer, pl_module)
-        _require_one_run(trainer, model, data.processes)
+        require_one_run(trainer, model, data.processes)
         if trainer.is_global_zero:
-            _require_finished_blocks(model)
+            require_finished_blocks(model)
         if model.is_calibrated:
             return
         device = trainer.strategy.root_device
@@ -87,8 +93,8 @@ class BlockProgression(Callback):
     ) -> None:
         """Collect the epoch's losses."""
         model, _ = _parts(trainer, pl_module)
-        loss = float(model.current_block.step_loss)
-        if model.recipe.has_lwc and math.isfinite(loss):
+        loss = float(model.learner.step_loss)
+        if model.learns and math.isfinite(loss):
             self._epoch_losses.append(loss)
 
     @torch.no_grad()
@@ -105,7 +111,7 @@ class BlockProgression(Callback):
             self.record.lwc_losses.append(sum(self._epoch_losses) / len(self._epoch_losses))
         self._epoch_losses = []
         self._count_seconds()
-        if (trainer.current_epoch + 1) % model.epochs_per_block:
+        if trainer.current_epoch + 1 < model.first_epoch(int(model.block_index) + 1):
             return
         streams = self._finish(trainer, model, data)
         if not model.is_calibrated:
@@ -118,6 +124,7 @@ class BlockProgression(Callback):
         model, data = _parts(trainer, pl_module)
         data.samples = None
         if model.is_calibrated and trainer.is_global_zero:
+            start_file(model).unlink(missing_ok=True)
             self.files.remove()
 
     def on_save_checkpoint(
@@ -136,12 +143,21 @@ class BlockProgression(Callback):
         self.record = BlockRecord.from_dict(state_dict["record"])
 
     def _enter(
-        self, trainer: Trainer, model: LanguageModel, data: CalibrationDataModule, streams: Streams
+        self,
+        trainer: Trainer,
+        model: LanguageModel,
+        data: CalibrationDataModule,
+        streams: Streams | None,
     ) -> None:
         self._clock = time.perf_counter()
         index, device = int(model.block_index), trainer.strategy.root_device
         if self.record.index != index:
             self.record = BlockRecord(index)
+        assert streams is not None
+        if model.is_distilling:
+            enter_distillation(trainer, model, data, streams.full_precision, self._contexts)
+            self._count_seconds()
+            return
         calibration = BlockCalibration(
             model.current_block,
             streams,
@@ -162,9 +178,31 @@ class BlockProgression(Callback):
 
     def _finish(
         self, trainer: Trainer, model: LanguageModel, data: CalibrationDataModule
+    ) -> Streams | None:
+        """End the current turn; returns what enters the next one, if it needs anything."""
+        learner, is_distilling = model.learner, model.is_distilling
+        if is_distilling:
+            streams = None
+            finish_distillation(trainer, model, data)
+        else:
+            streams = self._finish_block(trainer, model, data)
+        self._count_seconds()
+        self.record.skipped_steps = int(learner.skipped_steps)
+        self.record.peak_memory_bytes = peak_memory_bytes(trainer.strategy.root_device)
+        if trainer.is_global_zero:
+            self.record.save(model.output_dir)
+        for observer in _observers(trainer):
+            observer.on_block_finished(trainer, model, self.record)
+        learner.release()
+        forget_steps(trainer, learner)
+        return_freed_memory()
+        model.block_index += 1
+        return streams
+
+    def _finish_block(
+        self, trainer: Trainer, model: LanguageModel, data: CalibrationDataModule
     ) -> Streams:
-        index, device = int(model.block_index), trainer.strategy.root_device
-        block = model.current_block
+        index = int(model.block_index)
         assert self._calibration is not None
         write = partial(model.directory.write_block, index) if trainer.is_global_zero else None
         streams = self._calibration.finish(write)
@@ -174,42 +212,17 @@ class BlockProgression(Callback):
         self.record.relative_error, self.record.complaint = error.relative, error.complaint
         self.record.damping = self._calibration.damping
         self._calibration = data.samples = None  # what entered the block is no longer needed
-        if index + 1 < model.num_blocks:
+        if index + 1 < model.num_turns:
             streams = self.files.save(index + 1, streams)
             trainer.strategy.barrier()  # the checkpoint after this needs everyone's
             if trainer.is_global_zero:
                 self.files.drop_others(index + 1)
-        self._count_seconds()
-        self.record.skipped_steps = int(block.skipped_steps)
-        self.record.peak_memory_bytes = peak_memory_bytes(device)
-        if trainer.is_global_zero:
-            self.record.save(model.output_dir)
-        for observer in _observers(trainer):
-            observer.on_block_finished(trainer, model, self.record)
-        block.release()
-        _forget_steps(trainer, block)
-        return_freed_memory()
-        model.block_index += 1
         return streams
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()
         self.record.seconds += now - self._clock
         self._clock = now
-
-
-def _forget_steps(trainer: Trainer, block: QuantBlock) -> None:
-    """Drop the optimizers' moments of what a finished block has learned."""
-    for optimizer in trainer.optimizers:
-        for parameter in block.parameters():
-            optimizer.state.pop(parameter, None)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory so far: on the accelerator where there is one, else resident."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return peak_resident_bytes()
 
 
 def _parts(
@@ -223,25 +236,3 @@ def _parts(
 
 def _observers(trainer: Trainer) -> list[BlockObserver]:
     return [callback for callback in trainer.callbacks if isinstance(callback, BlockObserver)]  # type: ignore[attr-defined]
-
-
-def _require_one_run(trainer: Trainer, model: LanguageModel, processes: Processes) -> None:
-    begun = (model.output_dir / "run.json").is_file()
-    state = f"{begun} {trainer.ckpt_path is None} {int(model.block_index)} {model.run_description}"
-    processes.require_same(
-        [state],
-        f"give all the same command and an --output_dir that all of them see "
-        f"({model.output_dir} is not)",
-    )
-
-
-def _require_finished_blocks(model: LanguageModel) -> None:
-    BlockRecord.load_all(model.output_dir, int(model.block_index))
-    for index in range(int(model.block_index)):
-        try:
-            model.directory.require_block(index, model.decoder)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}; a finished block is not computed again: put its file back, or start "
-                f"anew in another --output_dir"
-            ) from error

@@ -67,6 +67,8 @@ def require_even_shares(
     shared = {"data.num_samples": data.num_samples}
     if model.recipe.has_lwc:
         shared["model.lwc.batch_size"] = data.batch_size
+    if model.distillation is not None:
+        shared["model.distillation.batch_size"] = model.recipe.distillation.batch_size
     for option, value in shared.items():
         if value % count:
             raise ValueError(

@@ -13,8 +13,8 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from callbacks.block_events import BlockRecord
-from callbacks.block_progression import peak_memory_bytes
 from callbacks.preflight_file import compare_with_estimate
+from callbacks.run_checks import peak_memory_bytes
 from duquant import __version__
 from duquant.atomic_files import write_json
 from duquant.data.datamodule import CalibrationDataModule

@@ -5,26 +5,26 @@ makes sense on its own. What depends on the model (does ``block_size`` divide it
 checked where the model is known, in :mod:`duquant.model.structure`.
 """
 
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from duquant.formats.number_format import NumberFormat
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.recipe_formats import Formats, resolve_formats
+from duquant.recipe_learning import DistillationConfig, LWCConfig, TrainingConfig
 from duquant.recipe_parts import (
     ClippingConfig,
     FormatConfig,
-    LWCConfig,
     RotationConfig,
     RoundingConfig,
     SmoothingConfig,
-    TrainingConfig,
 )
 from duquant.rounding.table import build_rounding
 from duquant.rounding.weight_rounding import WeightRounding
 
 __all__ = [
     "ClippingConfig",
+    "DistillationConfig",
     "FormatConfig",
     "Formats",
     "LWCConfig",
@@ -33,7 +33,6 @@ __all__ = [
     "RoundingConfig",
     "SmoothingConfig",
     "TrainingConfig",
-    "round_to_nearest",
 ]
 
 WEIGHT_RATIO_WITHOUT_LWC = 0.8
@@ -68,6 +67,7 @@ class Recipe:
         lwc: learned clip factors.
         training: what is learned beside them, and on what.
         rounding: how weights are rounded.
+        distillation: training of the whole model, behind all of that.
     """
 
     weight_bits: int = 4
@@ -88,6 +88,7 @@ class Recipe:
     lwc: LWCConfig = field(default_factory=LWCConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     rounding: RoundingConfig = field(default_factory=RoundingConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     def __post_init__(self) -> None:
         """Check the numbers and the combinations."""
@@ -168,6 +169,13 @@ class Recipe:
         return self.has_lwc or self.needs_grams or peaks or searches
 
     @property
+    def stores_clip_factors(self) -> bool:
+        """Whether every quantizer of activations has clip factors of its own."""
+        return self.clipping.activations == "search" or (
+            self.has_lwc and self.training.activation_clips
+        )
+
+    @property
     def alpha(self) -> float:
         """Smoothing strength in force."""
         if self.smoothing.alpha is not None:
@@ -221,23 +229,6 @@ class Recipe:
             return cls(**{**values, **parts})
         except TypeError as error:
             raise ValueError(f"not a recipe: {error}") from error
-
-
-def round_to_nearest(recipe: Recipe) -> Recipe:
-    """The baseline beside a recipe: the same bits and groups, nothing else.
-
-    No smoothing, no block rotation, no clipping, no learning; Q and K keep their Hadamard, and
-    biases of Q, K and V stay out of the quantization.
-    """
-    return replace(
-        recipe,
-        smoothing=SmoothingConfig(enabled=False),
-        rotation=RotationConfig(selector="none", block_size=recipe.rotation.block_size),
-        clipping=ClippingConfig(weight_ratio=1.0, activation_ratio=1.0),
-        lwc=LWCConfig(epochs=0),
-        training=TrainingConfig(),
-        rounding=RoundingConfig(),
-    )
 
 
 PARTS: dict[str, Any] = {

@@ -22,16 +22,20 @@ from torch.utils.data import DataLoader
 
 from duquant.calibration import BlockCalibration, open_streams
 from duquant.compute_device import calibration_device
-from duquant.config import Recipe
+from duquant.config import DistillationConfig, LWCConfig, Recipe
 from duquant.data.streams import BlockSamples, Streams, StreamSizes
 from duquant.data.windows import draw_windows
+from duquant.distillation import keep_start, open_model
+from duquant.export.float_tensors import float_shapes
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
-from duquant.model.decoder import Decoder
+from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.finite_weights import require_finite_weights
 from duquant.model.structure import linear_shapes, require_fitting_widths
 from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
 from duquant.modules.block import QuantBlock, block_generator
+from duquant.modules.distillation import Distillation
+from duquant.modules.learner import Learner
 from duquant.run_lock import LOCK_FILE, RunLock
 from duquant.user_paths import user_path
 
@@ -112,18 +116,41 @@ def _calibrate(
     sizes = StreamSizes.of(recipe, samples, tokens, decoder.hidden_size, decoder.dtype)
     streams = Streams.draft(sizes, at_start=True)
     open_streams(decoder, windows, streams, device)
-    for index, context in enumerate(decoder.contexts(windows.shape[1], device)):
+    contexts = decoder.contexts(windows.shape[1], device)
+    for index, context in enumerate(contexts):
         block, generator = QuantBlock(shapes, recipe, index), block_generator(seed, index)
         calibration = BlockCalibration(block, streams, Streams.draft(sizes), context, device)
         calibration.enter(decoder.load_block(index), generator)
         if calibration.samples is not None:
-            _train(block, calibration.samples, device)
+            _train(block, calibration.samples, recipe.lwc, device)
         streams = calibration.finish(partial(directory.write_block, index))
         if calibration.error.complaint:
             name = f"block {index + 1}/{decoder.num_blocks}"
             logging.getLogger(__name__).warning("%s: %s", name, calibration.error.complaint)
         if on_block is not None:
             on_block(index, decoder.num_blocks)
+    if recipe.distillation.epochs:
+        _distil(decoder, directory, BlockSamples(windows, streams.full_precision), contexts, device)
+
+
+def _distil(
+    decoder: Decoder,
+    directory: ModelDirectory,
+    samples: BlockSamples,
+    contexts: Sequence[BlockContext],
+    device: torch.device,
+) -> None:
+    """Let the finished model learn the original's predictions, and store it once more."""
+    blocks, recipe = range(decoder.num_blocks), directory.recipe
+    shapes = [float_shapes(decoder.meta_block(index), recipe) for index in blocks]
+    distillation = Distillation(shapes, recipe).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        start = Path(folder) / "start.safetensors"
+        keep_start(distillation, directory, start)
+        open_model(distillation, directory, decoder, contexts, start)
+    _train(distillation, samples, recipe.distillation, device)
+    for index in blocks:
+        directory.replace_tensors(index, distillation.learned(index))
 
 
 def _require_empty(output: Path) -> None:
@@ -150,16 +177,20 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _train(block: QuantBlock, samples: BlockSamples, device: torch.device) -> None:
-    """Let a block learn its clip factors under a Trainer of its own."""
-    lwc = block.recipe.lwc
-    loader = DataLoader(samples, batch_size=lwc.batch_size, collate_fn=BlockBatch.collate)
+def _train(
+    learner: Learner,
+    samples: BlockSamples,
+    settings: LWCConfig | DistillationConfig,
+    device: torch.device,
+) -> None:
+    """Let a block, or the whole model, learn under a Trainer of its own."""
+    loader = DataLoader(samples, batch_size=settings.batch_size, collate_fn=BlockBatch.collate)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
         trainer = Trainer(
-            max_epochs=lwc.epochs,
+            max_epochs=settings.epochs,
             accelerator=device.type,
             devices=1 if device.index is None else [device.index],
             logger=False,
@@ -168,5 +199,5 @@ def _train(block: QuantBlock, samples: BlockSamples, device: torch.device) -> No
             enable_model_summary=False,
         )
         with torch.device("cpu"):  # where Lightning and AdamW expect what they count in
-            trainer.fit(block, loader)
-    block.to(device)
+            trainer.fit(learner, loader)
+    learner.to(device)

@@ -1,6 +1,7 @@
-"""The parts of a recipe: number formats, smoothing, rotation, clipping, learned clipping, rounding.
+"""The parts of a recipe: number formats, smoothing, rotation, fixed clipping, rounding.
 
-Frozen dataclasses that check themselves when built; :class:`duquant.config.Recipe` joins them.
+Frozen dataclasses that check themselves when built; :class:`duquant.config.Recipe` joins them. What
+is learned is in :mod:`duquant.recipe_learning`.
 """
 
 from dataclasses import dataclass, fields
@@ -79,7 +80,7 @@ class SmoothingConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers and the choices."""
-        _require_choices("smoothing", self)
+        require_choices("smoothing", self)
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise ValueError(f"smoothing.alpha is {self.alpha}; it must lie between 0 and 1")
 
@@ -115,7 +116,7 @@ class RotationConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers and the choices."""
-        _require_choices("rotation", self)
+        require_choices("rotation", self)
         if self.block_size < 2:
             raise ValueError(f"rotation.block_size is {self.block_size}; it must be at least 2")
         if self.max_steps < 1:
@@ -149,75 +150,11 @@ class ClippingConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers and the choice."""
-        _require_choices("clipping", self)
+        require_choices("clipping", self)
         for name in ("weight_ratio", "activation_ratio"):
             ratio = getattr(self, name)
             if ratio is not None and not 0 < ratio <= 1:
                 raise ValueError(f"clipping.{name} is {ratio}; it must be above 0 and at most 1")
-
-
-@dataclass(frozen=True)
-class LWCConfig:
-    """Learnable weight clipping: train each output channel's clip factors, block by block.
-
-    The defaults were measured against the authors' training (20 epochs, rate 0.01, batch 1,
-    constant start and rate, no zero-point gradient), which these options also describe.
-
-    Args:
-        epochs: passes over the calibration samples per block; 0 turns LWC off.
-        learning_rate: AdamW's first rate for the factors' logits.
-        batch_size: calibration samples per step, of all processes together.
-        augmented_loss: also match the full-precision block's output on the quantized stream.
-        initialization: where the factors start: ``search`` takes for every row the ratio that costs
-            its linear's output least, ``constant`` takes sigmoid(4) (the authors' code).
-        schedule: the learning rate falls to 0 over a block's steps along a ``cosine``, or stays
-            ``constant`` (the authors' code).
-        zero_point_gradient: learn through the zero points as well; off in the authors' code.
-    """
-
-    epochs: int = 20
-    learning_rate: float = 0.2
-    batch_size: int = 2
-    augmented_loss: bool = False
-    initialization: Literal["search", "constant"] = "constant"
-    schedule: Literal["cosine", "constant"] = "cosine"
-    zero_point_gradient: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the numbers and the choices."""
-        _require_choices("lwc", self)
-        if self.epochs < 0:
-            raise ValueError(f"lwc.epochs is {self.epochs}; it must be 0 (no LWC) or more")
-        if not self.learning_rate > 0:
-            raise ValueError(f"lwc.learning_rate is {self.learning_rate}; it must be above 0")
-        if self.batch_size < 1:
-            raise ValueError(f"lwc.batch_size is {self.batch_size}; it must be at least 1")
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """What is trained beside the weights' clip factors, and on what; ``lwc`` says how long.
-
-    Args:
-        activation_clips: learn a clip factor for each end of the tokens' ranges, one pair for every
-            site and for Q, K and V, from the factors of ``clipping``.
-        rate: AdamW's first rate for transforms that learn.
-        inputs: train on what the block receives in the ``quantized`` model, or on what it receives
-            in ``full_precision``.
-        loss: ``mse`` over all outputs, or ``relative``: every token's squared error is divided by
-            its target's square, so that massive tokens count as much as others.
-    """
-
-    activation_clips: bool = False
-    rate: float = 0.005
-    inputs: Literal["quantized", "full_precision"] = "quantized"
-    loss: Literal["mse", "relative"] = "mse"
-
-    def __post_init__(self) -> None:
-        """Check the numbers and the choices."""
-        _require_choices("training", self)
-        if not self.rate > 0:
-            raise ValueError(f"training.rate is {self.rate}; it must be above 0")
 
 
 def _given(config: Any, besides: str) -> dict[str, Any]:
@@ -226,7 +163,8 @@ def _given(config: Any, besides: str) -> dict[str, Any]:
     return {n: value for n, value in values.items() if value is not None and n != besides}
 
 
-def _require_choices(section: str, config: Any) -> None:
+def require_choices(section: str, config: Any) -> None:
+    """Raise ``ValueError`` for an option whose value is none of its choices."""
     for option in fields(config):
         value, choices = getattr(config, option.name), get_args(option.type)
         if get_origin(option.type) is Literal and value not in choices:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from duquant import check
-from duquant.config import Recipe, round_to_nearest
+from duquant.config import Recipe
 from duquant.export.conversion import QuantizedSource, export_model
 from duquant.export.first_tokens import LOGITS, draw_prompts, padded, read_first_tokens
 from duquant.export.targets.native import Native
+from duquant.modules.variants import round_to_nearest
 from tests.block_by_block import small_recipe
 from tests.quantized_directory import QuantizedDirectory, write_quantized
 from tests.tiny_models import FAMILIES, VOCABULARY

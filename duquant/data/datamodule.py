@@ -78,6 +78,7 @@ class CalibrationDataModule(LightningDataModule):
         self.stream_memory_gb = stream_memory_gb
         self.add_special_tokens = add_special_tokens
         self.samples: BlockSamples | None = None
+        self.samples_at_once = batch_size
         self.processes = ALONE
         self._tokens: dict[tuple[str, str], list[Tensor]] = {}
         self._windows: dict[str, Tensor] = {}
@@ -168,7 +169,7 @@ class CalibrationDataModule(LightningDataModule):
             return DataLoader(TensorDataset(torch.zeros(1, device="cpu")))
         return DataLoader(
             self.samples,
-            batch_size=self.batch_size // self.processes.count,
+            batch_size=self.samples_at_once // self.processes.count,
             collate_fn=BlockBatch.collate,
             sampler=_in_order(self.samples),
         )

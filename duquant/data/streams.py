@@ -126,11 +126,12 @@ class Streams:
 
 
 class BlockSamples(Dataset[BlockBatch]):
-    """Training samples of one block.
+    """Training samples of one turn.
 
     Args:
-        quantized_input: ``(samples, tokens, hidden)``.
-        target: likewise.
+        quantized_input: ``(samples, tokens, hidden)``; of the whole model's turn the token ids,
+            ``(samples, tokens)``.
+        target: ``(samples, tokens, hidden)``.
         augmented_target: likewise, or ``None``.
     """
 

@@ -12,6 +12,7 @@ tokenizer files, generation_config.json
 
 import copy
 import shutil
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,32 @@ class ModelDirectory:
         Raises:
             ValueError: if a weight is not finite, naming block and linear.
         """
-        prefix = f"model.layers.{index}."
         try:
             tensors = pack_block(quantized)
         except ValueError as error:
             raise ValueError(f"block {index}: {error}") from error
-        named = {prefix + name: tensor for name, tensor in tensors.items()}
-        write_tensors(self.block_file(index), named, part_checksums(named, named.__getitem__))
+        self._write(index, tensors)
+
+    def read_tensors(self, index: int, names: Iterable[str]) -> dict[str, Tensor]:
+        """Some tensors of a stored block, by their names in the block.
+
+        Raises:
+            ValueError: if its file is missing or lacks one of them, naming both.
+        """
+        file, prefix = self.block_file(index), f"model.layers.{index}."
+        stored = _read_all(file, prefix, torch.device("cpu"))
+        missing = [name for name in names if name not in stored]
+        if missing:
+            raise ValueError(f"{file} lacks {prefix}{missing[0]}")
+        return {name: stored[name] for name in names}
+
+    def replace_tensors(self, index: int, values: Mapping[str, Tensor]) -> None:
+        """Store a block once more, with other values of some tensors, in the dtypes they have."""
+        prefix = f"model.layers.{index}."
+        tensors = _read_all(self.block_file(index), prefix, torch.device("cpu"))
+        for name, value in values.items():
+            tensors[name] = value.detach().cpu().to(tensors[name].dtype)
+        self._write(index, tensors)
 
     def read_block(self, index: int, decoder: Decoder) -> nn.Module:
         """Load block ``index`` as a runnable module on the CPU.
@@ -134,6 +154,10 @@ class ModelDirectory:
         write_json(self.path / INDEX, index)
         name = decoder.pretrained if made_from is None else made_from
         write_model_card(self.path, name, self.recipe)
+
+    def _write(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        named = {f"model.layers.{index}.{name}": tensor for name, tensor in tensors.items()}
+        write_tensors(self.block_file(index), named, part_checksums(named, named.__getitem__))
 
     def _checksum(self, index: int) -> dict[str, str]:
         part = f"block {index}"

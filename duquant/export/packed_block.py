@@ -71,7 +71,7 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
     if quantizer.biases is not None:
         tensors |= {f"{BIASES}{name}": bias for name, bias in quantizer.biases.named_buffers()}
     for site in SITES:
-        module, prefix = quantized.sites[site.name], _site_path(site.name)
+        module, prefix = quantized.sites[site.name], site_path(site.name)
         stored = module.transform.store()
         tensors |= {f"{prefix}.transform.{part}": tensor for part, tensor in stored.items()}
         tensors |= {f"{prefix}.online_scale": module.online_scale, f"{prefix}.mean": module.mean}
@@ -143,7 +143,8 @@ def outside_linears(block: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _site_path(name: str) -> str:
+def site_path(name: str) -> str:
+    """Name of a site's module in its block."""
     site = next(site for site in SITES if site.name == name)
     return f"{site.producer if site.follows_norm else site.linears[0]}.site"
 
@@ -153,7 +154,7 @@ def _is_site_norm(module: str) -> bool:
 
 
 def _read_site(tensors: dict[str, Tensor], name: str, width: int, recipe: Recipe) -> SiteTransform:
-    site, prefix = SiteTransform(width, input_quantizer(recipe)), _site_path(name)
+    site, prefix = SiteTransform(width, input_quantizer(recipe)), site_path(name)
     kind = transform_class(recipe.rotation)
     stored = {
         part: _take(tensors, f"{prefix}.transform.{part}", shape)

@@ -129,9 +129,10 @@ class Decoder:
         assert recorders[0].hidden is not None
         return recorders[0].hidden
 
-    @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """What follows the last block: ``(batch, tokens, hidden)`` -> ``(…, vocabulary)``.
+
+        Differentiable in ``hidden``.
 
         That is the final norm and the head, and whatever else the model's own ``forward`` does to
         its logits (Granite divides them), so that runs here too, with ``hidden`` as blocks' output.

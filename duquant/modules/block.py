@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import Trainer
 from torch import Tensor, nn
 
 from duquant.config import Recipe
@@ -38,7 +38,8 @@ from duquant.model.surgery import QuantizedBlock, calibrate_sites, insert_quanti
 from duquant.model.weight_decisions import Chunks, round_weights, search_clips
 from duquant.modules.activation_side import ActivationSide
 from duquant.modules.block_loss import block_loss
-from duquant.modules.block_optimizer import block_optimizer, set_learning_rate
+from duquant.modules.block_optimizer import set_learning_rate
+from duquant.modules.learner import Learner
 from duquant.modules.weight_clips import initial_clips, new_clip
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.site import SiteTransform
@@ -46,7 +47,7 @@ from duquant.ops.rotation import BaseSource
 from duquant.processes import ALONE, Processes
 
 
-class QuantBlock(LightningModule):
+class QuantBlock(Learner):
     """What one decoder block learns, and the block while it is being calibrated.
 
     Args:
@@ -54,9 +55,6 @@ class QuantBlock(LightningModule):
         recipe: how to quantize.
         index: its place in the model, for messages.
     """
-
-    skipped_steps: Tensor
-    has_begun: Tensor
 
     def __init__(
         self, shapes: Mapping[str, tuple[int, int]], recipe: Recipe, index: int = 0
@@ -70,12 +68,8 @@ class QuantBlock(LightningModule):
         )
         widths = {site.name: shapes[site.linears[0]][1] for site in SITES}
         self.activation_side = ActivationSide(widths, recipe)
-        self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64, device="cpu"))
-        self.register_buffer("has_begun", torch.zeros((), dtype=torch.bool, device="cpu"))
         self.quantized: QuantizedBlock | None = None
         self.context: BlockContext = {}
-        self.processes = ALONE
-        self.step_loss = torch.zeros((), device="cpu")
 
     @torch.no_grad()
     def enter(
@@ -155,36 +149,21 @@ class QuantBlock(LightningModule):
         output: Tensor = self.quantized.layer(hidden, **self.context)
         return output
 
-    def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
-        """This process's loss of one step; ``step_loss`` is the mean over all processes."""
-        loss = block_loss(self(batch.quantized_input), batch, self.recipe)
-        self.step_loss = self.processes.mean(loss.detach())
-        return loss
+    def loss(self, batch: BlockBatch) -> Tensor:
+        """How far the block's outputs are from their targets."""
+        return block_loss(self(batch.quantized_input), batch, self.recipe)
 
-    def drop_unusable_gradients(self) -> bool:
-        """Forget this step's gradients if its loss or one of them is not finite.
-
-        The optimizer then changes nothing. All processes drop the same steps, because loss and
-        gradients are means over them: what is not finite on one is finite on none.
-        """
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if all(bool(torch.isfinite(value).all()) for value in (self.step_loss, *gradients)):
-            return False
-        self.zero_grad(set_to_none=True)
-        self.skipped_steps += 1
-        return True
-
-    def on_train_batch_start(self, batch: BlockBatch, batch_idx: int) -> None:
-        """Follow the schedule when the block trains alone."""
-        set_learning_rate(self.trainer, self.recipe.lwc, batch_idx)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Guard the factors when the block trains alone."""
-        self.drop_unusable_gradients()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW without weight decay over the clip factors."""
-        return block_optimizer(self.parameter_groups())
+    def follow_schedule(self, trainer: Trainer, batch_index: int, first_epoch: int = 0) -> None:
+        """LWC's schedule; as every block has as many epochs, ``first_epoch`` may be any block's."""
+        lwc = self.recipe.lwc
+        set_learning_rate(
+            trainer,
+            batch_index,
+            lwc.epochs,
+            schedule=lwc.schedule,
+            rate=lwc.learning_rate,
+            first_epoch=first_epoch,
+        )
 
     @contextmanager
     def named(self) -> Iterator[None]:

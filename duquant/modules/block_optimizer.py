@@ -6,14 +6,13 @@ the epoch and the batch, never accumulated: a resumed run continues with the sam
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Trainer
 
-from duquant.config import LWCConfig
-
 SMALLEST_GRADIENT = 1e-15
+Schedule = Literal["cosine", "constant"]
 
 
 def block_optimizer(groups: Sequence[dict[str, Any]]) -> torch.optim.AdamW:
@@ -34,20 +33,37 @@ def merged_groups(blocks: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, 
     ]
 
 
-def scheduled_rate(lwc: LWCConfig, first: float, progress: float) -> float:
-    """Learning rate that began at ``first``, after a share ``progress`` of a block's steps."""
-    if lwc.schedule == "constant":
+def scheduled_rate(schedule: Schedule, first: float, progress: float) -> float:
+    """Learning rate that began at ``first``, after a share ``progress`` of a turn's steps."""
+    if schedule == "constant":
         return first
     return first * (1 + math.cos(math.pi * progress)) / 2
 
 
-def set_learning_rate(trainer: Trainer, lwc: LWCConfig, batch_index: int) -> None:
-    """Give the trainer's optimizers the rate of the step that is about to begin."""
-    if lwc.epochs:
+def set_learning_rate(
+    trainer: Trainer,
+    batch_index: int,
+    epochs: int,
+    *,
+    schedule: Schedule,
+    rate: float,
+    first_epoch: int = 0,
+) -> None:
+    """Give the trainer's optimizers the rate of the step that is about to begin.
+
+    Args:
+        trainer: says which epoch it is.
+        batch_index: the step's place in its epoch.
+        epochs: of the turn; in 0 nothing is trained.
+        schedule: how rates fall.
+        rate: first rate of groups that do not say it, as in older checkpoints.
+        first_epoch: of the turn, or of any turn before with as many epochs.
+    """
+    if epochs:
         batches = max(1, int(trainer.num_training_batches))
-        epoch = trainer.current_epoch % lwc.epochs
-        progress = (epoch + batch_index / batches) / lwc.epochs
+        epoch = (trainer.current_epoch - first_epoch) % epochs
+        progress = (epoch + batch_index / batches) / epochs
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
-                first = group.get("initial_lr", lwc.learning_rate)  # older checkpoints have none
-                group["lr"] = scheduled_rate(lwc, first, progress)
+                first = group.get("initial_lr", rate)
+                group["lr"] = scheduled_rate(schedule, first, progress)

@@ -1,41 +1,36 @@
-"""The root LightningModule: owns the blocks, knows which one is current, measures perplexity.
+"""The root LightningModule: owns what is learned, and knows whose turn it is.
 
 One ``Trainer.fit`` runs through all blocks, so there is one log, one checkpoint lineage, one
-progress bar. All that is learned exists from the start and one optimizer holds it; parameters of
-blocks that are not current have no gradient and are passed over. Which block is current
-is a buffer of this module: it is restored before optimizers and data loaders are built.
+progress bar. Every block has a turn, and behind the last one, if the recipe distils, the whole
+model. All that is learned exists from the start and one optimizer holds it; parameters of turns
+that are not current have no gradient and are passed over. Which turn is current is a buffer of this
+module, ``block_index``: it is restored before optimizers and data loaders are built.
 
 Weights live in :class:`~duquant.model.decoder.Decoder`, outside of the module tree. When things
 happen is decided by ``callbacks/block_progression.py``.
 """
 
-from collections.abc import Callable, Container, Iterator
-from functools import partial
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from duquant.config import Recipe
-from duquant.evaluation.perplexity import Perplexity, stream_losses
+from duquant.export.float_tensors import float_shapes
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
 from duquant.model.decoder import Decoder
 from duquant.model.structure import linear_shapes, require_fitting_widths
 from duquant.modules.block import QuantBlock, block_generator
-from duquant.modules.block_optimizer import block_optimizer, merged_groups, set_learning_rate
-from duquant.modules.variants import (
-    FULL_PRECISION,
-    QUANTIZED,
-    ROUND_TO_NEAREST,
-    load_variants,
-)
+from duquant.modules.block_optimizer import block_optimizer, merged_groups
+from duquant.modules.distillation import Distillation
+from duquant.modules.learner import Learner
+from duquant.modules.measured_model import MeasuredModel
 from duquant.run_description import compare_runs
 from duquant.user_paths import user_path
 
 
-class LanguageModel(LightningModule):
+class LanguageModel(MeasuredModel):
     """A Hugging Face decoder on its way to a few bits.
 
     Args:
@@ -69,7 +64,6 @@ class LanguageModel(LightningModule):
         self.seed = seed
         self.report_round_to_nearest = report_round_to_nearest
         self.reuse_full_precision = reuse_full_precision
-        self.known_full_precision: dict[str, float] = {}
         self.output_dir = user_path(output_dir)
         self.decoder = Decoder(pretrained, getattr(torch, dtype))
         require_fitting_widths(self.decoder.meta_block(), self.recipe)
@@ -77,22 +71,25 @@ class LanguageModel(LightningModule):
         self.blocks = nn.ModuleList(
             QuantBlock(shapes, self.recipe, index) for index in range(self.decoder.num_blocks)
         )
+        self.distillation = self._distillation()
         self.register_buffer("block_index", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.directory = ModelDirectory(self.output_dir / "model", self.recipe)
         self.run_description: dict[str, Any] = {}
-        self.perplexities: dict[str, dict[str, float]] = {}
-        self.on_block_evaluated: Callable[[int], None] | None = None
-        self._metrics: dict[str, dict[str, Perplexity]] = {}
 
     @property
-    def num_blocks(self) -> int:
-        """Decoder blocks of the model."""
-        return len(self.blocks)
+    def num_turns(self) -> int:
+        """Every block's, and, if the recipe distils, the whole model's."""
+        return self.num_blocks + (self.distillation is not None)
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether every block is finished."""
-        return int(self.block_index) >= self.num_blocks
+        """Whether every turn is over."""
+        return int(self.block_index) >= self.num_turns
+
+    @property
+    def is_distilling(self) -> bool:
+        """Whether all blocks are finished and the whole model learns."""
+        return self.num_blocks <= int(self.block_index) < self.num_turns
 
     @property
     def current_block(self) -> QuantBlock:
@@ -100,108 +97,66 @@ class LanguageModel(LightningModule):
         return _quant_block(self.blocks[min(int(self.block_index), self.num_blocks - 1)])
 
     @property
+    def learner(self) -> Learner:
+        """What the current turn trains."""
+        if self.is_distilling:
+            assert self.distillation is not None
+            return self.distillation
+        return self.current_block
+
+    @property
+    def learns(self) -> bool:
+        """Whether the current turn trains anything."""
+        return self.recipe.has_lwc or self.is_distilling
+
+    @property
     def epochs_per_block(self) -> int:
         """Epochs the trainer spends on a block; without LWC one, to have a step to checkpoint."""
         return self.recipe.lwc.epochs if self.recipe.has_lwc else 1
 
-    @property
-    def variants(self) -> tuple[str, ...]:
-        """Variants of the model that are compared."""
-        plain = (ROUND_TO_NEAREST,) if self.report_round_to_nearest else ()
-        return (FULL_PRECISION, *plain, QUANTIZED)
-
-    def measured_variants(self, corpus: str) -> tuple[str, ...]:
-        """Those that have to be measured on a corpus."""
-        return self.variants[1 if corpus in self.known_full_precision else 0 :]
+    def first_epoch(self, turn: int) -> int:
+        """Epoch with which a turn begins; of the turn behind the last, that of the fit's end."""
+        behind = self.recipe.distillation.epochs if turn > self.num_blocks else 0
+        return min(turn, self.num_blocks) * self.epochs_per_block + behind
 
     def generator(self, index: int) -> torch.Generator:
         """Randomness of block ``index``, the same in every run with this seed, resumed or not."""
         return block_generator(self.seed, index)
 
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
-        """One LWC step of the current block; without LWC, a step that moves nothing."""
-        if not self.recipe.has_lwc:
-            return torch.zeros((), device=self.device, requires_grad=True)
-        loss = self.current_block.training_step(batch, batch_idx)
-        if self.current_block.step_loss.isfinite():
-            self.log("lwc/loss", self.current_block.step_loss, prog_bar=True)
+        """One step of the current turn; a block without LWC has one that moves nothing."""
+        if not self.learns:
+            return self._idle_loss()
+        loss = self.learner.training_step(batch, batch_idx)
+        if self.learner.step_loss.isfinite():
+            tag = "distillation/loss" if self.is_distilling else "lwc/loss"
+            self.log(tag, self.learner.step_loss, prog_bar=True)
         return loss
 
     def on_train_batch_start(self, batch: BlockBatch, batch_idx: int) -> None:
-        """Follow the current block's schedule."""
-        set_learning_rate(self.trainer, self.recipe.lwc, batch_idx)
+        """Follow the current turn's schedule."""
+        first = self.first_epoch(int(self.block_index))
+        self.learner.follow_schedule(self.trainer, batch_idx, first)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let no gradient that is not finite reach the factors."""
-        self.current_block.drop_unusable_gradients()
+        """Let no gradient that is not finite reach the parameters."""
+        self.learner.drop_unusable_gradients()
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
-        """One AdamW over what all blocks learn; none where nothing does."""
+        """One AdamW over what all turns learn; none where nothing does."""
         groups = merged_groups([_quant_block(each).parameter_groups() for each in self.blocks])
+        if self.distillation is not None:
+            groups += self.distillation.parameter_groups()
         return block_optimizer(groups) if groups else None
 
-    def load_variants(
-        self, index: int, wanted: Container[str] | None = None
-    ) -> Iterator[tuple[str, nn.Module]]:
-        """Block ``index`` of every variant, or of those wanted: see :func:`load_variants`."""
-        names = self.variants if wanted is None else wanted
-        return load_variants(names, index, self.decoder, self.directory, self.recipe)
-
-    def on_validation_start(self) -> None:
-        """Refuse to measure half a model, and begin new sums."""
-        finished = [self.directory.block_file(i).is_file() for i in range(self.num_blocks)]
-        if not all(finished):
-            raise ValueError(
-                f"{self.output_dir} holds {sum(finished)} of {self.num_blocks} quantized blocks: "
-                f"run fit with --ckpt_path last to finish it"
-            )
-        self._metrics = {
-            corpus: {v: Perplexity(self.device) for v in self.measured_variants(corpus)}
-            for corpus in self.trainer.datamodule.validation  # type: ignore[attr-defined]
-        }
-
-    def validation_step(
-        self, batch: tuple[Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Score a chunk of windows ``(windows, tokens)`` under every variant."""
-        (windows,) = batch
-        metrics = list(self._metrics.values())[dataloader_idx]
-        if not len(windows):  # fewer windows than processes
-            for metric in metrics.values():
-                metric.update(torch.zeros(0, dtype=torch.float64, device=self.device))
-            return
-        losses = stream_losses(
-            self.decoder,
-            partial(self.load_variants, wanted=metrics),
-            metrics,
-            windows,
-            self.device,
-            on_block=self.on_block_evaluated,
-            num_scored=self.trainer.datamodule.stride,  # type: ignore[attr-defined]
-        )
-        for variant, values in losses.items():
-            metrics[variant].update(values.double().to(self.device))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log and keep the perplexities by corpus and variant."""
-        self.perplexities = {}
-        for corpus, metrics in self._metrics.items():
-            known = self.known_full_precision.get(corpus)
-            values = {} if known is None else {FULL_PRECISION: known}
-            values |= {v: metric.finite(f"{v}, {corpus}") for v, metric in metrics.items()}
-            self.perplexities[corpus] = values
-        for corpus, values in self.perplexities.items():
-            for variant, perplexity in values.items():
-                self.log(f"perplexity/{corpus}/{variant}", perplexity, rank_zero_only=True)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the run is about, and of transforms that learn only the current block's."""
+        """Keep what the run is about, and of what turns learn for themselves the current one's."""
         checkpoint["duquant_run"] = self.run_description
-        for name in self._transforms_elsewhere():
+        for name in self._learned_elsewhere(int(self.block_index)):
             del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another run; transforms that it does not hold stay as they are.
+        """Refuse a checkpoint of another run; what it does not hold stays as it is.
 
         Raises:
             ValueError: naming every difference.
@@ -210,21 +165,36 @@ class LanguageModel(LightningModule):
         if differences:
             raise ValueError(f"the checkpoint is of another run: {'; '.join(differences)}")
         stored, own = checkpoint.get("state_dict", {}), self.state_dict()
-        for name in self._transforms_elsewhere(int(stored.get("block_index", 0))):
+        for name in self._learned_elsewhere(int(stored.get("block_index", 0))):
             stored[name] = own[name]
 
-    def _transforms_elsewhere(self, current: int | None = None) -> list[str]:
-        """Names of what transforms learn in blocks other than the current one.
+    def _distillation(self) -> Distillation | None:
+        if not self.recipe.distillation.epochs:
+            return None
+        blocks = [self.decoder.meta_block(index) for index in range(self.decoder.num_blocks)]
+        return Distillation([float_shapes(block, self.recipe) for block in blocks], self.recipe)
 
-        Those of finished blocks are in the blocks' files, and the others have not begun.
+    def _idle_loss(self) -> Tensor:
+        """Zero, through a parameter if there is one: processes that train together expect that."""
+        for parameter in self.parameters():
+            return parameter.sum() * 0
+        return torch.zeros((), device=self.device, requires_grad=True)
+
+    def _learned_elsewhere(self, current: int) -> list[str]:
+        """Names of the many numbers that turns other than the current one learn.
+
+        Those of finished turns are in the blocks' files, and the others have not begun.
         """
-        index = int(self.block_index) if current is None else current
-        return [
+        names = [
             f"blocks.{number}.activation_side.transforms.{name}"
             for number, block in enumerate(self.blocks)
-            if number != index
+            if number != current
             for name, _ in _quant_block(block).activation_side.transforms.named_parameters()
         ]
+        if self.distillation is not None and current != self.num_blocks:
+            values = self.distillation.values.named_parameters()
+            names += [f"distillation.values.{name}" for name, _ in values]
+        return names
 
 
 def _quant_block(block: nn.Module) -> QuantBlock:

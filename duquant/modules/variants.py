@@ -1,10 +1,20 @@
 """The variants of a model whose perplexity is measured, one block at a time."""
 
 from collections.abc import Container, Iterator
+from dataclasses import replace
 
 from torch import nn
 
-from duquant.config import Recipe, round_to_nearest
+from duquant.config import (
+    ClippingConfig,
+    DistillationConfig,
+    LWCConfig,
+    Recipe,
+    RotationConfig,
+    RoundingConfig,
+    SmoothingConfig,
+    TrainingConfig,
+)
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.decoder import Decoder
 from duquant.model.smoothing import Smoothed
@@ -15,6 +25,24 @@ from duquant.nn.clipping import FixedClip
 FULL_PRECISION = "full_precision"
 ROUND_TO_NEAREST = "round_to_nearest"
 QUANTIZED = "quantized"
+
+
+def round_to_nearest(recipe: Recipe) -> Recipe:
+    """The baseline beside a recipe: the same bits and groups, nothing else.
+
+    No smoothing, no block rotation, no clipping, no learning; Q and K keep their Hadamard, and
+    biases of Q, K and V stay out of the quantization.
+    """
+    return replace(
+        recipe,
+        smoothing=SmoothingConfig(enabled=False),
+        rotation=RotationConfig(selector="none", block_size=recipe.rotation.block_size),
+        clipping=ClippingConfig(weight_ratio=1.0, activation_ratio=1.0),
+        lwc=LWCConfig(epochs=0),
+        training=TrainingConfig(),
+        rounding=RoundingConfig(),
+        distillation=DistillationConfig(),
+    )
 
 
 def describe_baseline(recipe: Recipe) -> str:

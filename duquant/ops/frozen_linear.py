@@ -17,7 +17,7 @@ WeightSource = Callable[[torch.dtype], Tensor]
 
 
 def frozen_linear(x: Tensor, weight: WeightSource, bias: Tensor | None) -> Tensor:
-    """``x · Wᵀ + bias``, differentiable in ``x`` alone.
+    """``x · Wᵀ + bias``, differentiable in ``x`` and in the bias.
 
     Args:
         x: ``(..., in)``.
@@ -38,5 +38,6 @@ class _FrozenLinear(torch.autograd.Function):
         return F.linear(x, weight(x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad @ ctx.weight(grad.dtype), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        to_bias = grad.flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
+        return grad @ ctx.weight(grad.dtype), None, to_bias

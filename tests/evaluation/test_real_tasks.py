@@ -14,7 +14,8 @@ from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.record_layouts import LAYOUTS
 from duquant.evaluation.task_list import find_tasks
 from duquant.nn.execution import Backend
-from duquant.recipe_parts import LWCConfig, RotationConfig
+from duquant.recipe_learning import LWCConfig
+from duquant.recipe_parts import RotationConfig
 from tests.assets import ASSETS
 from tests.in_process import LIGHTNING_WARNINGS
 from tests.independent_scores import assert_agrees

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from duquant.config import LWCConfig, Recipe
 from duquant.modules.block_optimizer import (
     block_optimizer,
     merged_groups,
@@ -28,15 +27,12 @@ def test_small_gradients_move_the_factors_as_far_as_large_ones(gradient: float) 
     ("schedule", "expected"), [("constant", [0.2, 0.2, 0.2]), ("cosine", [0.2, 0.1, 0.0])]
 )
 def test_the_rate_follows_its_schedule(schedule: Any, expected: list[float]) -> None:
-    lwc = LWCConfig(learning_rate=0.2, schedule=schedule)
-    assert [scheduled_rate(lwc, 0.2, progress) for progress in (0, 0.5, 1)] == pytest.approx(
-        expected
-    )
+    rates = [scheduled_rate(schedule, 0.2, progress) for progress in (0, 0.5, 1)]
+    assert rates == pytest.approx(expected)
 
 
 def test_every_block_starts_with_the_full_rate() -> None:
     """Two blocks of two epochs with four batches: the clock starts anew, nothing is accumulated."""
-    recipe = Recipe(lwc=LWCConfig(epochs=2, learning_rate=1.0, schedule="cosine"))
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1.0, 0.25)]
     optimizer = block_optimizer(groups)
     rates = []
@@ -45,7 +41,7 @@ def test_every_block_starts_with_the_full_rate() -> None:
             trainer: Any = SimpleNamespace(
                 num_training_batches=4, current_epoch=epoch, optimizers=[optimizer]
             )
-            set_learning_rate(trainer, recipe.lwc, batch)
+            set_learning_rate(trainer, batch, 2, schedule="cosine", rate=1.0)
             rates.append(optimizer.param_groups[0]["lr"])
     assert rates[:8] == rates[8:]
     assert rates[0] == 1.0

@@ -1,0 +1,173 @@
+"""The last turn of a calibration: the whole quantized model learns the original's predictions.
+
+Blocks are finished one after the other, each near to what the original's block gives; what they
+lose adds up in ways that no block sees. Once the codes of all weights are chosen, what is stored
+beside them in floating point (:mod:`duquant.export.float_tensors`) is trained on
+
+    KL(p ‖ q), the mean over the calibration's tokens,
+
+where ``p`` are the probabilities that the original predicts and ``q`` those of the quantized model
+(knowledge distillation, Hinton et al. 2015). The transforms of activations move too, and their
+weights do not follow: their codes are made for good. Nothing of that costs anything at run time.
+
+The blocks are borrowed and lie in memory packed. Every block's forward pass is computed again in
+the backward pass, so of all blocks only the hidden states between them are kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning import Trainer
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from duquant.config import Recipe
+from duquant.evaluation.perplexity import LOGITS_AT_ONCE
+from duquant.export.float_tensors import Shape
+from duquant.model.batch import BlockBatch
+from duquant.model.decoder import BlockContext, Decoder
+from duquant.modules.block_optimizer import set_learning_rate
+from duquant.modules.learner import Learner
+
+CLIP = "clip_ends"
+SMALLEST_CLIP = 0.05
+"""Least that a clip factor may leave of a token's range."""
+
+
+class Distillation(Learner):
+    """What the whole model learns, and the model while it does.
+
+    Args:
+        shapes: of what learns in every block, by name.
+        recipe: says for how long.
+    """
+
+    def __init__(self, shapes: Sequence[Mapping[str, Shape]], recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.values = nn.ModuleList(
+            nn.ParameterDict({_key(name): _zeros(shape) for name, shape in of_block.items()})
+            for of_block in shapes
+        )
+        self.names = [tuple(of_block) for of_block in shapes]
+        self._dtypes: list[dict[str, torch.dtype]] = []
+        self._blocks: list[nn.Module] = []
+        self._contexts: Sequence[BlockContext] = ()
+        self._decoder: Decoder | None = None
+
+    @torch.no_grad()
+    def enter(
+        self,
+        blocks: list[nn.Module],
+        stored: Sequence[Mapping[str, Tensor]],
+        contexts: Sequence[BlockContext],
+        decoder: Decoder,
+    ) -> None:
+        """Begin, or go on from the values that are held.
+
+        Args:
+            blocks: all finished blocks, on the device where to compute.
+            stored: what they hold of what learns, by name.
+            contexts: what each block's forward needs beside hidden states.
+            decoder: embeds tokens and predicts.
+        """
+        self._blocks, self._contexts, self._decoder = blocks, contexts, decoder
+        self._dtypes = [{name: t.dtype for name, t in of_block.items()} for of_block in stored]
+        if self.has_begun:
+            return
+        for index, of_block in enumerate(stored):
+            for name in self.names[index]:
+                self._parameter(index, name).copy_(of_block[name])
+        self.has_begun.fill_(True)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """The last block's output, ``(batch, tokens)`` -> ``(batch, tokens, hidden)``."""
+        assert self._decoder is not None, "enter first"
+        hidden = self._decoder.embed(token_ids, self.device)
+        for index in range(len(self._blocks)):
+            hidden = checkpoint(self._run, index, hidden, use_reentrant=False)
+        return hidden
+
+    def loss(self, batch: BlockBatch) -> Tensor:
+        """Divergence of the predictions; the batch holds token ids and the original's outputs."""
+        return self._divergence(batch.target, self(batch.quantized_input))
+
+    def follow_schedule(self, trainer: Trainer, batch_index: int, first_epoch: int = 0) -> None:
+        """From the first rate to 0 along a cosine."""
+        settings = self.recipe.distillation
+        set_learning_rate(
+            trainer,
+            batch_index,
+            settings.epochs,
+            schedule="cosine",
+            rate=settings.learning_rate,
+            first_epoch=first_epoch,
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One group of everything."""
+        rate = self.recipe.distillation.learning_rate
+        return [{"params": list(self.values.parameters()), "lr": rate}]
+
+    @torch.no_grad()
+    def learned(self, index: int) -> dict[str, Tensor]:
+        """What block ``index`` has learned, as it is stored."""
+        return {name: value.clone() for name, value in self._values(index).items()}
+
+    def release(self) -> None:
+        """Let the borrowed model go."""
+        self._blocks, self._contexts, self._decoder = [], (), None
+
+    def _run(self, index: int, hidden: Tensor) -> Tensor:
+        block, context = self._blocks[index], self._contexts[index]
+        output: Tensor = functional_call(block, self._values(index), (hidden,), context)
+        return output
+
+    def _values(self, index: int) -> dict[str, Tensor]:
+        """What a block computes with: parameters in the dtypes they are stored in."""
+        dtypes = self._dtypes[index].items()
+        return {name: self._value(index, name, dtype) for name, dtype in dtypes}
+
+    def _value(self, index: int, name: str, dtype: torch.dtype) -> Tensor:
+        parameter = self._parameter(index, name)
+        if name.endswith(CLIP):  # the gradient passes: it may come back from an end
+            parameter = parameter + (parameter.clamp(SMALLEST_CLIP, 1.0) - parameter).detach()
+        return parameter.to(dtype)
+
+    def _parameter(self, index: int, name: str) -> Tensor:
+        of_block = self.values[index]
+        assert isinstance(of_block, nn.ParameterDict)
+        parameter: Tensor = of_block[_key(name)]
+        return parameter
+
+    def _divergence(self, target: Tensor, output: Tensor) -> Tensor:
+        """Mean over tokens, a few tokens' logits in memory at a time."""
+        assert self._decoder is not None
+        windows, tokens = target.shape[:2]
+        size = max(1, LOGITS_AT_ONCE // int(self._decoder.config.vocab_size) // windows)
+        total = torch.zeros((), device=target.device)
+        for places in torch.arange(tokens, device="cpu").split(size):
+            part = slice(int(places[0]), int(places[-1]) + 1)
+            total = total + checkpoint(
+                self._summed, target[:, part], output[:, part], use_reentrant=False
+            )
+        return total / (windows * tokens)
+
+    def _summed(self, target: Tensor, output: Tensor) -> Tensor:
+        assert self._decoder is not None
+        with torch.no_grad():
+            wanted = self._decoder.logits(target).float().log_softmax(dim=-1)
+        predicted = self._decoder.logits(output).float().log_softmax(dim=-1)
+        return F.kl_div(predicted, wanted, reduction="sum", log_target=True)
+
+
+def _zeros(shape: Shape) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape, device="cpu"))
+
+
+def _key(name: str) -> str:
+    """A tensor's name as a parameter's: PyTorch allows no dots there."""
+    return name.replace(".", "/")
