@@ -52,10 +52,10 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         assert isinstance(pl_module, LanguageModel)
         self._started = time.monotonic()
         self._first_block = int(pl_module.block_index)
-        steps = pl_module.num_blocks * pl_module.epochs_per_block
+        steps = pl_module.first_epoch(pl_module.num_turns)
         if not pl_module.is_calibrated:
             self._say(_beginning(trainer, pl_module))
-        self._open("calibrating", steps, self._first_block * pl_module.epochs_per_block)
+        self._open("calibrating", steps, pl_module.first_epoch(self._first_block))
 
     def on_block_entered(
         self, trainer: Trainer, model: LanguageModel, index: int, reports: dict[str, SiteReport]
@@ -70,18 +70,30 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         assert isinstance(pl_module, LanguageModel)
         if self._bar is None or self._task is None:
             return
-        epoch = trainer.current_epoch % pl_module.epochs_per_block + 1
+        turn = int(pl_module.block_index)
+        first, behind = _epochs(pl_module, turn)
+        epoch = trainer.current_epoch - first + 1
         done = trainer.current_epoch + (batch_idx + 1) / max(1, int(self.total_train_batches))
-        loss = f", LWC loss {float(outputs['loss']):.3g}" if outputs and "loss" in outputs else ""
-        block = f"block {int(pl_module.block_index) + 1}/{pl_module.num_blocks}"
-        self._describe(f"{block}, epoch {epoch}/{pl_module.epochs_per_block}{loss}")
+        loss = ""
+        if outputs and "loss" in outputs:
+            loss = f", {_loss_name(pl_module, turn)} {float(outputs['loss']):.3g}"
+        self._describe(f"{_turn(pl_module, turn)}, epoch {epoch}/{behind - first}{loss}")
         self._bar.update(self._task, completed=done)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Without a terminal: a line for every epoch of the whole model, which takes long."""
+        assert isinstance(pl_module, LanguageModel)
+        if pl_module.is_distilling and self._bar is None:
+            first, behind = _epochs(pl_module, int(pl_module.block_index))
+            done = trainer.current_epoch - first + 1
+            elapsed = time.monotonic() - self._started
+            self._say(f"whole model, epoch {done}/{behind - first}; {clock(elapsed)} elapsed")
 
     def on_block_finished(
         self, trainer: Trainer, model: LanguageModel, record: BlockRecord
     ) -> None:
         """Without a terminal: one line per block. Everywhere: what is wrong with the block."""
-        block, error = f"block {record.index + 1}/{model.num_blocks}", _error(record)
+        block, error = _turn(model, record.index), _error(record)
         if record.complaint:
             self._say(f"{block}: {record.complaint}")
         if self._bar is not None:
@@ -89,13 +101,16 @@ class CalibrationProgress(BlockObserver, ProgressBar):
             return
         done = record.index + 1 - self._first_block
         elapsed = time.monotonic() - self._started
-        left = elapsed / done * (model.num_blocks - record.index - 1)
+        left = elapsed / done * max(0, model.num_blocks - record.index - 1)
         losses = record.lwc_losses
-        loss = f", LWC loss {losses[0]:.4g} -> {losses[-1]:.4g}" if losses else ""
+        name = _loss_name(model, record.index)
+        loss = f", {name} {losses[0]:.4g} -> {losses[-1]:.4g}" if losses else ""
         skipped = f", {record.skipped_steps} steps skipped" if record.skipped_steps else ""
+        more = ", and the whole model's turn" if model.distillation is not None else ""
         self._say(
             f"{block} finished in {record.seconds:.1f} s"
             f"{loss}{error}{skipped}; {clock(elapsed)} elapsed, about {clock(left)} left"
+            f"{more if record.index < model.num_blocks else ''}"
         )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,5 +172,17 @@ def _error(record: BlockRecord) -> str:
 def _beginning(trainer: Trainer, model: LanguageModel) -> str:
     if trainer.ckpt_path is None:
         return f"calibrating {model.num_blocks} blocks in {model.output_dir}"
-    block = f"block {int(model.block_index) + 1}/{model.num_blocks}"
-    return f"continuing at {block} in {model.output_dir}"
+    return f"continuing at {_turn(model, int(model.block_index))} in {model.output_dir}"
+
+
+def _epochs(model: LanguageModel, turn: int) -> tuple[int, int]:
+    """First epoch of a turn and of the next."""
+    return model.first_epoch(turn), model.first_epoch(turn + 1)
+
+
+def _turn(model: LanguageModel, index: int) -> str:
+    return f"block {index + 1}/{model.num_blocks}" if index < model.num_blocks else "whole model"
+
+
+def _loss_name(model: LanguageModel, index: int) -> str:
+    return "LWC loss" if index < model.num_blocks else "distillation loss"

@@ -15,6 +15,11 @@ from rich.console import Console
 from callbacks.block_events import BlockRecord
 from callbacks.preflight_file import compare_with_estimate
 from callbacks.run_checks import peak_memory_bytes
+from callbacks.run_words import (
+    describe_distillation,
+    describe_recipe,
+    distillation_in_words,
+)
 from duquant import __version__
 from duquant.atomic_files import write_json
 from duquant.data.datamodule import CalibrationDataModule
@@ -114,7 +119,9 @@ def summarize(
 ) -> dict[str, Any]:
     """Everything a reader needs to quote or repeat a run."""
     calibration = read_json(model.output_dir / "run.json", RunDescription)["data"]
-    records = BlockRecord.load_all(model.output_dir, model.num_blocks)
+    records = BlockRecord.load_all(model.output_dir, model.num_turns)
+    blocks = [record for record in records if record.index < model.num_blocks]
+    whole = [record for record in records if record.index >= model.num_blocks]
     return {
         "pretrained": model.decoder.pretrained,
         "perplexity": model.perplexities,
@@ -134,12 +141,13 @@ def summarize(
         "device": _device_name(device),
         "seconds": {
             "total": sum(record.seconds for record in records),
-            "per_block": [record.seconds for record in records],
+            "per_block": [record.seconds for record in blocks],
         },
         "peak_memory_bytes": max(
             [peak_memory_bytes(device), *(record.peak_memory_bytes for record in records)]
         ),
-        "blocks": [record.to_dict() for record in records],
+        "blocks": [record.to_dict() for record in blocks],
+        "distillation": [describe_distillation(record) for record in whole],
         "artifact": str(model.directory.path),
     }
 
@@ -178,18 +186,6 @@ def print_stored_summary(
         )
 
 
-def describe_recipe(model: LanguageModel) -> str:
-    """``W4A4 DuQuant+LWC`` and the like."""
-    recipe = model.recipe
-    name = "DuQuant" if recipe.rotation.selector != "none" else "no rotation"
-    has = {
-        "LWC": recipe.has_lwc,
-        "trained transforms": len(model.current_block.activation_side.transforms) > 0,
-        recipe.rounding.method.upper(): recipe.rounding.method != "nearest",
-    }
-    return "+".join([f"{recipe.bits_in_words} {name}", *(part for part in has if has[part])])
-
-
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Show perplexities and cost."""
     rows = {
@@ -219,6 +215,8 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     )
     if summary.get("baseline"):
         say(summary["baseline"], console)
+    for whole in summary.get("distillation", []):
+        say(distillation_in_words(whole["losses"], whole["seconds"]), console)
     _print_complaints(summary["blocks"], console)
     say(f"quantized model: {summary['artifact']}", console)
 

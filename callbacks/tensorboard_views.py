@@ -3,6 +3,7 @@
 | tag | shows |
 |---|---|
 | ``lwc/loss`` | loss of every step, over all blocks (logged by the model) |
+| ``distillation/loss`` | the same of the whole model's turn |
 | ``lwc_blocks/NN`` | mean loss of every epoch of one block |
 | ``lwc/skipped_steps`` | steps left out because something was not finite, per block |
 | ``peaks/SITE/before`` and ``after`` | largest activation of each site, per block |
@@ -55,6 +56,9 @@ class TensorBoardViews(BlockObserver):
         """Curve, clip factors and cost of the finished block."""
         writer = _writer(trainer)
         if writer is None:
+            return
+        if record.index >= model.num_blocks:
+            writer.add_scalar("distillation/skipped_steps", record.skipped_steps, 0)
             return
         for epoch, loss in enumerate(record.lwc_losses):
             writer.add_scalar(f"lwc_blocks/{record.index:02d}", loss, epoch)

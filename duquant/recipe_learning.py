@@ -82,12 +82,13 @@ class DistillationConfig:
 
     Args:
         epochs: passes over the calibration samples; 0 turns it off.
-        learning_rate: AdamW's first rate, which falls to 0 along a cosine.
+        learning_rate: AdamW's first rate, which falls to 0 along a cosine, in parts of every
+            tensor's root mean square.
         batch_size: calibration samples per step, of all processes together.
     """
 
     epochs: int = 0
-    learning_rate: float = 0.0003
+    learning_rate: float = 0.001
     batch_size: int = 1
 
     def __post_init__(self) -> None:

@@ -7,8 +7,10 @@ beside them in floating point (:mod:`duquant.export.float_tensors`) is trained o
     KL(p ‖ q), the mean over the calibration's tokens,
 
 where ``p`` are the probabilities that the original predicts and ``q`` those of the quantized model
-(knowledge distillation, Hinton et al. 2015). The transforms of activations move too, and their
-weights do not follow: their codes are made for good. Nothing of that costs anything at run time.
+(knowledge distillation, Hinton et al. 2015). Tensors differ in scale, so each is learned in units
+of its root mean square, and one learning rate does for all. The transforms of activations move too,
+and weights do not follow: their codes are made for good. Nothing of this costs anything at run
+time.
 
 The blocks are borrowed and lie in memory packed. Every block's forward pass is computed again in
 the backward pass, so of all blocks only the hidden states between them are kept.
@@ -32,9 +34,12 @@ from duquant.model.decoder import BlockContext, Decoder
 from duquant.modules.block_optimizer import set_learning_rate
 from duquant.modules.learner import Learner
 
+_Stored = dict[str, tuple[torch.dtype, float]]
+"""Of every tensor of a block that learns, its dtype in the file and its unit."""
 CLIP = "clip_ends"
 SMALLEST_CLIP = 0.05
 """Least that a clip factor may leave of a token's range."""
+SMALLEST_UNIT = 1e-6
 
 
 class Distillation(Learner):
@@ -53,7 +58,7 @@ class Distillation(Learner):
             for of_block in shapes
         )
         self.names = [tuple(of_block) for of_block in shapes]
-        self._dtypes: list[dict[str, torch.dtype]] = []
+        self._stored: list[_Stored] = []
         self._blocks: list[nn.Module] = []
         self._contexts: Sequence[BlockContext] = ()
         self._decoder: Decoder | None = None
@@ -75,12 +80,15 @@ class Distillation(Learner):
             decoder: embeds tokens and predicts.
         """
         self._blocks, self._contexts, self._decoder = blocks, contexts, decoder
-        self._dtypes = [{name: t.dtype for name, t in of_block.items()} for of_block in stored]
+        self._stored = [
+            {n: (t.dtype, _unit(t)) for n, t in of_block.items()} for of_block in stored
+        ]
         if self.has_begun:
             return
         for index, of_block in enumerate(stored):
-            for name in self.names[index]:
-                self._parameter(index, name).copy_(of_block[name])
+            for name, start in of_block.items():
+                _, unit = self._stored[index][name]
+                self._parameter(index, name).copy_(start.float() / unit)
         self.has_begun.fill_(True)
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -127,15 +135,14 @@ class Distillation(Learner):
         return output
 
     def _values(self, index: int) -> dict[str, Tensor]:
-        """What a block computes with: parameters in the dtypes they are stored in."""
-        dtypes = self._dtypes[index].items()
-        return {name: self._value(index, name, dtype) for name, dtype in dtypes}
-
-    def _value(self, index: int, name: str, dtype: torch.dtype) -> Tensor:
-        parameter = self._parameter(index, name)
-        if name.endswith(CLIP):  # the gradient passes: it may come back from an end
-            parameter = parameter + (parameter.clamp(SMALLEST_CLIP, 1.0) - parameter).detach()
-        return parameter.to(dtype)
+        """What a block computes with, in the dtypes it is stored in."""
+        values = {}
+        for name, (dtype, unit) in self._stored[index].items():
+            value = self._parameter(index, name) * unit
+            if name.endswith(CLIP):  # the gradient passes: it may come back from an end
+                value = value + (value.clamp(SMALLEST_CLIP, 1.0) - value).detach()
+            values[name] = value.to(dtype)
+        return values
 
     def _parameter(self, index: int, name: str) -> Tensor:
         of_block = self.values[index]
@@ -162,6 +169,11 @@ class Distillation(Learner):
             wanted = self._decoder.logits(target).float().log_softmax(dim=-1)
         predicted = self._decoder.logits(output).float().log_softmax(dim=-1)
         return F.kl_div(predicted, wanted, reduction="sum", log_target=True)
+
+
+def _unit(start: Tensor) -> float:
+    """Root mean square; what is nothing but zeros hardly moves."""
+    return max(float(start.double().square().mean().sqrt()), SMALLEST_UNIT)
 
 
 def _zeros(shape: Shape) -> nn.Parameter:

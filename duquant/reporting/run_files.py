@@ -56,9 +56,18 @@ class Seconds(TypedDict):
     total: float
 
 
+class DistillationEntry(TypedDict):
+    """What the turn of the whole model did."""
+
+    losses: list[float]
+    skipped_steps: int
+    seconds: float
+
+
 class SummaryOfAnyVersion(TypedDict, total=False):
     """What summaries have had from some version on."""
 
+    distillation: list[DistillationEntry]
     protocols: dict[str, str]
     baseline: str
 

@@ -1,6 +1,5 @@
 """Runs whose last turn is the whole model's: what it learns, keeps, and how it resumes."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from lightning import Callback, LightningModule, Trainer
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-import duquant
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint, last_checkpoint
 from callbacks.distillation_turn import start_file
@@ -53,9 +51,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(
-    source: Path, text: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def whole(source: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A finished run of every recipe."""
     found = {}
     for name, options in RECIPES.items():
