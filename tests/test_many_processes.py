@@ -101,6 +101,24 @@ def test_two_processes_give_the_model_of_one(
     assert ours[0].lwc_losses[0] == pytest.approx(theirs[0].lwc_losses[0], rel=1e-6)
 
 
+def test_two_processes_distil_the_same_model(
+    options: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each has half of every batch, and their gradients are averaged."""
+    directory = tmp_path_factory.mktemp("distilled")
+    whole_model = ["--model.distillation.epochs", "2", "--model.distillation.batch_size", "2"]
+    command = [*options, *whole_model, "--data.validation", "{}"]
+    records = []
+    for name, processes in (("one", DDP[:2]), ("two", TWO)):
+        output = directory / name
+        finished = run("fit", *command, "--output_dir", str(output), *processes)
+        assert finished.returncode == 0, finished.stderr
+        records += BlockRecord.load_all(output, BLOCKS + 1)[BLOCKS:]
+    one, two = records
+    assert len(one.lwc_losses) == 2
+    assert two.lwc_losses == pytest.approx(one.lwc_losses, rel=0.05)
+
+
 def test_only_the_first_machine_writes_and_speaks(
     alone: Path, two_machines: tuple[Path, list["subprocess.CompletedProcess[str]"]]
 ) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import duquant
+from duquant.config import DistillationConfig
 from duquant.export.model_card import CARD
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX
@@ -42,17 +43,19 @@ def recipe(**options: Any) -> duquant.Recipe:
     return duquant.Recipe(**{"rotation": ROTATION, "lwc": LWC, **options})
 
 
+@pytest.mark.parametrize("epochs", [0, 2], ids=["", "distilled"])
 @pytest.mark.parametrize("lwc", [LWC, NO_LWC], ids=["LWC", "no LWC"])
 def test_it_writes_the_tensors_of_the_command(
-    source: Path, text: Path, tmp_path: Path, lwc: Any
+    source: Path, text: Path, tmp_path: Path, lwc: Any, epochs: int
 ) -> None:
-    model = small_language_model(source, tmp_path / "run", lwc=lwc)
+    options = {"lwc": lwc, "distillation": DistillationConfig(epochs=epochs, batch_size=4)}
+    model = small_language_model(source, tmp_path / "run", **options)
     calibrate(model, small_data(source, text, batch_size=lwc.batch_size))
     finished = []
     directory = duquant.quantize(
         source,
         text.read_text(encoding="utf-8"),
-        recipe(lwc=lwc),
+        recipe(**options),
         output_dir=tmp_path / "model",
         on_block=lambda index, count: finished.append((index, count)),
         **SAMPLES,

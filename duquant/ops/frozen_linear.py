@@ -39,5 +39,5 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
-        to_bias = grad.flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
+        to_bias = grad.reshape(-1, grad.shape[-1]).sum(dim=0) if ctx.needs_input_grad[2] else None
         return grad @ ctx.weight(grad.dtype), None, to_bias

@@ -31,6 +31,8 @@ MOST_TOKENS = 1024
 SEARCH_STEPS = 24
 """Steps of the rotation search that is timed."""
 
+PASSES_OF_DISTILLATION = 4
+"""Of a token through a block: forward, once more, and backward, which takes two."""
 PASSES_OF_ROUNDING = 3
 """Of all tokens through a quantized block, where every site's Gram is collected in turn."""
 
@@ -68,7 +70,7 @@ class Duration:
 
     Attributes:
         per_block: calibration of one block.
-        calibration: all that are left.
+        calibration: all that are left, and the whole model's distillation.
         validation: the perplexities.
     """
 
@@ -103,7 +105,15 @@ def estimate_duration(
         seconds += PASSES_OF_ROUNDING * part.quantized * tokens
     search = part.search_step * sizes.tokens * recipe.rotation.max_steps * size**0.5
     per_block = seconds * size + search + picture_seconds
-    return Duration(per_block, per_block * blocks_left, _validation(job, part, size))
+    calibration = per_block * blocks_left + _distillation(job, part, size)
+    return Duration(per_block, calibration, _validation(job, part, size))
+
+
+def _distillation(job: Job, part: BlockSeconds, size: float) -> float:
+    sizes = job.streams
+    tokens = job.recipe.distillation.epochs * sizes.samples * sizes.tokens * PASSES_OF_DISTILLATION
+    head = job.embeddings / job.block_weights * part.forward
+    return (job.decoder.num_blocks * part.quantized + head) * tokens * size
 
 
 def _validation(job: Job, part: BlockSeconds, size: float) -> float:

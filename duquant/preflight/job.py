@@ -57,6 +57,11 @@ class Job:
         return sum(-(-count // self.validation_chunk) for count in self.windows)
 
     @property
+    def distillation_batch(self) -> int:
+        """Samples of a step of the whole model, in one process."""
+        return max(1, self.recipe.distillation.batch_size // self.processes)
+
+    @property
     def tokens_at_once(self) -> int:
         """Tokens that go through a block together."""
         windows = max(1, TOKENS_AT_ONCE // self.streams.tokens)

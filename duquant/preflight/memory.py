@@ -10,6 +10,7 @@ of the MLP, and numbers of ``i`` bytes (4 in everything that is quantized):
 | full precision | ``P·i`` and the activations of ``T`` tokens |
 | search | ``P·4``, ``P·i`` too if the model's dtype is another one, temporary copies of ``L`` |
 | training | ``P·12`` (weights, quantized weights, which are clamped), the batch's activations |
+| distillation | all packed blocks, ``D·16`` for ``D`` learned numbers, the batch's activations |
 | measuring | ``P·i``, the packed weights, ``T`` tokens; hidden states of all variants |
 | logits | the head, and the logits of a few tokens |
 
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from math import prod
 
 from duquant.evaluation.perplexity import LOGITS_AT_ONCE
+from duquant.export.float_tensors import float_shapes
 from duquant.model.structure import SITES
 from duquant.preflight.job import Job
 from duquant.transforms.table import transform_class
@@ -68,6 +70,10 @@ def memory_phases(job: Job) -> list[Phase]:
         batch = "a smaller --model.lwc.batch_size"
         remedy = batch if job.batch_size > 1 else stream_remedy
         phases.append(Phase("training", held + _training(job), remedy))
+    if job.recipe.distillation.epochs:
+        batch = "a smaller --model.distillation.batch_size"
+        remedy = batch if job.distillation_batch > 1 else "--model.distillation.epochs 0"
+        phases.append(Phase("distillation", held + _distillation(job), remedy))
     return [Phase(p.name, LIBRARIES + p.num_bytes, p.remedy) for p in phases]
 
 
@@ -122,6 +128,18 @@ def _training(job: Job) -> int:
         activations += 2 * tokens * (2 * _mlp_width(job) + 6 * job.streams.hidden) * WIDE
     # Transforms of all blocks are held; the current one's gradients and two moments come to that.
     return (weights + learned * (job.decoder.num_blocks + 3)) * WIDE + activations
+
+
+def _distillation(job: Job) -> int:
+    """Every block packed; hidden states between blocks, and the activations of one block."""
+    tokens = job.distillation_batch * job.streams.tokens
+    blocks = job.decoder.num_blocks
+    packed = blocks * job.block_weights * job.recipe.formats.weights.bits // 8
+    learned = sum(prod(s) for block in job.blocks for s in float_shapes(block, job.recipe).values())
+    between = blocks * tokens * job.streams.hidden * WIDE
+    activations = tokens * (14 * _mlp_width(job) + 36 * job.streams.hidden) * WIDE
+    within = max(activations + 4 * job.largest_linear * WIDE, 2 * _logits(job))
+    return packed + 4 * learned * WIDE + between + within + _table(job)
 
 
 def _learned_transforms(job: Job) -> int:

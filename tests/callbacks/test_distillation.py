@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint, last_checkpoint
 from callbacks.distillation_turn import start_file
+from callbacks.run_directory import describe_run
 from duquant.config import ClippingConfig, DistillationConfig, RoundingConfig
 from duquant.export.model_directory import ModelDirectory
 from duquant.modules.language_model import LanguageModel
@@ -66,8 +67,6 @@ def resume(source: Path, text: Path, output: Path, **options: Any) -> LanguageMo
     """Go on from the last checkpoint, to the end."""
     model = small_language_model(source, output, distillation=DISTILLATION, **options)
     data = small_data(source, text)
-    from callbacks.run_directory import describe_run
-
     model.run_description = describe_run(model, data)
     trainer = small_trainer(BlockProgression(), LastCheckpoint(output))
     trainer.fit(model, datamodule=data, ckpt_path=last_checkpoint(output))
@@ -125,6 +124,20 @@ def test_a_run_that_dies_while_blocks_are_stored_again_ends_the_same(
     trainer = small_trainer(BlockProgression(), LastCheckpoint(outputs[1]))
     trainer.fit(again, datamodule=data, ckpt_path=last_checkpoint(outputs[1]))
     assert_same_tensors(outputs[1], outputs[0])
+
+
+def test_stored_dtypes_are_kept(source: Path, text: Path, tmp_path: Path) -> None:
+    """In half precision too, where small steps of what is stored would be lost."""
+    options: dict[str, Any] = {"dtype": "bfloat16", **LEARNS_ALL}
+    plain, better = tmp_path / "plain", tmp_path / "better"
+    calibrate(small_language_model(source, plain, **options), small_data(source, text))
+    model = small_language_model(source, better, distillation=DISTILLATION, **options)
+    calibrate(model, small_data(source, text))
+    before, after = stored_tensors(plain), stored_tensors(better)
+    assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}
+    assert model.distillation is not None
+    assert all(p.dtype == torch.float32 for p in model.distillation.values.parameters())
+    assert any(not torch.equal(before[n], after[n]) for n in before if n.endswith(".bias"))
 
 
 class Losses(Callback):

@@ -29,14 +29,16 @@ def test_value_and_gradient(dtype: torch.dtype, shape: tuple[int, ...], has_bias
     x, asked = torch.randn(shape, generator=generator).to(dtype), list[torch.dtype]()
     results = []
     for product in (
-        lambda x: frozen_linear(x, a_source(weight, asked), bias),
-        lambda x: F.linear(x, weight, bias),
+        lambda x, bias: frozen_linear(x, a_source(weight, asked), bias),
+        lambda x, bias: F.linear(x, weight, bias),
     ):
         leaf = x.clone().requires_grad_()
-        output = product(leaf)
+        own_bias = None if bias is None else bias.clone().requires_grad_()
+        output = product(leaf, own_bias)
         output.square().sum().backward()
         assert leaf.grad is not None
-        results.append((output.detach(), leaf.grad))
+        of_bias = [] if own_bias is None else [own_bias.grad]
+        results.append((output.detach(), leaf.grad, *of_bias))
     for own, expected in zip(*results, strict=True):
         torch.testing.assert_close(own, expected)
     assert asked == [dtype, dtype], "once forward, once backward"
