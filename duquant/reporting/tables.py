@@ -69,10 +69,17 @@ def cost_table(runs: Sequence[RunContents]) -> Table:
             *(str(sum(block["skipped_steps"] for block in run.summary["blocks"])) for run in runs),
         ],
     ]
+    if any(run.summary.get("distillation") for run in runs):
+        rows.append(["distillation loss, first and last epoch", *map(_distilled, runs)])
     for kind in dict.fromkeys(kind for run in runs for kind in run.sizes):
         sizes = [run.sizes.get(kind) for run in runs]
         rows.append([f"{kind}, MB", *(_number(s and s / 1e6, ".2f") for s in sizes)])
     return Table(["cost", *(run.name for run in runs)], rows, "Cost")
+
+
+def _distilled(run: RunContents) -> str:
+    losses = [loss for turn in run.summary.get("distillation", []) for loss in turn["losses"]]
+    return f"{losses[0]:.4g} → {losses[-1]:.4g}" if losses else "–"
 
 
 def environment_table(runs: Sequence[RunContents]) -> Table:
