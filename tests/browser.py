@@ -1,8 +1,8 @@
 """A real browser for the tests of pages: Chromium without a window, told what to do by its pipe.
 
-Nothing but the browser itself is needed (Debian: ``apt install chromium``): commands of the DevTools
-protocol go in and out as JSON through two file descriptors. Where there is none, the tests that use
-it are skipped.
+Nothing but the browser itself is needed (Debian: ``apt install chromium``): commands of the
+DevTools protocol go in and out as JSON through two file descriptors. Where there is none, the tests
+that use it are skipped.
 """
 
 import json
@@ -114,7 +114,13 @@ def browser() -> Iterator[Browser]:
         arguments = [EXECUTABLE, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(
             # The browser reads its descriptor 3 and writes its descriptor 4.
-            ["/bin/sh", "-c", f'exec 3<&{command_end} 4>&{answer_end}; exec "$@"', "sh", *arguments],
+            [
+                "/bin/sh",
+                "-c",
+                f'exec 3<&{command_end} 4>&{answer_end}; exec "$@"',
+                "sh",
+                *arguments,
+            ],
             pass_fds=(command_end, answer_end),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
