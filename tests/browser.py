@@ -5,12 +5,14 @@ DevTools protocol go in and out as JSON through two file descriptors. Where ther
 that use it are skipped.
 """
 
+import fcntl
 import json
 import os
 import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,6 +31,13 @@ OPTIONS = (
     "--disable-background-networking",
     "--remote-debugging-pipe",
 )
+START = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""The browser reads its descriptor 3 and writes its descriptor 4."""
 PATIENCE = 240.0
 """Seconds after which a browser that does not answer is given up."""
 
@@ -108,19 +117,13 @@ class Browser:
 def browser() -> Iterator[Browser]:
     """Start a browser; it ends with the context."""
     assert EXECUTABLE is not None
-    command_end, commands = os.pipe()
-    answers, answer_end = os.pipe()
+    command_end, commands = _pipe()
+    answers, answer_end = _pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        ends = [str(command_end), str(answer_end)]
         arguments = [EXECUTABLE, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(
-            # The browser reads its descriptor 3 and writes its descriptor 4.
-            [
-                "/bin/sh",
-                "-c",
-                f'exec 3<&{command_end} 4>&{answer_end}; exec "$@"',
-                "sh",
-                *arguments,
-            ],
+            [sys.executable, "-c", START, *ends, *arguments],
             pass_fds=(command_end, answer_end),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -135,3 +138,12 @@ def browser() -> Iterator[Browser]:
             process.wait()
             os.close(commands)
             os.close(answers)
+
+
+def _pipe() -> tuple[int, int]:
+    """Both ends of a pipe, neither of them 3 or 4."""
+    ends = os.pipe()
+    read, write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return read, write
