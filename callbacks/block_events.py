@@ -14,6 +14,7 @@ from lightning import Callback, Trainer
 from duquant.atomic_files import write_json
 from duquant.checksum import check_values, with_checksum
 from duquant.json_files import read_json
+from duquant.model.massive_tokens import MassiveSite
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.run_files import BlockEntry
@@ -35,6 +36,9 @@ class BlockRecord:
             number of a transform that was trained.
         relative_error: what quantization costs it (:mod:`duquant.model.block_error`); ``None`` if
             that was not measured or is not finite.
+        site_errors: the error that each site causes alone (``measure_sites`` there), weights
+            rounded to nearest.
+        massive_tokens: tokens many times larger than others (:mod:`duquant.model.massive_tokens`).
         complaint: what loses too much and the remedy, in words; empty if nothing does.
         damping: where rounding needed more damping than the recipe's, in words; empty if nowhere.
     """
@@ -46,6 +50,8 @@ class BlockRecord:
     peak_memory_bytes: int = 0
     sites: dict[str, dict[str, float]] = field(default_factory=dict)
     relative_error: float | None = None
+    site_errors: dict[str, float] = field(default_factory=dict)
+    massive_tokens: list[MassiveSite] = field(default_factory=list)
     complaint: str = ""
     damping: str = ""
 

@@ -37,6 +37,7 @@ from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.stream_shares import StreamShares
 from duquant.data.streams import Streams
 from duquant.model.decoder import BlockContext
+from duquant.model.massive_tokens import name_massive_tokens
 from duquant.modules.language_model import LanguageModel
 from duquant.ops.freed_memory import return_freed_memory
 
@@ -172,6 +173,8 @@ class BlockProgression(Callback):
             name: {"peak_before": report.peak_before, "peak_after": report.peak_after}
             for name, report in calibration.reports.items()
         }
+        peaks, windows = calibration.token_peaks, data.calibration_windows()
+        self.record.massive_tokens = name_massive_tokens(peaks, windows, data.token_text)
         self._count_seconds()
         for observer in _observers(trainer):
             observer.on_block_entered(trainer, model, index, calibration.reports)
@@ -205,12 +208,12 @@ class BlockProgression(Callback):
         index = int(model.block_index)
         assert self._calibration is not None
         write = partial(model.directory.write_block, index) if trainer.is_global_zero else None
+        self.record.site_errors = self._calibration.site_errors()
         streams = self._calibration.finish(write)
-        error = self._calibration.error
+        error, self.record.damping = self._calibration.error, self._calibration.damping
         for name, condition in self._calibration.conditions.items():
             self.record.sites[name]["condition"] = condition
         self.record.relative_error, self.record.complaint = error.relative, error.complaint
-        self.record.damping = self._calibration.damping
         self._calibration = data.samples = None  # what entered the block is no longer needed
         if index + 1 < model.num_turns:
             streams = self.files.save(index + 1, streams)

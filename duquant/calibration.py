@@ -16,10 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from duquant.data.streams import BlockSamples, Stream, Streams
-from duquant.model.block_error import BlockError, Probe, measure_block, num_probed
+from duquant.model.block_error import (
+    BlockError,
+    Probe,
+    measure_block,
+    measure_sites,
+    num_probed,
+)
 from duquant.model.block_forward import TOKENS_AT_ONCE
 from duquant.model.channel_ranges import observe_sites
 from duquant.model.decoder import BlockContext, Decoder
+from duquant.model.massive_tokens import TokenPeaks, observe_tokens
 from duquant.model.site_report import SiteReport
 from duquant.model.surgery import QuantizedBlock
 from duquant.model.value_rotation import rotate_values, rotated_views
@@ -93,6 +100,7 @@ class BlockCalibration:
         self.error = BlockError(None)
         self.conditions: dict[str, float] = {}
         self.damping = ""
+        self.token_peaks: dict[str, TokenPeaks] = {}
         self._probe: Probe | None = None
         self._entering: Streams | None = streams
 
@@ -121,8 +129,13 @@ class BlockCalibration:
         layer = layer.to(self.device)
         recipe = self.block.recipe
         views, means = rotated_views(layer, recipe), recipe.smoothing.subtract_mean
-        with self.block.named(), observe_sites(layer, means=means, views=views) as seen:
+        with (
+            self.block.named(),
+            observe_sites(layer, means=means, views=views) as seen,
+            observe_tokens(layer) as peaks,
+        ):
             self._run(layer, streams.full_precision, behind.full_precision)
+        self.token_peaks = {site: peak.of_all(self.processes) for site, peak in peaks.items()}
         ranges = {site: each.of_all(self.processes) for site, each in seen.items()}
         if behind.augmented is not None:
             with self.block.named():
@@ -142,6 +155,14 @@ class BlockCalibration:
         self._require_same_decisions()
         behind.calibration_mean = mean.cpu()
         self._probe = _probe(streams.full_precision, behind.full_precision, self.processes)
+
+    def site_errors(self) -> dict[str, float]:
+        """What each site loses alone, see :func:`measure_sites`; before :meth:`finish`."""
+        assert self.block.quantized is not None, "enter a block first"
+        block = self.block
+        return measure_sites(
+            self.block.quantized, block, self._probe_here(), block.recipe, self.processes
+        )
 
     @torch.no_grad()
     def finish(self, write: Callable[[QuantizedBlock], None] | None) -> Streams:
@@ -180,11 +201,15 @@ class BlockCalibration:
 
     def _measured(self) -> BlockError:
         """What is lost at the codes nearest to the weights, or, behind them, at those chosen."""
-        assert self._probe is not None
         assert self.block.quantized is not None
-        probe = Probe(*(stream.to(self.device) for stream in self._probe))
         block, recipe = self.block, self.block.recipe
-        return measure_block(self.block.quantized, block, probe, recipe, self.processes)
+        return measure_block(
+            self.block.quantized, block, self._probe_here(), recipe, self.processes
+        )
+
+    def _probe_here(self) -> Probe:
+        assert self._probe is not None
+        return Probe(*(stream.to(self.device) for stream in self._probe))
 
     def _quantized_chunks(self) -> Iterator[Tensor]:
         stream = self.quantized_stream

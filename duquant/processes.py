@@ -56,7 +56,7 @@ class Processes:
 
     def max(self, value: Tensor) -> Tensor:
         """Largest entries over all processes; not a number where one of them has none."""
-        return torch.stack(self._gather(value)).amax(dim=0) if self.count > 1 else value
+        return torch.stack(self.gather(value)).amax(dim=0) if self.count > 1 else value
 
     def require_same(self, values: Iterable[Tensor | str], complaint: str) -> None:
         """Check that every process holds the same bytes; exchanges a checksum of them.
@@ -69,13 +69,16 @@ class Processes:
         checksum = 0
         for value in values:
             checksum = zlib.crc32(_bytes(value), checksum)
-        checksums = [int(other) for other in self._gather(torch.tensor(checksum, device="cpu"))]
+        checksums = [int(other) for other in self.gather(torch.tensor(checksum, device="cpu"))]
         differing = [rank for rank, other in enumerate(checksums) if other != checksums[0]]
         if differing:
             ranks = ", ".join(map(str, differing))
             raise ValueError(f"process {ranks} of {self.count} differs from process 0: {complaint}")
 
-    def _gather(self, value: Tensor) -> list[Tensor]:
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """Every process's value, of the same shape and dtype, in the order of their ranks."""
+        if self.count == 1:
+            return [value]
         own = value.detach().to(self.device).contiguous()
         gathered = [torch.empty_like(own) for _ in range(self.count)]
         distributed.all_gather(gathered, own)

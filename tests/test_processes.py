@@ -23,4 +23,5 @@ def test_alone_every_reduction_is_the_value_itself() -> None:
     value = torch.tensor([1.0, float("nan")])
     for reduce in (ALONE.sum, ALONE.mean, ALONE.max):
         assert reduce(value) is value
+    assert ALONE.gather(value)[0] is value
     ALONE.require_same([value, "text"], "it cannot differ from itself")

@@ -207,6 +207,10 @@ class CalibrationDataModule(LightningDataModule):
             self._tokenizer = load_tokenizer(find_model_directory(self.tokenizer_source))
         return self._tokenizer
 
+    def token_text(self, token_id: int) -> str:
+        """What one token stands for."""
+        return str(self.tokenizer.decode([token_id]))
+
     def _token_ids(self, text: str) -> Tensor:
         ids = self.tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids
         return torch.tensor(ids, device="cpu")

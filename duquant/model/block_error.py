@@ -14,7 +14,7 @@ quantization after the other switched off, and the one whose absence helps most 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,6 +39,8 @@ TOLERABLE = 0.5
 DECISIVE = 0.5
 """A part is to blame if without its quantization the error shrinks to at most this share."""
 WIDER_BITS = 8
+OPERANDS = "attention_operands"
+"""Where Q, K and V are quantized, which is at no site."""
 
 
 class Probe(NamedTuple):
@@ -58,11 +60,13 @@ class Part(NamedTuple):
 
     Attributes:
         name: in words.
+        place: its site, or :data:`OPERANDS`.
         remedy: the option that gives it more bits.
         quantizers: what to switch off.
     """
 
     name: str
+    place: str
     remedy: str
     quantizers: Sequence[ActivationQuantizer | QuantLinear]
 
@@ -109,6 +113,41 @@ def measure_block(
     return BlockError(error, _complain(quantized, forward, probe, recipe, processes, error))
 
 
+@torch.no_grad()
+def measure_sites(
+    quantized: QuantizedBlock,
+    forward: Callable[[Tensor], Tensor],
+    probe: Probe,
+    recipe: Recipe,
+    processes: Processes = ALONE,
+) -> dict[str, float]:
+    """The block's error if one site alone is quantized: its activation and the weights behind it.
+
+    Args:
+        quantized: block whose weights are not rounded yet; they are taken as rounded to nearest.
+        forward: runs it.
+        probe: samples on its device.
+        recipe: its bits.
+        processes: who has the other samples; all get the same answer.
+
+    Returns:
+        Errors by site and for :data:`OPERANDS` (Q, K and V together), in the order of a block;
+        what is not quantized, or not finite, is left out.
+    """
+    parts, errors = _parts(quantized, recipe), {}
+    for place in (SITES[0].name, OPERANDS, *(site.name for site in SITES[1:])):
+        if not any(part.place == place for part in parts):
+            continue
+        with ExitStack() as stack:
+            for part in parts:
+                if part.place != place:
+                    stack.enter_context(_switched_off(part))
+            error = _relative(forward, probe, processes)
+        if error is not None:
+            errors[place] = error
+    return errors
+
+
 def _relative(
     forward: Callable[[Tensor], Tensor], probe: Probe, processes: Processes
 ) -> float | None:
@@ -152,19 +191,20 @@ def _parts(quantized: QuantizedBlock, recipe: Recipe) -> list[Part]:
     attention = quantized.layer.get_submodule(ATTENTION).attention_quantizer
     assert isinstance(attention, AttentionQuantizer)
     parts = [
-        Part("quantizing Q", "--model.query_bits 16", [attention.query]),
-        Part("quantizing K", "--model.key_bits 16", [attention.key]),
-        Part("quantizing V", "--model.value_bits 16", [attention.value]),
+        Part("quantizing Q", OPERANDS, "--model.query_bits 16", [attention.query]),
+        Part("quantizing K", OPERANDS, "--model.key_bits 16", [attention.key]),
+        Part("quantizing V", OPERANDS, "--model.value_bits 16", [attention.value]),
     ]
     for site in SITES:
         name, bits = site.name.replace("_", " "), _wider(recipe.formats.activations)
         quantizer = quantized.sites[site.name].quantizer
-        parts.append(Part(f"quantizing the {name}", f"--model.activation_bits {bits}", [quantizer]))
+        remedy = f"--model.activation_bits {bits}"
+        parts.append(Part(f"quantizing the {name}", site.name, remedy, [quantizer]))
     for site in SITES:
         names = ", ".join(linear.rpartition(".")[2] for linear in site.linears)
         linears = [quantized.linears[linear] for linear in site.linears]
         remedy = f"--model.weight_bits {_wider(recipe.formats.weights)}"
-        parts.append(Part(f"quantizing the weights of {names}", remedy, linears))
+        parts.append(Part(f"quantizing the weights of {names}", site.name, remedy, linears))
     return [part for part in parts if part.quantizers[0].is_quantized]
 
 

@@ -18,6 +18,8 @@ def as_markdown(title: str, tables: Sequence[Table]) -> str:
             parts.append("  \n".join(map(line_in_markdown, table.notes)))
         if table.folded:
             parts.append(f"### {in_markdown(table.folded)}")
+        if not table.rows:
+            continue
         lines = [map(in_markdown, table.columns), ["---"] * len(table.columns)]
         lines += [map(in_markdown, row) for row in table.rows]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))

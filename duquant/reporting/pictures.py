@@ -6,6 +6,7 @@ that lie in the run's directory themselves. A link could lead to anything.
 
 import base64
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -14,8 +15,8 @@ LARGEST = 2**24
 """Bytes; the outlier picture of a block has about 2**17."""
 
 
-def read_pictures(directory: Path) -> list[str]:
-    """The outlier picture of each block, as PNG bytes in base64.
+def read_pictures(directory: Path) -> dict[int, str]:
+    """The outlier picture of each block, by its number, as PNG bytes in base64.
 
     Args:
         directory: of the run.
@@ -24,7 +25,16 @@ def read_pictures(directory: Path) -> list[str]:
         ValueError: if a file with the name of one is something else, naming it.
     """
     files = sorted((directory / "blocks").glob("outliers_*.png"))
-    return [base64.b64encode(_read(file, directory)).decode() for file in files]
+    pictures = {_block(file): base64.b64encode(_read(file, directory)).decode() for file in files}
+    return dict(sorted(pictures.items()))
+
+
+def _block(file: Path) -> int:
+    """The block whose picture a file is."""
+    number = re.fullmatch("outliers_([0-9]{1,9})", file.stem, re.ASCII)
+    if number is None:
+        raise _no_picture(file, "of no block")
+    return int(number[1])
 
 
 def _read(file: Path, directory: Path) -> bytes:

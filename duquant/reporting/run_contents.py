@@ -38,7 +38,7 @@ class RunContents:
         validation: ``validation.json`` of a later measurement, if there is one.
         evaluations: the results of every ``evaluate`` below the run.
         mt_bench: what every judge of MT-Bench found.
-        pictures: the outlier picture of each block, as PNG bytes in base64.
+        pictures: the outlier picture of each block by its number, as PNG bytes in base64.
         sizes: bytes of the model directory by what they are for.
     """
 
@@ -47,7 +47,7 @@ class RunContents:
     validation: Summary | None
     evaluations: list[Evaluation]
     mt_bench: list[Judged]
-    pictures: list[str]
+    pictures: dict[int, str]
     sizes: dict[str, int]
 
     @property

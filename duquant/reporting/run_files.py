@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from duquant.json_files import read_json
+from duquant.model.massive_tokens import MassiveSite
 from duquant.scores.evaluated import Evaluated
 from duquant.scores.mt_bench import ModelScore, PairScore
 from duquant.scores.statistics import PERPLEXITY
@@ -30,6 +31,8 @@ class Peaks(_Condition):
 
 class _Error(TypedDict, total=False):
     relative_error: float | None
+    site_errors: dict[str, float]
+    massive_tokens: list[MassiveSite]
     complaint: str
     damping: str
 
@@ -37,7 +40,7 @@ class _Error(TypedDict, total=False):
 class BlockEntry(_Error):
     """What is kept of one block's calibration, see ``callbacks/block_events.py``.
 
-    Releases before this one kept no errors and no damping.
+    Earlier releases kept no errors, no damping and no massive tokens.
     """
 
     index: int

@@ -4,7 +4,24 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from duquant.reporting.run_contents import RunContents
-from duquant.reporting.run_files import Peaks
+
+
+class Linked(str):
+    """A text that leads to another place of the page.
+
+    Args:
+        text: what is shown.
+        target: the identifier of that place.
+    """
+
+    __slots__ = ("target",)
+    target: str
+
+    def __new__(cls, text: object, target: str) -> "Linked":
+        """The text, with its target beside it."""
+        self = super().__new__(cls, text)
+        self.target = target
+        return self
 
 
 class Table(NamedTuple):
@@ -12,10 +29,11 @@ class Table(NamedTuple):
 
     Attributes:
         columns: a heading per column; the first column names the row.
-        rows: cells.
+        rows: cells; a :class:`Linked` one is a link where there can be any.
         title: what it is about; tables of one title stand together.
         notes: lines above it.
         folded: what stands in its place until it is opened.
+        descends_by: the column by which the rows descend, where a reader may choose another.
     """
 
     columns: list[str]
@@ -23,6 +41,7 @@ class Table(NamedTuple):
     title: str = ""
     notes: tuple[str, ...] = ()
     folded: str = ""
+    descends_by: str = ""
 
 
 Cells = dict[str, str]
@@ -73,7 +92,7 @@ def cost_table(runs: Sequence[RunContents]) -> Table:
         rows.append(["distillation loss, first and last epoch", *map(_distilled, runs)])
     for kind in dict.fromkeys(kind for run in runs for kind in run.sizes):
         sizes = [run.sizes.get(kind) for run in runs]
-        rows.append([f"{kind}, MB", *(_number(s and s / 1e6, ".2f") for s in sizes)])
+        rows.append([f"{kind}, MB", *(number(s and s / 1e6, ".2f") for s in sizes)])
     return Table(["cost", *(run.name for run in runs)], rows, "Cost")
 
 
@@ -99,45 +118,8 @@ def environment_table(runs: Sequence[RunContents]) -> Table:
     return Table(["environment", *(run.name for run in runs)], rows, "Environment")
 
 
-def block_table(run: RunContents) -> Table:
-    """Every block: error, loss before and after, peaks of every site, time and memory."""
-    rows = [
-        [
-            str(block["index"]),
-            _number(block.get("relative_error"), ".1%"),
-            _number(block["lwc_loss_first"], ".4g"),
-            _number(block["lwc_loss_last"], ".4g"),
-            *(_peaks(site) for site in block["sites"].values()),
-            f"{block['seconds']:.1f}",
-            f"{block['peak_memory_bytes'] / 1e9:.2f}",
-        ]
-        for block in run.summary["blocks"]
-    ]
-    first = run.summary["blocks"][0]["sites"] if run.summary["blocks"] else {}
-    sites = [site.replace("_", " ") for site in first]
-    columns = ["block", "error", "first loss", "last loss", *sites, "seconds", "GB"]
-    notes = [
-        f"Block {block['index']}: {words}"
-        for block in run.summary["blocks"]
-        for words in (block.get("complaint"), block.get("damping"))
-        if words
-    ]
-    if sites:
-        notes.append("Error: what quantization changes, of what the block adds to its input")
-        notes.append("Largest activation of every site before → after its transform")
-    if any(
-        "condition" in site for block in run.summary["blocks"] for site in block["sites"].values()
-    ):
-        notes.append("In brackets: condition number of a transform that was trained")
-    return Table(columns, rows, f"Blocks of {run.name}", tuple(notes))
-
-
-def _peaks(site: Peaks) -> str:
-    peaks = f"{site['peak_before']:.3g} → {site['peak_after']:.3g}"
-    return peaks + (f" ({site['condition']:.2g})" if "condition" in site else "")
-
-
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """A number as text; a dash where there is none."""
     return "–" if value is None else format(value, form)
 
 

@@ -11,13 +11,16 @@ from torch import Tensor
 from duquant.config import ClippingConfig, Recipe
 from duquant.formats.integer import Integer
 from duquant.formats.number_format import NumberFormat
+from duquant.formats.unquantized import Unquantized
 from duquant.model import block_error, surgery
 from duquant.model.block_error import (
+    OPERANDS,
     PROBED_TOKENS,
     TOLERABLE,
     BlockError,
     Probe,
     measure_block,
+    measure_sites,
     num_probed,
 )
 from duquant.model.decoder import Decoder
@@ -192,3 +195,38 @@ def test_every_process_finds_the_error_of_all_samples(
         with together(monkeypatch, others):
             found = bench.measure(Processes(rank, count))
         assert found.relative == pytest.approx(alone.relative, rel=1e-6)
+
+
+PLACES = ["attention_input", OPERANDS, "attention_output", "mlp_input", "mlp_output"]
+
+
+def sites(bench: Bench) -> dict[str, float]:
+    probe = Probe(bench.inputs, bench.targets)
+    return measure_sites(bench.quantized, bench.forward, probe, bench.recipe)
+
+
+def test_a_site_alone_loses_what_it_loses_if_nothing_else_is_quantized(decoder: Decoder) -> None:
+    bench = Bench(decoder, small_recipe())
+    before, errors = formats(bench), sites(bench)
+    assert list(errors) == PLACES
+    assert formats(bench) == before, "everything is switched on again"
+    for part in block_error._parts(bench.quantized, bench.recipe):
+        if part.place != "mlp_output":
+            for quantizer in part.quantizers:
+                quantizer.form = Unquantized()
+    assert errors["mlp_output"] == pytest.approx(bench.measure().relative, rel=1e-2)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_site_that_is_coarse_has_the_largest_error(place: str, decoder: Decoder) -> None:
+    bench = Bench(decoder, small_recipe(8))
+    for part in block_error._parts(bench.quantized, bench.recipe):
+        if part.place == place:
+            for quantizer in part.quantizers:
+                quantizer.form = Integer(2)
+    errors = sites(bench)
+    assert max(errors, key=errors.__getitem__) == place
+
+
+def test_sites_that_are_not_quantized_have_no_error(decoder: Decoder) -> None:
+    assert sites(Bench(decoder, small_recipe(16))) == {}
