@@ -36,11 +36,11 @@ class BlockRecord:
             number of a transform that was trained.
         relative_error: what quantization costs it (:mod:`duquant.model.block_error`); ``None`` if
             that was not measured or is not finite.
+        complaint: what loses too much and the remedy, in words; empty if nothing does.
+        damping: where rounding needed more damping than the recipe's, in words; empty if nowhere.
         site_errors: the error that each site causes alone (``measure_sites`` there), weights
             rounded to nearest.
         massive_tokens: tokens many times larger than others (:mod:`duquant.model.massive_tokens`).
-        complaint: what loses too much and the remedy, in words; empty if nothing does.
-        damping: where rounding needed more damping than the recipe's, in words; empty if nowhere.
     """
 
     index: int
@@ -50,10 +50,10 @@ class BlockRecord:
     peak_memory_bytes: int = 0
     sites: dict[str, dict[str, float]] = field(default_factory=dict)
     relative_error: float | None = None
-    site_errors: dict[str, float] = field(default_factory=dict)
-    massive_tokens: list[MassiveSite] = field(default_factory=list)
     complaint: str = ""
     damping: str = ""
+    site_errors: dict[str, float] = field(default_factory=dict)
+    massive_tokens: list[MassiveSite] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the first and last epoch's loss beside the curve."""

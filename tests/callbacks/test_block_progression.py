@@ -26,6 +26,7 @@ from tests.in_process import (
     small_trainer,
     write_text,
 )
+from tests.reporting.test_block_tables import massive
 from tests.small_run import stored_tensors, write_small_model
 
 pytestmark = LIGHTNING_WARNINGS
@@ -172,6 +173,8 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
         0.6,
         "K",
         "d",
+        {"mlp_input": 0.5},
+        [massive(40.0)],
     )
     record.save(tmp_path)
     assert BlockRecord.load_all(tmp_path, 5) == [record]
@@ -182,6 +185,7 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
 def test_a_record_of_the_version_before_is_read(tmp_path: Path) -> None:
     values = BlockRecord(0).to_dict()
     del values["relative_error"], values["complaint"], values["damping"]
+    del values["site_errors"], values["massive_tokens"]
     assert BlockRecord.from_dict(values) == BlockRecord(0, relative_error=None, complaint="")
 
 
