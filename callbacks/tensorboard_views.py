@@ -4,6 +4,7 @@
 |---|---|
 | ``lwc/loss`` | loss of every step, over all blocks (logged by the model) |
 | ``lwc/skipped_steps`` | steps left out because something was not finite, per block |
+| ``lwc/last_loss`` | mean loss of the last epoch, per block |
 | ``lwc_by_block/NN`` | mean loss of every epoch of one block |
 | ``block_error/relative`` | what quantization costs every block, of what the block adds |
 | ``peaks_before/SITE``, ``peaks_after/SITE`` | largest activation of each site, per block |
@@ -84,7 +85,7 @@ class TensorBoardViews(BlockObserver):
 
 
 def _log_block(logger: Logger, record: BlockRecord, step: int) -> None:
-    """Tell a logger the numbers of a block; those of TensorBoard have blocks and epochs as steps."""
+    """Tell a logger the numbers of a block; TensorBoard has blocks and epochs as steps."""
     numbers = block_numbers(record)
     curve = f"lwc_by_block/{record.index:02d}"
     if isinstance(logger, TensorBoardLogger):
