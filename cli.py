@@ -34,7 +34,7 @@ from jsonargparse import ActionYesNo
 from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from callbacks import help_texts
+from callbacks import help_texts, trainer_options
 from callbacks.accelerator import usable_accelerator
 from callbacks.checkpointing import DurableCheckpointIO, require_calibrated
 from callbacks.data_parallel import STRATEGIES, BlockParallel, processes_of, require_even_shares
@@ -44,7 +44,6 @@ from callbacks.expected_warnings import EXPECTED_WARNINGS
 from callbacks.one_line_parser import OneLineParser
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
 from callbacks.run_summary import results_of, show_finished
-from callbacks.trainer_options import building_a_trainer, require_effective, require_supported
 from callbacks.writer_thread import quiet_writer_threads
 from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
@@ -116,7 +115,8 @@ class DuQuantCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build model, data and trainer where the subcommand has them."""
         if self.subcommand not in SUBCOMMANDS:
-            super().instantiate_classes()
+            with trainer_options.needing_packages():
+                super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand in SUBCOMMANDS:
@@ -158,7 +158,7 @@ class DuQuantCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check what can be checked, and continue an unfinished run of this configuration."""
-        require_supported(self.trainer, "fit", has_lwc=self.model.recipe.has_lwc)
+        trainer_options.require_supported(self.trainer, "fit", has_lwc=self.model.recipe.has_lwc)
         require_even_shares(self.trainer, self.model, self.datamodule)
         self.datamodule.processes = processes_of(self.trainer)
         arguments, is_owner = self.config_init["fit"], self.trainer.is_global_zero
@@ -188,7 +188,7 @@ class DuQuantCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         output_dir = Path(self._get(self.config_init, "output_dir"))
         if self.subcommand == "fit":
-            require_effective(config)
+            trainer_options.require_effective(config)
         config["accelerator"] = usable_accelerator(config["accelerator"])
         if config["logger"] in (None, True):
             config["logger"] = default_logger(output_dir)
@@ -200,7 +200,7 @@ class DuQuantCLI(LightningCLI):
             with_progress=config["enable_progress_bar"] is not False,
             with_checkpoints=config["enable_checkpointing"] is not False,
         )
-        with building_a_trainer():
+        with trainer_options.building_a_trainer():
             return super()._instantiate_trainer(config, [*callbacks, *ours])
 
 

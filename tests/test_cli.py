@@ -124,6 +124,10 @@ BAD_OPTIONS = {
         ["--trainer.accelerator", "tpu"],
         ["trainer: Requirement 'torch_xla", "pip install"],
     ),
+    "a logger without its library": (
+        ["--trainer.logger", "CometLogger"],
+        ["an option needs a package", "comet", "install it with pip"],
+    ),
     "early stopping on nothing": (
         [
             "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping",
