@@ -115,8 +115,7 @@ class DuQuantCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build model, data and trainer where the subcommand has them."""
         if self.subcommand not in SUBCOMMANDS:
-            with trainer_options.needing_packages():
-                super().instantiate_classes()
+            super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand in SUBCOMMANDS:

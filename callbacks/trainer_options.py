@@ -119,19 +119,6 @@ def building_a_trainer() -> Iterator[None]:
         raise ValueError(f"trainer: {error}") from error
 
 
-@contextmanager
-def needing_packages() -> Iterator[None]:
-    """Let a package that is not installed, of a logger for one, be named in a line.
-
-    Raises:
-        ValueError: naming it.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ValueError(f"an option needs a package: {error}; install it with pip") from error
-
-
 def require_supported(trainer: Trainer, stage: str, *, has_lwc: bool = True) -> None:
     """Check the Trainer's options before anything is written.
 

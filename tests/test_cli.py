@@ -126,7 +126,7 @@ BAD_OPTIONS = {
     ),
     "a logger without its library": (
         ["--trainer.logger", "CometLogger"],
-        ["an option needs a package", "comet", "install it with pip"],
+        ["loggers.CometLogger needs what is not installed: pip install -U 'comet"],
     ),
     "early stopping on nothing": (
         [
