@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """The command line: ``python cli.py fit|validate -c CONFIG …``, ``python cli.py evaluate …``.
 
 LightningCLI turns the typed signatures of :class:`LanguageModel`, :class:`CalibrationDataModule`
@@ -14,36 +15,43 @@ if __name__ == "__main__":
 import gc
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 gc.disable()  # what imports make stays: looking through it for garbage costs more than a second
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
+os.environ.setdefault("JSONARGPARSE_ADD_PRINT_COMPLETION_ARGUMENT", "true")
 
 from callbacks.extra_guard import leave_without
 
 leave_without("calibrate", "cli.py")
 
+from jsonargparse import ActionYesNo
 from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from callbacks import help_texts, trainer_options
 from callbacks.accelerator import usable_accelerator
 from callbacks.checkpointing import DurableCheckpointIO, require_calibrated
 from callbacks.data_parallel import STRATEGIES, BlockParallel, processes_of, require_even_shares
 from callbacks.defaults import default_callbacks, default_logger
 from callbacks.endings import one_line_endings
+from callbacks.expected_warnings import EXPECTED_WARNINGS
 from callbacks.one_line_parser import OneLineParser
 from callbacks.run_directory import SaveRunConfig, is_finished, prepare_fit, prepare_validation
-from callbacks.run_summary import show_finished
-from callbacks.trainer_options import building_a_trainer, require_effective, require_supported
+from callbacks.run_summary import results_of, show_finished
 from callbacks.writer_thread import quiet_writer_threads
+from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
 from duquant.export.command import export
 from duquant.extras import require_extra
+from duquant.json_output import one_document
 from duquant.modules.language_model import LanguageModel
 from duquant.reporting.report import report
 from duquant.run_lock import RunLock
@@ -54,26 +62,6 @@ from duquant.write_errors import naming_full_disks
 gc.freeze()
 gc.enable()
 
-EXPECTED_WARNINGS = (
-    ".*configure_optimizers. returned .None.*",
-    ".*does not have many workers.*",
-    ".*GPU available but not used.*",
-    ".*isinstance.treespec, LeafSpec.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*max_epochs. was not set.*",
-    ".*ckpt_path=.last.. is set, but there is no last checkpoint.*",
-    ".*It is recommended to use .self.log.*sync_dist=True.*",
-)
-"""What Lightning warns of and duquant does on purpose."""
-
-ABOUT = "Quantize language models to few bits by DuQuant, and measure what it costs."
-DESCRIPTIONS = {
-    "fit": "Calibrate a model block by block, write it quantized, and measure its perplexity.",
-    "validate": "Measure the perplexity of a finished run's model beside the original's.",
-}
-
-TABLES = {"mtbench": "Let a model answer MT-Bench's questions, have them judged, show the scores."}
-"""What a subcommand is about that is a table of further ones."""
 MT_BENCH: Subcommands = {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show}
 SUBCOMMANDS: Subcommands = {
     "evaluate": Evaluate,
@@ -90,6 +78,8 @@ EXTRAS = {"evaluate": "evaluate", "mtbench": "evaluate"}
 class DuQuantCLI(LightningCLI):
     """Fit and validate a :class:`LanguageModel`."""
 
+    stored_results: Mapping[str, Any] = {}  # of a run that was finished before
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's two subcommands and the arguments that are not options."""
@@ -99,12 +89,13 @@ class DuQuantCLI(LightningCLI):
         }
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        parser.add_argument("--version", action="version", version=f"duquant {__version__}")
         super()._add_subcommands(parser, **kwargs)
         chooser = parser._subcommands_action
         assert chooser is not None
         for choice in chooser._choices_actions:
-            choice.help = DESCRIPTIONS[choice.dest]
-        add_subcommand_table(chooser, SUBCOMMANDS, TABLES, OneLineParser)
+            choice.help = help_texts.DESCRIPTIONS[choice.dest]
+        add_subcommand_table(chooser, SUBCOMMANDS, help_texts.TABLES, OneLineParser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and put home directories into every path."""
@@ -133,11 +124,13 @@ class DuQuantCLI(LightningCLI):
             run_subcommand(SUBCOMMANDS[subcommand], options[subcommand])
         else:
             with (
+                one_document(self.config[subcommand].json) as document,
                 RunLock(self.model.output_dir, self.trainer.is_global_zero) as self.lock,
                 naming_full_disks(self.model.output_dir),
                 quiet_writer_threads(),
             ):
                 super()._run_subcommand(subcommand)
+                document.update(self.stored_results or results_of(self.trainer))
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options, ours before the Trainer's hundred."""
@@ -154,15 +147,17 @@ class DuQuantCLI(LightningCLI):
             default="runs/duquant",
             help="The run's directory: configuration, checkpoints, logs, and the quantized model.",
         )
+        parser.add_argument("--json", action=ActionYesNo, default=False, help=help_texts.JSON)
         parser.link_arguments("output_dir", "model.output_dir")
         parser.link_arguments("output_dir", "trainer.default_root_dir")
         parser.link_arguments("model.pretrained", "data.tokenizer")
         parser.link_arguments("data.seed", "model.seed")
         parser.link_arguments("model.lwc.batch_size", "data.batch_size")
+        help_texts.show_first(parser, "what most runs set", help_texts.OFTEN_CHANGED)
 
     def before_fit(self) -> None:
         """Check what can be checked, and continue an unfinished run of this configuration."""
-        require_supported(self.trainer, "fit", has_lwc=self.model.recipe.has_lwc)
+        trainer_options.require_supported(self.trainer, "fit", has_lwc=self.model.recipe.has_lwc)
         require_even_shares(self.trainer, self.model, self.datamodule)
         self.datamodule.processes = processes_of(self.trainer)
         arguments, is_owner = self.config_init["fit"], self.trainer.is_global_zero
@@ -174,7 +169,7 @@ class DuQuantCLI(LightningCLI):
         """Calibrate, then measure; a run that is already finished is only reported."""
         if is_finished(self.model):
             if self.trainer.is_global_zero:
-                show_finished(self.model, self.datamodule)
+                self.stored_results = show_finished(self.model, self.datamodule)
             return
         self.trainer.fit(**kwargs)
         require_calibrated(self.model)
@@ -192,7 +187,7 @@ class DuQuantCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         output_dir = Path(self._get(self.config_init, "output_dir"))
         if self.subcommand == "fit":
-            require_effective(config)
+            trainer_options.require_effective(config)
         config["accelerator"] = usable_accelerator(config["accelerator"])
         if config["logger"] in (None, True):
             config["logger"] = default_logger(output_dir)
@@ -204,7 +199,7 @@ class DuQuantCLI(LightningCLI):
             with_progress=config["enable_progress_bar"] is not False,
             with_checkpoints=config["enable_checkpointing"] is not False,
         )
-        with building_a_trainer():
+        with trainer_options.building_a_trainer():
             return super()._instantiate_trainer(config, [*callbacks, *ours])
 
 
@@ -225,9 +220,10 @@ def build() -> DuQuantCLI:
         seed_everything_default=False,
         parser_class=OneLineParser,
         parser_kwargs={
-            "description": ABOUT,
+            "description": help_texts.ABOUT,
+            "epilog": help_texts.STATUSES,
             "formatter_class": PlainHelp,
-            **{subcommand: {"description": text} for subcommand, text in DESCRIPTIONS.items()},
+            **help_texts.SUBPARSERS,
         },
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
@@ -242,6 +238,7 @@ def main() -> None:
         warnings.filterwarnings("ignore", message=message)
     with one_line_endings():
         end_guard()
+        help_texts.explain_if_bare(sys.argv[1:])
         build()
 
 

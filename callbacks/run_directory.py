@@ -46,6 +46,7 @@ class SaveRunConfig(SaveConfigCallback):
         if stage == "fit" and isinstance(pl_module, LanguageModel):
             config = self.config.clone()
             config["ckpt_path"] = None  # where a run was continued from is no part of it
+            config.pop("json")  # nor how its results are printed
             text = self.parser.dump(config, skip_none=False)
             path = pl_module.output_dir / "config.yaml"
             write_durably(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -36,7 +36,7 @@ from duquant.modules.variants import (
 from duquant.reporting.measurements import UNMEASURED
 from duquant.reporting.report import HTML, MARKDOWN, write_report
 from duquant.reporting.run_contents import read_run
-from duquant.reporting.run_files import read_summary
+from duquant.reporting.run_files import Summary, read_summary
 from duquant.run_description import RunDescription
 from duquant.terminal import say
 from duquant.terminal_table import PlainTable, show_table
@@ -49,6 +49,7 @@ class RunSummary(Callback):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
+        self.results: dict[str, Any] = {}
         self._started = 0.0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +82,7 @@ class RunSummary(Callback):
             return
         assert isinstance(data, CalibrationDataModule)
         output_dir = pl_module.output_dir
-        summary = summarize(pl_module, data, trainer.strategy.root_device)
+        self.results = summary = summarize(pl_module, data, trainer.strategy.root_device)
         print_summary(summary, self.console)  # what is written next may fail
         path = output_dir / "summary.json"
         is_later = path.is_file()  # the fit's own measurement stays
@@ -104,14 +105,21 @@ class RunSummary(Callback):
 
 def show_finished(
     model: LanguageModel, data: CalibrationDataModule, console: Console | None = None
-) -> None:
-    """Show the results of a finished run again; write the report if it ended before that."""
+) -> Summary:
+    """Show and return the results of a finished run; write the report if it ended before that."""
     output_dir, console = model.output_dir, console or Console()
     say(f"{output_dir} is already finished; there is nothing left to do", console)
     print_stored_summary(output_dir, data, console)
     if not all((output_dir / name).is_file() for name in (HTML, MARKDOWN)):
         page, _ = write_report(output_dir, [read_run(output_dir)])
         say(f"report: {page}", console)
+    return read_summary(output_dir / "summary.json")
+
+
+def results_of(trainer: Trainer) -> dict[str, Any]:
+    """What a trainer's run has come to; nothing where another process tells it."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next(each.results for each in callbacks if isinstance(each, RunSummary))
 
 
 def summarize(

@@ -25,9 +25,12 @@ class RunLogger(TensorBoardLogger):
         )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log, and let a disk's error be one: Lightning calls whatever fails unsupported values."""
+        """Log, and let a disk's error be one: Lightning calls whatever fails unsupported values.
+
+        Lightning adds the number of the epoch to everything; a tag of its own says nothing.
+        """
         try:
-            super().log_metrics(metrics, step)
+            super().log_metrics({k: v for k, v in metrics.items() if k != "epoch"}, step)
         except ValueError as error:
             if isinstance(error.__cause__, OSError):
                 raise error.__cause__ from None

@@ -1,17 +1,22 @@
-"""What TensorBoard shows of a calibration: curves, histograms and the paper's outlier pictures.
+"""What loggers show of a calibration: curves, histograms and the paper's outlier pictures.
 
-| tag | shows |
+| name | shows |
 |---|---|
 | ``lwc/loss`` | loss of every step, over all blocks (logged by the model) |
 | ``distillation/loss`` | the same of the whole model's turn |
-| ``lwc_blocks/NN`` | mean loss of every epoch of one block |
 | ``lwc/skipped_steps`` | steps left out because something was not finite, per block |
-| ``peaks/SITE/before`` and ``after`` | largest activation of each site, per block |
-| ``clip/LINEAR/high`` and ``low`` | histograms of learned clip factors, per block |
-| ``relative_error`` | what quantization costs every block, of what the block adds |
-| ``cost/seconds_per_block``, ``cost/peak_memory_gb`` | what a block cost |
+| ``lwc/last_loss`` | mean loss of the last epoch, per block |
+| ``lwc_by_block/NN`` | mean loss of every epoch of one block |
+| ``block_error/relative`` | what quantization costs every block, of what the block adds |
+| ``peaks_before/SITE``, ``peaks_after/SITE`` | largest activation of each site, per block |
+| ``cost/seconds``, ``cost/peak_memory_gb`` | what a block cost |
+| ``clip_high/LINEAR``, ``clip_low/LINEAR`` | histograms of learned clip factors, per block |
 | ``outliers/block_NN`` | channel magnitudes of every site, stage by stage |
 | ``perplexity/…`` | measured at the end (logged by the model), and in HParams |
+
+TensorBoard has all of it; its steps are blocks where a number is one of a block. Other loggers
+(``--trainer.logger``) have one axis of steps, the optimizer's: they get the same numbers beside
+``block``, and the recipe, but no histograms and pictures.
 """
 
 import io
@@ -19,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 
 from callbacks.block_events import BlockObserver, BlockRecord
@@ -30,12 +35,12 @@ from duquant.modules.language_model import LanguageModel
 
 
 class TensorBoardViews(BlockObserver):
-    """Writes a calibration's views to TensorBoard and its pictures to the run directory."""
+    """Tells loggers what a calibration does, and writes its pictures to the run directory."""
 
     def on_block_entered(
         self, trainer: Trainer, model: LanguageModel, index: int, reports: dict[str, SiteReport]
     ) -> None:
-        """Peaks and picture of the new block."""
+        """Picture of the new block."""
         if not trainer.is_global_zero:
             return
         picture = draw_outliers(reports, f"block {index}")
@@ -46,44 +51,79 @@ class TensorBoardViews(BlockObserver):
             return
         pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
         writer.add_image(f"outliers/block_{index:02d}", pixels, index, dataformats="HWC")
-        for site, report in reports.items():
-            writer.add_scalar(f"peaks/{site}/before", report.peak_before, index)
-            writer.add_scalar(f"peaks/{site}/after", report.peak_after, index)
 
     def on_block_finished(
         self, trainer: Trainer, model: LanguageModel, record: BlockRecord
     ) -> None:
-        """Curve, clip factors and cost of the finished block."""
+        """Curve, peaks, clip factors and cost of the finished block."""
+        if not trainer.is_global_zero:
+            return
+        if record.index >= model.num_blocks:
+            _log_whole_model(trainer, record)
+            return
+        for logger in trainer.loggers:
+            _log_block(logger, record, trainer.global_step)
         writer = _writer(trainer)
         if writer is None:
             return
-        if record.index >= model.num_blocks:
-            writer.add_scalar("distillation/skipped_steps", record.skipped_steps, 0)
-            return
-        for epoch, loss in enumerate(record.lwc_losses):
-            writer.add_scalar(f"lwc_blocks/{record.index:02d}", loss, epoch)
         for linear, (high, low) in model.current_block.clip_factors().items():
-            writer.add_histogram(f"clip/{linear}/high", high, record.index)
-            writer.add_histogram(f"clip/{linear}/low", low, record.index)
-        writer.add_scalar("lwc/skipped_steps", record.skipped_steps, record.index)
-        if record.relative_error is not None:
-            writer.add_scalar("relative_error", record.relative_error, record.index)
-        writer.add_scalar("cost/seconds_per_block", record.seconds, record.index)
-        writer.add_scalar("cost/peak_memory_gb", record.peak_memory_bytes / 1e9, record.index)
+            writer.add_histogram(f"clip_high/{linear}", high, record.index)
+            writer.add_histogram(f"clip_low/{linear}", low, record.index)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The recipe and its perplexities, for the HParams tab."""
-        if not isinstance(pl_module, LanguageModel):
+        if not isinstance(pl_module, LanguageModel) or not trainer.is_global_zero:
             return
+        recipe = _flat(pl_module.recipe.to_dict())
+        metrics = {
+            f"hparams/{corpus}/{variant}": value
+            for corpus, values in pl_module.perplexities.items()
+            for variant, value in values.items()
+        }
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                metrics = {
-                    f"hparams/{corpus}/{variant}": value
-                    for corpus, values in pl_module.perplexities.items()
-                    for variant, value in values.items()
-                }
-                logger.log_hyperparams(_flat(pl_module.recipe.to_dict()), metrics)
-                logger.save()
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(recipe, metrics)
+            else:
+                logger.log_hyperparams(recipe)
+            logger.save()
+
+
+def _log_whole_model(trainer: Trainer, record: BlockRecord) -> None:
+    numbers = {
+        "distillation/skipped_steps": float(record.skipped_steps),
+        "distillation/seconds": record.seconds,
+    }
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, trainer.global_step)
+
+
+def _log_block(logger: Logger, record: BlockRecord, step: int) -> None:
+    """Tell a logger the numbers of a block; TensorBoard has blocks and epochs as steps."""
+    numbers = block_numbers(record)
+    curve = f"lwc_by_block/{record.index:02d}"
+    if isinstance(logger, TensorBoardLogger):
+        logger.log_metrics(numbers, record.index)
+        for epoch, loss in enumerate(record.lwc_losses):
+            logger.log_metrics({curve: loss}, epoch)
+    else:
+        logger.log_metrics({"block": record.index, **numbers}, step)
+
+
+def block_numbers(record: BlockRecord) -> dict[str, float]:
+    """What is told of a finished block, by the names it has in every logger."""
+    numbers: dict[str, float] = {
+        "lwc/skipped_steps": record.skipped_steps,
+        "cost/seconds": record.seconds,
+        "cost/peak_memory_gb": record.peak_memory_bytes / 1e9,
+    }
+    for moment in ("before", "after"):
+        for site, values in record.sites.items():
+            numbers[f"peaks_{moment}/{site}"] = values[f"peak_{moment}"]
+    if record.lwc_losses:
+        numbers["lwc/last_loss"] = record.lwc_losses[-1]
+    if record.relative_error is not None:
+        numbers["block_error/relative"] = record.relative_error
+    return numbers
 
 
 def _writer(trainer: Trainer) -> Any:

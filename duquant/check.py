@@ -21,7 +21,10 @@ be told.
 import argparse
 import json
 import math
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -57,11 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     directory = user_path(options.directory)
     try:
         stored = _stored(directory)
-        found = (
-            by_vllm(directory, stored.prompts)
-            if options.vllm
-            else by_transformers(directory, stored, options.backend, options.device)
-        )
+        with redirect_stdout(sys.stderr):  # whatever libraries print
+            found = (
+                by_vllm(directory, stored.prompts)
+                if options.vllm
+                else by_transformers(directory, stored, options.backend, options.device)
+            )
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         complain(in_one_line(error))
         raise SystemExit(UNKNOWN) from None
@@ -122,6 +126,7 @@ def by_vllm(directory: Path, prompts: list[list[int]]) -> Found:
     Raises:
         ValueError: if vLLM is not installed.
     """
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     try:
         from vllm import LLM, SamplingParams
     except ImportError as error:

@@ -1,6 +1,7 @@
 """``python -m duquant.check``: a host that computes the model agrees, every other one differs."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -149,6 +150,7 @@ def fake_vllm(quantized: QuantizedDirectory, shift: float) -> ModuleType:
             assert options["dtype"] == "float32"
 
         def generate(self, prompts: list[dict[str, list[int]]], asked: object) -> list[Any]:
+            print("INFO: what vLLM says", os.environ["VLLM_LOGGING_STREAM"])
             assert [p["prompt_token_ids"] for p in prompts] == (
                 read_first_tokens(quantized.path).prompts
             )
@@ -168,12 +170,15 @@ def test_vllm_is_compared_likewise(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.delenv("VLLM_LOGGING_STREAM", raising=False)
     monkeypatch.setitem(sys.modules, "vllm", fake_vllm(quantized, 0.0))
     assert as_json(capsys, quantized.path, "--vllm")["agreeing"] == 16
     monkeypatch.setitem(sys.modules, "vllm", fake_vllm(quantized, 0.01))
-    status, out, _ = run(capsys, quantized.path, "--vllm")
+    status, out, err = run(capsys, quantized.path, "--vllm")
     assert status == 1
     assert "THIS HOST DIFFERS: 0 of 16 prompts agree" in out
+    assert "INFO" not in out
+    assert "INFO: what vLLM says ext://sys.stderr" in err
     monkeypatch.setitem(sys.modules, "vllm", None)
     status, _, err = run(capsys, quantized.path, "--vllm")
     assert status == 2

@@ -124,6 +124,10 @@ BAD_OPTIONS = {
         ["--trainer.accelerator", "tpu"],
         ["trainer: Requirement 'torch_xla", "pip install"],
     ),
+    "a logger without its library": (
+        ["--trainer.logger", "CometLogger"],
+        ["loggers.CometLogger needs what is not installed: pip install -U 'comet"],
+    ),
     "early stopping on nothing": (
         [
             "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping",

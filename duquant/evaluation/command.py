@@ -9,6 +9,7 @@ import sys
 from rich.console import Console
 
 from duquant.evaluation.request import EvaluationRequest
+from duquant.json_output import one_document
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
 from duquant.run_lock import RunLock
@@ -25,8 +26,8 @@ class Evaluate(EvaluationRequest):  # noqa: D101
         has_report = run is not None and run in self.output.resolve().parents
         if run is not None and has_report:
             read_run(run)  # what its report cannot show is refused before the work
-        with RunLock(self.output) as lock:
+        with one_document(self.json) as document, RunLock(self.output) as lock:
             lock.acquire()
-            evaluation.run(Console())
+            document.update(evaluation.run(Console()))
             if run is not None and has_report:
                 write_report(run, [read_run(run)])

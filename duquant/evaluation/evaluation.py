@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -109,8 +108,8 @@ class Evaluation:
     def _key(self, index: int, name: str) -> Mapping[str, Any]:
         return self.directory.key(name, self.descriptions[index], self.settings(index, name))
 
-    def run(self, output: Console) -> None:
-        """Measure what is not measured yet, write the results and print them."""
+    def run(self, output: Console) -> dict[str, Any]:
+        """Measure what is not measured yet, write the results, print and return them."""
         progress = EvaluationProgress(self.console, self._expected_requests())
         try:
             measured = [
@@ -122,15 +121,17 @@ class Evaluation:
             raise ToldInterrupt from None
         finally:
             progress.close()
-        title = f"Evaluation of {self.sources[0].name}"
-        groups, limit, prompts = self.tasks.groups, self.request.limit, self._prompts()
+        title, groups = f"Evaluation of {self.sources[0].name}", self.tasks.groups
+        limit, prompts = self.request.limit, self._prompts()
         print_results(title, self.labels, list(measured), groups, limit, output, prompts)
         for corpus, protocol in self._protocols().items():
             say(f"{corpus}: {protocol}", output)
-        file, covered = self.directory.write_results(self._words(), self._results(measured))
+        results = self._results(measured)
+        file, covered = self.directory.write_results(self._words(), results)
         say(f"results: {file}", output)
         for other in covered:
             say(f"they replace {other.name}", output)
+        return results
 
     def _measure(
         self,
@@ -224,7 +225,6 @@ class Evaluation:
 
     def _results(self, measured: list[Measurements]) -> dict[str, Any]:
         request = self.request
-        given = {k: v for k, v in asdict(request).items() if v not in (None, "", False)}
         results: dict[str, Any] = {
             "evaluated": {
                 "model": self.descriptions[0],
@@ -232,7 +232,7 @@ class Evaluation:
                 "parts": {name: self.settings(0, name) for name in self._parts()},
             },
             "labels": self.labels,
-            "request": given,
+            "request": request.given(),
             "protocols": self._protocols(),
             "notes": notes(measured[0], self.tasks.groups, request.limit, self._prompts()),
             "results": {name: one.summary() for name, one in measured[0].items()},

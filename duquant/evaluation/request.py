@@ -1,8 +1,8 @@
 """What an evaluation is asked for: the options of ``python cli.py evaluate``, checked."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from duquant.evaluation.options import BatchSize, Dtype
 from duquant.evaluation.prompting import Prompting
@@ -50,6 +50,7 @@ class EvaluationRequest:
         seed: of few-shot examples and of generated text.
         output_dir: where results go (default: evaluation/ in the run, or runs/evaluation/NAME);
             further tasks and other limits add to what is there.
+        json: print the results as one JSON document, and all else on standard error.
 
     Raises:
         ValueError: if options contradict each other.
@@ -81,6 +82,7 @@ class EvaluationRequest:
     device: str = "auto"
     seed: int = DEFAULT_SEED
     output_dir: str | None = None
+    json: bool = False
 
     def __post_init__(self) -> None:
         """Check what needs no file."""
@@ -142,6 +144,11 @@ class EvaluationRequest:
         if self.model is None:
             return Path(self.source).parent / "evaluation"
         return Path("runs") / "evaluation" / user_path(self.model).resolve().name
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given, apart from how results are printed."""
+        given = {k: v for k, v in asdict(self).items() if v not in (None, "", False)}
+        return {k: v for k, v in given.items() if k != "json"}
 
     def folder(self, name: Literal["data_dir", "tasks_dir", "mmlu_data_dir"]) -> Path | None:
         """One of the folders, if it is given."""

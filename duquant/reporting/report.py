@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from duquant.atomic_files import write_text
+from duquant.json_output import one_document
 from duquant.plain_text import plain
 from duquant.reporting.block_tables import (
     block_tables,
@@ -91,13 +92,14 @@ def write_report(directory: Path, runs: Sequence[RunContents]) -> list[Path]:
     return written
 
 
-def report(runs: list[str], output_dir: str | None = None) -> None:
+def report(runs: list[str], output_dir: str | None = None, json: bool = False) -> None:
     """Put what runs did and measured on one page, side by side.
 
     Args:
         runs: run directories, as fit's --output_dir.
         output_dir: where report.html and report.md go (default: the run's directory; of several
             runs, the current one).
+        json: print what the page is made from as one JSON document, and all else on standard error.
     """
     if not runs:
         raise ValueError("no run was given: name at least one run directory")
@@ -105,8 +107,12 @@ def report(runs: list[str], output_dir: str | None = None) -> None:
     contents = [read_run(path, name) for path, name in zip(paths, _names(runs), strict=True)]
     if output_dir is None:
         output_dir = runs[0] if len(runs) == 1 else "."
-    for file in write_report(user_path(output_dir), contents):
-        say(file)
+    with one_document(json) as document:
+        files = write_report(user_path(output_dir), contents)
+        for file in files:
+            say(file)
+        document["files"] = list(map(str, files))
+        document["runs"] = [run.measured() for run in contents]
 
 
 def _shown(value: object) -> object:

@@ -55,6 +55,10 @@ class RunContents:
         """The recipe as ``{"rotation.block_size": 128, …}``."""
         return flat(self.summary["recipe"])
 
+    def measured(self) -> dict[str, Any]:
+        """Plain values of all but the pictures."""
+        return {key: value for key, value in vars(self).items() if key != "pictures"}
+
 
 def read_run(directory: Path, name: str | None = None) -> RunContents:
     """Read a run directory.

@@ -96,6 +96,14 @@ def test_results_can_be_quoted(data: Path, tmp_path: Path, command: Command) -> 
     assert not list(output.rglob("*.partial"))
 
 
+def test_results_as_one_document(data: Path, tmp_path: Path, command: Command) -> None:
+    status, printed, told = command(*small(data, tmp_path / "out", "--limit", "1", "--json"))
+    assert status == 0, told
+    assert json.loads(printed) == results(tmp_path / "out")
+    assert "arc_easy" in told, "the table is on standard error"
+    assert "json" not in results(tmp_path / "out")["request"]
+
+
 def test_finished_parts_are_not_repeated(
     data: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

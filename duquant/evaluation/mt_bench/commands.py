@@ -35,6 +35,7 @@ from duquant.evaluation.mt_bench.results import collect_results
 from duquant.evaluation.mt_bench.run_scores import remember_run, tell_runs
 from duquant.evaluation.mt_bench.scores import Categories
 from duquant.evaluation.options import Dtype
+from duquant.json_output import one_document
 from duquant.model.tokenizer import require_known_tokens
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
@@ -172,6 +173,7 @@ def show(
     questions: Path | None = None,
     models: str | None = None,
     baseline: str | None = None,
+    json: bool = False,
 ) -> None:
     """Print scores per category and wins, ties and losses, and write them as JSON.
 
@@ -181,6 +183,7 @@ def show(
         questions: FastChat's question.jsonl, for the categories; by default those answered.
         models: names separated by commas; by default all that were judged.
         baseline: count only comparisons with this model.
+        json: print them as one JSON document, and all else on standard error.
 
     Raises:
         ValueError: if there are no judgments, or they are malformed.
@@ -191,12 +194,14 @@ def show(
         raise ValueError(f"{output_dir} holds no judgments; mtbench judge makes them")
     categories = _categories(bench, questions)
     found = [collect_results(bench, j, categories, _names(models), baseline) for j in judges]
-    for results in found:
-        for table in results.tables():
-            show_table(table)
-        write_json(bench.results(results.judge), results.to_dict())
-        say(f"the same as JSON: {bench.results(results.judge)}")
-        _report(bench, results.judge, categories)
+    with one_document(json) as document:
+        for results in found:
+            for table in results.tables():
+                show_table(table)
+            write_json(bench.results(results.judge), results.to_dict())
+            say(f"the same as JSON: {bench.results(results.judge)}")
+            _report(bench, results.judge, categories)
+        document["judges"] = [results.to_dict() for results in found]
 
 
 def _require_known_turns(

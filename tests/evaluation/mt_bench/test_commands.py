@@ -87,6 +87,10 @@ def test_answer_judge_show(tmp_path: Path) -> None:
     shown = process("show", "--output_dir", bench, COLUMNS="120")
     assert shown.returncode == 0, shown.stderr
     assert "tiny" in shown.stdout
+    as_json = process("show", "--output_dir", bench, "--json")
+    (judge,) = json.loads(as_json.stdout)["judges"]
+    assert judge == json.loads((tmp_path / "bench" / "results_judge.json").read_text())
+    assert "the same as JSON" in as_json.stderr
     (score,) = json.loads((tmp_path / "bench" / "results_judge.json").read_text())["single"]
     assert score["categories"] == {"writing": 4.0, "math": 7.0, "stem": 7.0}
     assert (score["turn_1"], score["turn_2"], score["average"]) == (17 / 3, 19 / 3, 6.0)
