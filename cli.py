@@ -42,6 +42,7 @@ from callbacks.writer_thread import quiet_writer_threads
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
+from duquant.evaluation.mt_bench.answer_command import answer
 from duquant.export.command import export
 from duquant.extras import require_extra
 from duquant.modules.language_model import LanguageModel
@@ -74,7 +75,7 @@ DESCRIPTIONS = {
 
 TABLES = {"mtbench": "Let a model answer MT-Bench's questions, have them judged, show the scores."}
 """What a subcommand is about that is a table of further ones."""
-MT_BENCH: Subcommands = {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show}
+MT_BENCH: Subcommands = {"answer": answer, "judge": mt_bench.judge, "show": mt_bench.show}
 SUBCOMMANDS: Subcommands = {
     "evaluate": Evaluate,
     "export": export,

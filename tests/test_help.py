@@ -16,7 +16,10 @@ HELP: dict[str, list[str]] = {
         "items of each task at most", "add to what is there", "original dev/ and test/ CSV files",
     ],
     "mtbench": ["answer", "judge", "show"],
-    "mtbench answer": ["--chat_template", "llama-3", "--limit", "tokens an answer may have"],
+    "mtbench answer": [
+        "--endpoint", "as vllm serve does", "--request.timeout", "questions at a time",
+        "--chat_template", "llama-3", "--limit", "tokens an answer may have",
+    ],
     "mtbench judge": ["--judge_prompts", "compare with published ones", "OPENAI_API_KEY"],
     "mtbench show": ["--baseline", "for the categories"],
     "report": ["run directories, as fit's --output_dir", "side by side", "report.html"],
