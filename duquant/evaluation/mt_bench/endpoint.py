@@ -156,8 +156,7 @@ class ChatEndpoint:
             payload: the request.
             keep: is given every answer that was paid for, before anybody tries to read it.
             path: where it is sent.
-            read: makes the reply of an answer's body, or raises a ``ValueError``; by default it is
-                a chat completion.
+            read: makes the reply of a body, or raises ``ValueError`` (default: of a chat).
 
         Returns:
             The reply; of a chat its text, empty if the endpoint gives none.
