@@ -14,6 +14,7 @@ HELP: dict[str, list[str]] = {
     "evaluate": [
         "-c CONFIG", "a quantized model directory, a full-precision one, a hub id",
         "items of each task at most", "add to what is there", "original dev/ and test/ CSV files",
+        "--endpoint", "--served_model", "as vllm serve does",
     ],
     "mtbench": ["answer", "judge", "show"],
     "mtbench answer": [
