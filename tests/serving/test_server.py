@@ -21,6 +21,8 @@ needs_evaluation = pytest.mark.skipif(
     find_spec("lm_eval") is None, reason='lm-eval is not installed: pip install "duquant[evaluate]"'
 )
 NUM_REQUESTS = 200
+PATIENCE = 300.0
+"""Seconds in which a request of a dead client must be gone, on a busy machine."""
 UNMOVED = 0.9
 """Share of answers that have the same levels of 4 bits, alone and in a batch: float32 sums come in
 another order there, and now and then one moves an activation to the next level, from which on the
@@ -50,20 +52,19 @@ def test_many_requests_at_once_are_answered_as_each_alone(server: VllmServer) ->
 
 
 def test_a_client_that_dies_leaves_nothing_behind(server: VllmServer) -> None:
-    prompt, aborted = [5, 6, 7, 8], {"finished_reason": "abort"}
+    prompt, wanted = [5, 6, 7, 8], CONTEXT - 10
     before = server.complete(prompt, 8)
-    count = server.metric("vllm:request_success_total", **aborted)
-    clients = [server.begin_stream(prompt, CONTEXT - 10) for _ in range(3)]
-    assert server.metric("vllm:request_success_total", **aborted) == count
+    produced = server.metric("vllm:generation_tokens_total")
+    clients = [server.begin_stream(prompt, wanted) for _ in range(3)]
     for client in clients:
-        client.close()  # unread bytes are in it, so the connection is reset, as by a kill
+        client.close()
     assert server.complete(prompt, 8) == before
-    end = time.monotonic() + 300
-    while server.metric("vllm:request_success_total", **aborted) < count + 3:
-        assert time.monotonic() < end, "a request of a dead client goes on"
+    end = time.monotonic() + PATIENCE
+    while server.metric("vllm:num_requests_running") or server.metric("vllm:num_requests_waiting"):
+        assert time.monotonic() < end, "a request is stuck"
         time.sleep(0.1)
-    assert server.metric("vllm:num_requests_running") == 0
-    assert server.metric("vllm:num_requests_waiting") == 0
+    produced = server.metric("vllm:generation_tokens_total") - produced
+    assert produced < len(clients) * wanted / 2, "nobody ended what nobody reads"
 
 
 @needs_evaluation
