@@ -49,6 +49,7 @@ from duquant import __version__
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.mt_bench import commands as mt_bench
+from duquant.evaluation.mt_bench.answer_command import answer
 from duquant.export.command import export
 from duquant.extras import require_extra
 from duquant.json_output import one_document
@@ -62,7 +63,7 @@ from duquant.write_errors import naming_full_disks
 gc.freeze()
 gc.enable()
 
-MT_BENCH: Subcommands = {"answer": mt_bench.answer, "judge": mt_bench.judge, "show": mt_bench.show}
+MT_BENCH: Subcommands = {"answer": answer, "judge": mt_bench.judge, "show": mt_bench.show}
 SUBCOMMANDS: Subcommands = {
     "evaluate": Evaluate,
     "export": export,

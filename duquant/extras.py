@@ -11,7 +11,7 @@ EXTRAS = {
         "lightning", "torchmetrics", "datasets", "tensorboard", "jsonargparse", "docstring_parser",
         "matplotlib", "PIL", "psutil", "rich", "jinja2", "requests",
     ),
-    "evaluate": ("lm_eval", "accelerate"),
+    "evaluate": ("lm_eval", "tenacity", "accelerate"),
 }  # fmt: skip
 """Modules that an extra adds, by its name."""
 

@@ -44,6 +44,8 @@ class JudgeServer:
         headers: headers of failures.
         requests: payloads of chat completions, in the order they came.
         keys: the Authorization header of every request.
+        models: what is in the list of models.
+        accepted: keys with which that list is shown.
     """
 
     url: str = ""
@@ -52,6 +54,8 @@ class JudgeServer:
     headers: dict[str, str] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=list)
+    accepted: set[str] = field(default_factory=lambda: {KEY})
 
     @property
     def user_prompts(self) -> list[str]:
@@ -83,8 +87,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The list of models, which shows that somebody is there."""
-        accepted = self.headers["Authorization"] == f"Bearer {KEY}"
-        self._send(200 if accepted else 401, {"data": []})
+        judge = self.server_judge
+        accepted = self.headers["Authorization"].removeprefix("Bearer ") in judge.accepted
+        self._send(200 if accepted else 401, {"data": judge.models})
 
     def do_POST(self) -> None:
         judge = self.server_judge

@@ -18,9 +18,13 @@ HELP: dict[str, list[str]] = {
     "evaluate": [
         "-c CONFIG", "a quantized model directory, a full-precision one, a hub id",
         "items of each task at most", "add to what is there", "original dev/ and test/ CSV files",
+        "--endpoint", "--served_model", "as vllm serve does",
     ],
     "mtbench": ["answer", "judge", "show"],
-    "mtbench answer": ["--chat_template", "llama-3", "--limit", "tokens an answer may have"],
+    "mtbench answer": [
+        "--endpoint", "as vllm serve does", "--request.timeout", "questions at a time",
+        "--chat_template", "llama-3", "--limit", "tokens an answer may have",
+    ],
     "mtbench judge": ["--judge_prompts", "compare with published ones", "OPENAI_API_KEY"],
     "mtbench show": ["--baseline", "for the categories"],
     "export": ["dequantized", "export-LAYOUT in the run"],

@@ -11,22 +11,31 @@ from rich.console import Console
 from duquant import __version__
 from duquant.compute_device import find_device
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.evaluation.harness import EvaluatedModel, measure_task
-from duquant.evaluation.loaded_model import ModelSource
+from duquant.evaluation.endpoint_model import require_scores
+from duquant.evaluation.harness import measure_task
 from duquant.evaluation.mmlu import PUBLISHED_ITEMS
+from duquant.evaluation.mt_bench.credentials import shown_address
 from duquant.evaluation.parts import EvaluationDirectory
 from duquant.evaluation.perplexity_part import corpus_digest, describe_protocol, measure_perplexity
 from duquant.evaluation.progress import EvaluationProgress
 from duquant.evaluation.request import EvaluationRequest
 from duquant.evaluation.results_table import notes, print_results
+from duquant.evaluation.served_source import ServedSource
+from duquant.evaluation.sources import (
+    Source,
+    arithmetic,
+    find_sources,
+    find_texts,
+    make_ready,
+)
 from duquant.evaluation.task_list import find_tasks
 from duquant.interruption import ToldInterrupt
-from duquant.model.tokenizer import require_known_tokens
 from duquant.scores.statistics import PERPLEXITY, Measurement, combine, differences
 from duquant.terminal import say
 
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "tokenizers")
-LONGEST_WINDOW = 2048
+GENERATED = "generate_until"
+"""Tasks of this kind need no log-probabilities."""
 Measurements = dict[str, Measurement]
 
 
@@ -43,9 +52,8 @@ class Evaluation:
 
     def __init__(self, request: EvaluationRequest, console: Console) -> None:
         self.request, self.console = request, console
-        names = [request.source, *([request.compare] if request.compare else [])]
         find_device(request.device)
-        self.sources = [ModelSource.find(name, request.tokenizer) for name in names]
+        self.sources = find_sources(request)
         for source in self.sources:
             request.prompting.require(source.tokenizer, source.name)
         self.tasks = find_tasks(
@@ -58,44 +66,28 @@ class Evaluation:
         self.labels = [source.label for source in self.sources]
         if len(set(self.labels)) < len(self.labels):
             self.labels[1] += ", compared"
-        self.texts = [self._texts(source) for source in self.sources]
+        longest = min(source.max_length for source in self.sources)
+        self.texts = [find_texts(source, request, longest) for source in self.sources]
+        self._require_scores()
         self.descriptions = [source.description() for source in self.sources]
         self.directory = EvaluationDirectory(request.output)
 
-    def _texts(self, source: ModelSource) -> CalibrationDataModule | None:
-        if not self.request.perplexity:
-            return None
-        length = self.request.sequence_length or min(LONGEST_WINDOW, source.max_length)
-        if length > source.max_length:
-            raise ValueError(
-                f"sequence_length is {length}, but the model has {source.max_length} positions"
-            )
-        texts = CalibrationDataModule(
-            self.request.tokenizer or source.name,
-            validation=self.request.perplexity,
-            sequence_length=length,
-            validation_windows=self.request.perplexity_windows,
-            stride=self.request.stride,
-        )
-        for name in texts.validation:
-            tokens = [int(texts.corpus_windows(name).max())]
-            require_known_tokens(tokens, source.vocab_size, source.tokenizer)
-        return texts
+    def _require_scores(self) -> None:
+        """Refuse a server that cannot give what is asked for."""
+        scored = [task for task in self.tasks.tasks.values() if task.OUTPUT_TYPE != GENERATED]
+        for source in self.sources:
+            if isinstance(source, ServedSource) and (scored or self.request.perplexity):
+                require_scores(source)
 
     def settings(self, index: int, name: str) -> dict[str, Any]:
         """What decides one number of model ``index``, besides the model; no paths."""
-        request, is_quantized = self.request, self.sources[index].recipe is not None
-        arithmetic = {
-            "dtype": request.dtype,
-            "device": find_device(request.device).type,
-            "backend": request.backend if is_quantized else None,
-        }
+        request, how = self.request, arithmetic(self.sources[index], self.request)
         if name not in self.tasks.tasks:
             texts = self.texts[index]
             assert texts is not None
-            return {**arithmetic, **corpus_digest(texts, name.removeprefix(PERPLEXITY))}
+            return {**how, **corpus_digest(texts, name.removeprefix(PERPLEXITY))}
         return {
-            **arithmetic,
+            **how,
             "version": str(self.tasks.tasks[name].VERSION),
             "definition": self.tasks.definitions[name],
             "num_fewshot": request.num_fewshot,
@@ -136,18 +128,14 @@ class Evaluation:
     def _measure(
         self,
         index: int,
-        source: ModelSource,
+        source: Source,
         texts: CalibrationDataModule | None,
         progress: EvaluationProgress,
     ) -> Measurements:
         """All parts of one model; it is loaded if one of them is missing."""
         names = self._parts()
         missing = [name for name in names if not self.directory.has(name, self._key(index, name))]
-        model: Any = None
-        if missing:
-            request = self.request
-            model = source.load(request.dtype, request.device, request.backend)
-            lm = EvaluatedModel(source, model, request.batch_size, progress.advance)
+        lm: Any = make_ready(source, self.request, progress.advance) if missing else None
         if len(missing) < len(names):
             finished = len(names) - len(missing)
             progress.say(f"{source.label}: {finished} of {len(names)} parts are there already")
@@ -166,7 +154,7 @@ class Evaluation:
                 )
             else:
                 assert texts is not None
-                part = measure_perplexity(model, texts, name, progress.advance)
+                part = measure_perplexity(lm, texts, name, progress.advance)
             progress.finish(f"{source.label}, {name}", part)
             return part
 
@@ -225,6 +213,9 @@ class Evaluation:
 
     def _results(self, measured: list[Measurements]) -> dict[str, Any]:
         request = self.request
+        given = request.given()
+        if request.endpoint is not None:
+            given["endpoint"] = shown_address(request.endpoint)
         results: dict[str, Any] = {
             "evaluated": {
                 "model": self.descriptions[0],
@@ -232,7 +223,7 @@ class Evaluation:
                 "parts": {name: self.settings(0, name) for name in self._parts()},
             },
             "labels": self.labels,
-            "request": request.given(),
+            "request": given,
             "protocols": self._protocols(),
             "notes": notes(measured[0], self.tasks.groups, request.limit, self._prompts()),
             "results": {name: one.summary() for name, one in measured[0].items()},

@@ -24,6 +24,7 @@ from torch import Tensor
 from duquant.evaluation.loaded_model import ModelSource
 from duquant.evaluation.mmlu import FittingTask
 from duquant.evaluation.options import BatchSize
+from duquant.evaluation.perplexity import model_losses
 from duquant.evaluation.prompting import Prompting
 from duquant.evaluation.silence import silence
 from duquant.model.execution import describe_execution
@@ -65,7 +66,7 @@ class EvaluatedModel(HFLM):
             )
         self.num_truncated = 0
         self._next_batch = self._rows = 0
-        self.set_cache_hook(_Ticker(on_request))
+        self.set_cache_hook(Ticker(on_request))
 
     def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
         """Token ids of a text.
@@ -109,6 +110,21 @@ class EvaluatedModel(HFLM):
         self.num_truncated += sum(length > longest for length in lengths)
         return super()._loglikelihood_tokens(requests, *args, **options)
 
+    def losses(
+        self,
+        windows: Tensor,
+        num_scored: int | None = None,
+        on_windows: Callable[[int], Any] | None = None,
+    ) -> list[float]:
+        """Losses of windows, as :func:`duquant.evaluation.perplexity.model_losses` has them."""
+        found: list[float] = model_losses(self.model, windows, num_scored, on_windows).tolist()
+        return found
+
+    @property
+    def arithmetic(self) -> str:
+        """How the model computes, in words."""
+        return describe_execution(self.model)
+
     @property
     def kv_cache(self) -> str:
         """How text is generated."""
@@ -122,7 +138,7 @@ class EvaluatedModel(HFLM):
         return len(self.tok_encode(prompt)) <= int(self.max_length)
 
 
-class _Ticker:
+class Ticker:
     """In the place of lm-eval's cache of answers: it is told every one of them."""
 
     def __init__(self, on_request: Callable[[], Any] | None) -> None:
@@ -135,7 +151,7 @@ class _Ticker:
 
 
 def measure_task(
-    model: EvaluatedModel,
+    model: Any,
     name: str,
     task: Any,
     *,
@@ -147,7 +163,7 @@ def measure_task(
     """Everything lm-eval says about one task.
 
     Args:
-        model: what is measured.
+        model: an :class:`EvaluatedModel`, or what a server gives in its place.
         name: the task's name.
         task: the task.
         num_fewshot: examples in a prompt (default: what the task says).
@@ -179,7 +195,7 @@ def measure_task(
         measured,
         num_truncated=model.num_truncated,
         seconds=time.monotonic() - started,
-        backend=describe_execution(model.model),
+        backend=model.arithmetic,
         kv_cache=model.kv_cache if task.OUTPUT_TYPE == "generate_until" else "none",
     )
 

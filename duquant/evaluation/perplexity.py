@@ -78,7 +78,7 @@ def window_losses(logits: Tensor, windows: Tensor, num_scored: int | None = None
     Returns:
         float64 of shape ``(windows,)``, on the CPU.
     """
-    first = _first_scored(windows, num_scored)
+    first = first_scored(windows, num_scored)
     return _token_losses(logits[:, first:-1], windows[:, first + 1 :]).mean(dim=1)
 
 
@@ -140,7 +140,7 @@ def _hidden_losses(
     decoder: Decoder, hidden: Tensor, windows: Tensor, num_scored: int | None
 ) -> Tensor:
     """Losses from the last block's output, a few tokens' logits in memory at a time."""
-    first = _first_scored(windows, num_scored)
+    first = first_scored(windows, num_scored)
     size = max(1, LOGITS_AT_ONCE // int(decoder.config.vocab_size) // len(windows))
     losses = []
     for start in range(first, windows.shape[1] - 1, size):
@@ -151,7 +151,7 @@ def _hidden_losses(
     return torch.cat(losses, dim=1).mean(dim=1)
 
 
-def _first_scored(windows: Tensor, num_scored: int | None) -> int:
+def first_scored(windows: Tensor, num_scored: int | None) -> int:
     """Place of the first token of a window whose prediction counts."""
     return 0 if num_scored is None else max(0, windows.shape[1] - 1 - num_scored)
 

@@ -1,4 +1,4 @@
-"""Perplexity of a loaded model on one corpus, as a part of an evaluation."""
+"""Perplexity of a model on one corpus, as a part of an evaluation."""
 
 import hashlib
 import time
@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.evaluation.perplexity import describe_windows, model_losses
-from duquant.model.execution import describe_execution
+from duquant.evaluation.perplexity import describe_windows
 from duquant.scores.statistics import PERPLEXITY, Measurement, perplexity_of
 
 
@@ -20,14 +19,14 @@ def measure_perplexity(
     """Perplexity with the standard error over windows.
 
     Args:
-        model: a transformers model.
+        model: what is measured, ready.
         texts: knows the windows of the corpus.
         part: :data:`PERPLEXITY` and the corpus.
         on_windows: told how many windows have just been scored.
     """
     name, started = part.removeprefix(PERPLEXITY), time.monotonic()
     windows = texts.corpus_windows(name)
-    losses = [float(loss) for loss in model_losses(model, windows, texts.stride, on_windows)]
+    losses = model.losses(windows, texts.stride, on_windows)
     return Measurement(
         name=part,
         version=texts.protocol(name).title,
@@ -36,7 +35,7 @@ def measure_perplexity(
         available_items=len(losses),
         metrics={"perplexity": perplexity_of(losses)},
         seconds=time.monotonic() - started,
-        backend=describe_execution(model),
+        backend=model.arithmetic,
     )
 
 

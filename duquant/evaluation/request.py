@@ -23,6 +23,10 @@ class EvaluationRequest:
         run: instead of a model, the run directory whose quantized model is evaluated.
         config: instead of a model, the config.yaml of its run, as for validate.
         ckpt_path: a run is evaluated as it was finished, so only "last" makes sense.
+        endpoint: instead of a model, the base address of an OpenAI-compatible server that serves
+            one and scores prompts, as vllm serve does: http://localhost:8000/v1. A key, where it
+            asks for one, is read from the environment variable OPENAI_API_KEY.
+        served_model: the model's name at the endpoint (default: the only one it serves).
         compare: another model, usually the full-precision original, to measure beside it.
         tasks: names separated by commas: any of lm-eval's tasks, groups and tags.
         num_fewshot: examples in every prompt (default: what each task says, else 0).
@@ -43,7 +47,8 @@ class EvaluationRequest:
         sequence_length: tokens of a perplexity window (default: 2048, or the model's context).
         stride: tokens between two windows (default: sequence_length, no overlap).
         perplexity_windows: windows of each corpus at most (default: all).
-        tokenizer: directory or hub id of the tokenizer (default: the model's own).
+        tokenizer: directory or hub id of the tokenizer (default: the model's own; of an endpoint,
+            that of the directory it serves, if that is on this machine).
         dtype: what models compute in; auto is what they are stored in, and float32 on a CPU.
         backend: arithmetic of a quantized model: integer, reference (floating point), or auto.
         device: cpu, cuda, cuda:1, …; auto is the GPU if there is one, all of them if several.
@@ -60,6 +65,8 @@ class EvaluationRequest:
     run: str | None = None
     config: str | None = None
     ckpt_path: Literal["last"] | None = None
+    endpoint: str | None = None
+    served_model: str | None = None
     compare: str | None = None
     tasks: str = ""
     num_fewshot: int | None = None
@@ -86,9 +93,13 @@ class EvaluationRequest:
 
     def __post_init__(self) -> None:
         """Check what needs no file."""
-        if len([value for value in (self.model, self.run, self.config) if value is not None]) != 1:
-            raise ValueError("give one of --model, --run and --config (the config.yaml of a run)")
-        if self.ckpt_path is not None and self.model is not None:
+        given = (self.model, self.run, self.config, self.endpoint)
+        if len([value for value in given if value is not None]) != 1:
+            raise ValueError(
+                "give one of --model, --run, --config (the config.yaml of a run) and --endpoint"
+            )
+        self._check_endpoint()
+        if self.ckpt_path is not None and self.run_directory is None:
             raise ValueError("--ckpt_path belongs to a run; a model directory has no checkpoint")
         if not self.task_names and not self.perplexity:
             raise ValueError("nothing to evaluate: give --tasks, --mmlu or --perplexity")
@@ -105,12 +116,24 @@ class EvaluationRequest:
             if value not in (None, "auto") and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
 
+    def _check_endpoint(self) -> None:
+        """Refuse what contradicts an endpoint, or needs one."""
+        if self.endpoint is None and self.served_model is not None:
+            raise ValueError("--served_model is a name at an --endpoint, which is not given")
+        if self.endpoint is not None and self.compare is None:
+            for name in ("dtype", "device", "backend"):
+                if getattr(self, name) != "auto":
+                    raise ValueError(
+                        f"--{name} {getattr(self, name)} is for a model that is loaded here; "
+                        f"behind an --endpoint the server decides it: leave the option out"
+                    )
+
     @property
     def run_directory(self) -> Path | None:
         """Directory of the run that is evaluated; ``None`` for a model directory."""
-        given = user_path(str(self.run or self.config)).resolve()
-        if self.model is not None:
+        if self.model is not None or self.endpoint is not None:
             return None
+        given = user_path(str(self.run or self.config)).resolve()
         return given.parent if given.is_file() else given
 
     @property
@@ -141,6 +164,8 @@ class EvaluationRequest:
         """Where results go."""
         if self.output_dir is not None:
             return user_path(self.output_dir)
+        if self.endpoint is not None:
+            return Path("runs") / "evaluation" / Path(self.served_model or "endpoint").name
         if self.model is None:
             return Path(self.source).parent / "evaluation"
         return Path("runs") / "evaluation" / user_path(self.model).resolve().name

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from duquant.atomic_files import write_durably, write_json, write_tensors, write_text
 from duquant.config import Recipe
 from duquant.export.checksums import RECIPE, file_checksums, part_checksums, recipe_checksum
 from duquant.export.config_record import config_record, require_recorded
-from duquant.export.first_tokens import LOGITS, first_tokens_checksum
+from duquant.export.first_tokens import LOGITS, add_first_tokens, first_tokens_checksum
+from duquant.export.hugging_face import register, set_execution
 from duquant.export.model_directory import COMPANIONS, OUTSIDE
 from duquant.export.packed_block import unpack_block
 from duquant.export.quantization_config import QUANT_METHOD, DuquantConfig
@@ -132,8 +133,7 @@ def _write_parts(
     exporter: Exporter,
     on_block: Callable[[int, int], None] | None,
 ) -> None:
-    recipe = recipe_checksum(source.recipe.to_dict())
-    checksums = {RECIPE: recipe, **first_tokens_checksum(source.directory)}
+    checksums = {RECIPE: recipe_checksum(source.recipe.to_dict())}
     weight_map: dict[str, str] = {}
     parts = (
         (f"model-block-{index:05d}.safetensors", partial(_block_tensors, source, exporter, index))
@@ -188,7 +188,7 @@ def _complete(
         config["quantization_config"] = quantization
         if quantization["quant_method"] == QUANT_METHOD:
             config[NOTICE_FIELD] = NOTICE
-            _copy(source.directory, target, LOGITS)
+            quantization["checksums"] |= _first_tokens(source.directory, target)
     if exporter.dtype is not None:
         config["dtype"] = str(exporter.dtype).removeprefix("torch.")
     write_json(target / "config.json", config)
@@ -198,6 +198,17 @@ def _complete(
     write_text(target / "README.md", f"# {in_markdown(made)}\n\n{exporter.about}\n")
     size = sum((target / name).stat().st_size for name in set(weight_map.values()))
     write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(weight_map)})
+
+
+def _first_tokens(source: Path, target: Path) -> dict[str, str]:
+    """Take over the first tokens of a model, or compute them where an earlier release did not."""
+    if (source / LOGITS).is_file():
+        _copy(source, target, LOGITS)
+        return first_tokens_checksum(target)
+    register()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    set_execution(model, "reference")
+    return add_first_tokens(target, model.eval())
 
 
 def _copy(source: Path, target: Path, pattern: str) -> None:

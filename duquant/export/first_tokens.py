@@ -14,6 +14,7 @@ with one of its linears in floating point; 256 tokens pass through each.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,11 +116,33 @@ def write_first_tokens(
         decoder = Decoder(str(decoder.directory), torch.float32)
         decoder.checkpoint.read_from(outside)  # rounded to the model's dtype, as it is loaded
     prompts = draw_prompts(int(decoder.config.vocab_size), decoder.max_positions)
-    logits = _last_logits(decoder, read_block, prompts)
+    return _write(directory, prompts, _last_logits(decoder, read_block, prompts))
+
+
+def _write(directory: Path, prompts: list[list[int]], logits: Tensor) -> dict[str, str]:
     if not logits.isfinite().all():
         return {}  # whoever measures the model is told
     write_json(directory / LOGITS, asdict(FirstTokens.of(prompts, logits)))
     return first_tokens_checksum(directory)
+
+
+@torch.no_grad()
+def add_first_tokens(directory: Path, model: Any) -> dict[str, str]:
+    """Compute and write those of a model that lies in memory whole.
+
+    Args:
+        directory: where the file goes.
+        model: a quantized model in float32 on the CPU, run by the reference backend.
+
+    Returns:
+        As :func:`write_first_tokens`.
+    """
+    config = model.config
+    positions = int(getattr(config, "max_position_embeddings", None) or 2**31)
+    prompts = draw_prompts(int(config.vocab_size), positions)
+    ids, last = padded(prompts)
+    logits = model(input_ids=ids, use_cache=False).logits
+    return _write(directory, prompts, logits[torch.arange(len(last), device=CPU), last])
 
 
 def read_first_tokens(directory: Path) -> FirstTokens:

@@ -10,9 +10,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import duquant
+from duquant.check import main as check
 from duquant.config import Recipe
 from duquant.export.command import export
 from duquant.export.conversion import QuantizedSource, export_model
+from duquant.export.first_tokens import (
+    LOGITS,
+    PART,
+    first_tokens_checksum,
+    read_first_tokens,
+)
 from duquant.export.targets.dequantized import Dequantized
 from duquant.export.targets.native import Native
 from tests.block_by_block import small_recipe
@@ -54,6 +61,27 @@ def test_a_native_copy_is_the_same_model(tmp_path: Path) -> None:
     same = quantized.load()
     duquant.set_execution(same, "reference")
     assert torch.equal(logits(again, IDS), logits(same, IDS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_of_an_older_model_gets_its_first_tokens(dtype: torch.dtype, tmp_path: Path) -> None:
+    quantized = write_quantized(tmp_path, FAMILIES["llama-biases"], dtype=dtype).path
+    expected = read_first_tokens(quantized)
+    (quantized / LOGITS).unlink()
+    config = json.loads((quantized / "config.json").read_text())
+    del config["quantization_config"]["checksums"][PART]
+    (quantized / "config.json").write_text(json.dumps(config))
+    export(str(quantized), output_dir=str(tmp_path / "copy"))
+    found = read_first_tokens(tmp_path / "copy")
+    assert (found.prompts, found.tokens) == (expected.prompts, expected.tokens)
+    numbers = (torch.tensor(each.log_probabilities) for each in (found, expected))
+    torch.testing.assert_close(*numbers, atol=2e-5, rtol=0)  # other sums, five decimals
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    stored = config["quantization_config"]["checksums"]
+    assert stored[PART] == first_tokens_checksum(tmp_path / "copy")[PART]
+    with pytest.raises(SystemExit) as left:
+        check([str(tmp_path / "copy"), "--backend", "reference"])
+    assert left.value.code == 0
 
 
 def test_an_interrupted_export_goes_on(tmp_path: Path) -> None:

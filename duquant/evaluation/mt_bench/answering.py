@@ -4,13 +4,14 @@ How it was asked (model, template, length, seed, questions) stands beside the an
 another model or template would give a file that belongs to neither, so that is refused.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from duquant.atomic_files import write_durably, write_json
 from duquant.evaluation.mt_bench.answers import answer_record, load_answers
 from duquant.evaluation.mt_bench.bench_directory import AnswerSettings, BenchDirectory
-from duquant.evaluation.mt_bench.chat_model import ChatModel
+from duquant.evaluation.mt_bench.concurrency import in_parallel
 from duquant.evaluation.mt_bench.json_lines import append_record, recover_records
 from duquant.evaluation.mt_bench.progress import StepProgress
 from duquant.evaluation.mt_bench.questions import Question
@@ -76,19 +77,38 @@ def begin(bench: BenchDirectory, model_id: str, settings: dict[str, Any], questi
     write_json(bench.settings(model_id), settings)
 
 
+class Chat(Protocol):
+    """Whatever answers questions."""
+
+    def answer(self, question: Question, seed: int) -> list[str]:
+        """One text per turn of a question; sampling starts from ``seed``."""
+
+
 def answer_questions(
-    chat: ChatModel,
+    chat: Chat,
     questions: list[Question],
     bench: BenchDirectory,
     model_id: str,
     seed: int,
     done: set[int],
+    parallel: int = 1,
 ) -> None:
-    """Answer what is not ``done``; every answer is on disk before the next question is asked."""
+    """Answer what is not ``done``, several at a time; each answer is on disk at once.
+
+    With one at a time every answer is on disk before the next question is asked.
+    """
     left = [question for question in questions if question.question_id not in done]
+
+    def answer(question: Question) -> list[str]:
+        return chat.answer(question, seed + question.question_id)
+
+    answers: Iterable[tuple[Question, list[str]]]
+    if parallel == 1:
+        answers = ((question, answer(question)) for question in left)
+    else:
+        answers = in_parallel(answer, left, parallel)
     file = bench.answers(model_id)
     with StepProgress("answering", len(questions), len(questions) - len(left)) as progress:
-        for question in left:
-            turns = chat.answer(question, seed + question.question_id)
+        for question, turns in answers:
             append_record(file, answer_record(question.question_id, model_id, turns))
             progress.step(f"question {question.question_id} ({question.category})")

@@ -1,110 +1,32 @@
-"""``mtbench answer``, ``mtbench judge``, ``mtbench show``: their signatures are their options.
+"""``mtbench judge`` and ``mtbench show``: their signatures are their options.
 
-Each checks everything it can before it begins: files, chat template, key, endpoint. Nothing is
+Each checks everything it can before it begins: files, key, endpoint. Nothing is
 written before that, and everything that is written is finished: the same command continues.
 """
 
 from pathlib import Path
 
 from duquant.atomic_files import write_json
-from duquant.compute_device import find_device
-from duquant.evaluation.loaded_model import ModelSource
-from duquant.evaluation.local_items import file_digest
-from duquant.evaluation.mt_bench.answering import (
-    answer_questions,
-    answered,
-    begin,
-    require_same_questions,
-)
 from duquant.evaluation.mt_bench.answers import load_references
 from duquant.evaluation.mt_bench.bench_directory import BenchDirectory, Mode
-from duquant.evaluation.mt_bench.chat_model import (
-    ChatModel,
-    find_chat_model,
-)
-from duquant.evaluation.mt_bench.chat_template import ChatTemplate, TemplateName, choose_template
-from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, key_from_environment
+from duquant.evaluation.mt_bench.credentials import key_from_environment
+from duquant.evaluation.mt_bench.endpoint import ChatEndpoint
 from duquant.evaluation.mt_bench.judge_prompts import load_judge_prompts
 from duquant.evaluation.mt_bench.judging import judge_matches
 from duquant.evaluation.mt_bench.matches import make_matches
 from duquant.evaluation.mt_bench.opponents import answers_of, choose_opponents
-from duquant.evaluation.mt_bench.questions import Question, load_questions
+from duquant.evaluation.mt_bench.questions import load_questions
 from duquant.evaluation.mt_bench.replies import Replies
 from duquant.evaluation.mt_bench.request_policy import RequestPolicy
 from duquant.evaluation.mt_bench.results import collect_results
-from duquant.evaluation.mt_bench.run_scores import remember_run, tell_runs
+from duquant.evaluation.mt_bench.run_scores import tell_runs
 from duquant.evaluation.mt_bench.scores import Categories
-from duquant.evaluation.options import Dtype
 from duquant.json_output import one_document
-from duquant.model.tokenizer import require_known_tokens
 from duquant.reporting.report import write_report
 from duquant.reporting.run_contents import read_run
-from duquant.run_description import CONTENT
 from duquant.run_lock import locked
 from duquant.terminal import say
 from duquant.terminal_table import show_table
-
-
-def answer(
-    pretrained: str,
-    questions: Path,
-    output_dir: Path = Path("runs/mt_bench"),
-    model_id: str | None = None,
-    chat_template: TemplateName = "tokenizer",
-    max_new_tokens: int = 1024,
-    seed: int = 0,
-    limit: int | None = None,
-    dtype: Dtype = "auto",
-    device: str = "auto",
-) -> None:
-    """Let a model answer the questions, two turns each; the same command continues a stopped run.
-
-    Args:
-        pretrained: a quantized or full-precision model directory, a run directory, or a hub id.
-        questions: FastChat's question.jsonl.
-        output_dir: where answers and judgments are kept, in FastChat's layout.
-        model_id: name of the model in answers and tables; by default its directory's.
-        chat_template: the tokenizer's own, or a format of FastChat by name.
-        max_new_tokens: tokens an answer may have.
-        seed: sampling starts from this plus the question's number.
-        limit: answer only the first questions.
-        dtype: what the model computes in; auto is what it is stored in.
-        device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
-
-    Raises:
-        ValueError: if anything is missing or does not fit, before the first question.
-    """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; at least 1 is needed")
-    asked, place = load_questions(questions, limit), find_device(device)
-    bench = BenchDirectory(output_dir)
-    require_same_questions(bench, questions)
-    directory = find_chat_model(pretrained)
-    name, source = _model_name(model_id, directory), ModelSource.find(str(directory))
-    template = choose_template(source.tokenizer, chat_template, pretrained)
-    _require_known_turns(asked, template, source)
-    settings = {
-        **_identity(source),
-        "tokenizer": file_digest(*sorted(directory.glob("*.json"))),
-        "chat_template": template.source,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "dtype": dtype,
-        "questions": file_digest(questions),
-    }
-    done = answered(bench, name, settings)
-    if all(question.question_id in done for question in asked):
-        say(f"{name} has answered all {len(asked)} questions: {bench.answers(name)}")
-        return
-    with locked(output_dir):
-        done = answered(bench, name, settings)  # nobody adds to them any more
-        chat = ChatModel(source.read(dtype, {"": place}), template, max_new_tokens)
-        begin(bench, name, settings, questions)
-        remember_run(bench, name, directory)
-        answer_questions(chat, asked, bench, name, seed, done)
-    if chat.turns_without_room:
-        say(f"{chat.turns_without_room} turns are empty: no room in {chat.context} positions")
-    say(f"answers of {name}: {bench.answers(name)}")
 
 
 def judge(
@@ -204,20 +126,6 @@ def show(
         document["judges"] = [results.to_dict() for results in found]
 
 
-def _require_known_turns(
-    asked: list[Question], template: ChatTemplate, source: ModelSource
-) -> None:
-    for turn in (turn for question in asked for turn in question.turns):
-        tokens = template.tokens([{"role": "user", "content": turn}])
-        require_known_tokens(tokens, source.vocab_size, source.tokenizer)
-
-
-def _identity(source: ModelSource) -> dict[str, str]:
-    """Which model answers: by samples of its weights, as earlier releases had it, and by all."""
-    model = source.description()
-    return {"model": model["weights"], CONTENT: model[CONTENT]}
-
-
 def _categories(bench: BenchDirectory, questions: Path | None) -> Categories:
     asked = load_questions(questions or bench.questions)
     return {question.question_id: question.category for question in asked}
@@ -228,14 +136,6 @@ def _report(bench: BenchDirectory, judge: str, categories: Categories) -> None:
     for run in tell_runs(bench, judge, categories):
         page, _ = write_report(run, [read_run(run)])
         say(f"report with these scores: {page}")
-
-
-def _model_name(model_id: str | None, directory: Path) -> str:
-    path = directory.resolve()
-    name = model_id or (path.parent.name if path.name == "model" else path.name)
-    if "/" in name or name.startswith("."):
-        raise ValueError(f"model_id is {name!r}; it becomes a file name, so it may hold no /")
-    return name
 
 
 def _names(models: str | None) -> list[str]:

@@ -38,6 +38,18 @@ def checked_key(text: str) -> str:
     return key
 
 
+def key_from_environment(otherwise: str = "") -> str:
+    """The endpoint's key, which is taken from nowhere else and written nowhere.
+
+    Args:
+        otherwise: what is sent where no key is set; by default one is needed.
+
+    Raises:
+        ValueError: if it is not set, or cannot be a key.
+    """
+    return checked_key(os.environ.get(KEY_VARIABLE, "").strip() or otherwise)
+
+
 class Cover:
     """Covers every part of some secrets in what others say.
 

@@ -7,7 +7,6 @@ protocol. What will not pass (a wrong key, an unknown model) ends the run at onc
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -63,18 +62,9 @@ class _Transient(Exception):
         self.received = received
 
 
-def key_from_environment() -> str:
-    """The endpoint's key, which is taken from nowhere else and written nowhere.
-
-    Raises:
-        ValueError: if it is not set, or cannot be a key.
-    """
-    return checked_key(os.environ.get(KEY_VARIABLE, ""))
-
-
 @dataclass(frozen=True)
 class ChatEndpoint:
-    """A judge behind HTTP.
+    """A model behind HTTP.
 
     Attributes:
         url: base address, "https://api.openai.com/v1".
@@ -82,6 +72,7 @@ class ChatEndpoint:
         key: the key.
         policy: how it is asked.
         sleep: what waits for some seconds.
+        options: what to check where a request is refused.
 
     Raises:
         ValueError: for an address that is none.
@@ -92,6 +83,7 @@ class ChatEndpoint:
     key: str = field(repr=False)
     policy: RequestPolicy = RequestPolicy()
     sleep: Callable[[float], None] = time.sleep
+    options: str = "--judge_model and --request"
 
     def __post_init__(self) -> None:
         """Check what can be checked offline."""
@@ -122,9 +114,17 @@ class ChatEndpoint:
         Raises:
             ValueError: if nothing is reached there, or the key is refused.
         """
+        self.get("/models")
+
+    def get(self, path: str, max_bytes: int | None = None) -> Answer:
+        """What stands at a path, of which only the beginning is read where no limit is given.
+
+        Raises:
+            ValueError: if nothing is reached there, or the key is refused.
+        """
         try:
             seconds = min(self.policy.timeout, 30.0)
-            answer = exchange("GET", self._address("/models"), self.key, seconds)
+            answer = exchange("GET", self._address(path), self.key, seconds, max_bytes)
         except ExchangeError as error:
             raise ValueError(
                 f"the endpoint {self.shown} cannot be reached ({error}): check the address "
@@ -132,32 +132,34 @@ class ChatEndpoint:
             ) from None
         if answer.status in (401, 403):
             raise ValueError(self._refused(answer))
+        return answer
 
-    def payload(self, system: str, user: str) -> Payload:
-        """The request that asks for one reply."""
-        request: Payload = {
-            "model": self.model,
-            "messages": [
-                {"role": "system", "content": system},
-                {"role": "user", "content": user},
-            ],
-            "n": 1,
-        }
+    def payload(self, messages: list[dict[str, str]], **sampling: Any) -> Payload:
+        """The request that asks for one reply; ``sampling`` goes before the policy's."""
+        request: Payload = {"model": self.model, "messages": messages, "n": 1}
         if self.policy.temperature is not None:
             request["temperature"] = self.policy.temperature
         if self.policy.max_tokens is not None:
             request["max_tokens"] = self.policy.max_tokens
-        return request
+        return {**request, **sampling}
 
-    def ask(self, payload: Payload, keep: Callable[[str], None] = lambda _: None) -> str:
+    def ask(
+        self,
+        payload: Payload,
+        keep: Callable[[str], None] = lambda _: None,
+        path: str = "/chat/completions",
+        read: Callable[[bytes], str] | None = None,
+    ) -> str:
         """Send a request until it is answered.
 
         Args:
             payload: the request.
             keep: is given every answer that was paid for, before anybody tries to read it.
+            path: where it is sent.
+            read: makes the reply of a body, or raises ``ValueError`` (default: of a chat).
 
         Returns:
-            The text of the reply, empty if the endpoint gives none.
+            The reply; of a chat its text, empty if the endpoint gives none.
 
         Raises:
             UnreadableReply: if all repetitions failed, the last one by what came.
@@ -165,7 +167,7 @@ class ChatEndpoint:
         """
         for attempt in range(self.policy.retries + 1):
             try:
-                return self._post(payload, keep)
+                return self._post(payload, keep, path, read or completion_text)
             except _Transient as error:
                 failure = error
             if attempt < self.policy.retries:
@@ -179,11 +181,17 @@ class ChatEndpoint:
             raise UnreadableReply(message, failure.received)
         raise ValueError(message)
 
-    def _post(self, payload: Payload, keep: Callable[[str], None]) -> str:
+    def _post(
+        self,
+        payload: Payload,
+        keep: Callable[[str], None],
+        path: str,
+        read: Callable[[bytes], str],
+    ) -> str:
         try:
             answer = exchange(
                 "POST",
-                self._address("/chat/completions"),
+                self._address(path),
                 self.key,
                 self.policy.timeout,
                 self.policy.max_bytes,
@@ -198,7 +206,7 @@ class ChatEndpoint:
         received = self._cover.whole(joined(answer.body.decode("utf-8", "surrogateescape")))
         keep(received)
         try:
-            return self._cover.whole(completion_text(answer.body))
+            return self._cover.whole(read(answer.body))
         except ValueError as error:
             raise _Transient(str(error), received=received) from None
 
@@ -206,14 +214,14 @@ class ChatEndpoint:
         remedies = {
             401: f"check {KEY_VARIABLE}",
             403: f"check {KEY_VARIABLE}",
-            404: "check --endpoint and --judge_model",
+            404: f"check --endpoint, {self.options}",
         }
         if 300 <= answer.status < 400:
             said = f"it redirects to {answer.headers.get('Location', 'nowhere')}"
             remedy = "give the address itself as --endpoint, a key is not sent elsewhere"
         else:
             said = answer.body.decode("utf-8", "replace")
-            remedy = remedies.get(answer.status, "check --judge_model and its options")
+            remedy = remedies.get(answer.status, f"check {self.options}")
         said = plain(" ".join(self._cover.parts(said).split()))[:200]
         return f"the endpoint {self.shown} says HTTP {answer.status} ({said}): {remedy}"
 
@@ -230,7 +238,7 @@ def _is_address(url: str) -> bool:
 
 def _base(address: str) -> str:
     """The address without what is appended to it."""
-    return address.rstrip("/").removesuffix("/chat/completions")
+    return address.rstrip("/").removesuffix("/completions").removesuffix("/chat")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

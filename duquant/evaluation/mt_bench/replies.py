@@ -68,7 +68,9 @@ class Replies:
             UnreadableReply: if what came cannot be read, and nothing could be so far.
             ValueError: if the endpoint does not answer.
         """
-        payload = self.endpoint.payload(system, user)
+        said = {"system": system, "user": user}
+        messages = [{"role": role, "content": text} for role, text in said.items()]
+        payload = self.endpoint.payload(messages)
         request = _digest(payload, attempt)
         with self._lock:
             if request in self._known:

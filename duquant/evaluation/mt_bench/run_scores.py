@@ -27,6 +27,7 @@ from duquant.evaluation.mt_bench.json_lines import Record
 from duquant.evaluation.mt_bench.judge_prompts import OWN_PREFIX
 from duquant.evaluation.mt_bench.judgments import load_judgments
 from duquant.evaluation.mt_bench.scores import Categories, score_models, score_pairs
+from duquant.evaluation.mt_bench.served_chat import SERVED
 from duquant.json_files import read_json
 from duquant.model.checkpoint import Checkpoint
 from duquant.scores.mt_bench import SCORES_FOLDER
@@ -147,6 +148,11 @@ def _asked(bench: BenchDirectory, model: str) -> str:
     if not file.is_file():
         return "asked elsewhere"
     settings = read_json(file, AnswerSettings)
+    if settings["chat_template"] == SERVED:
+        return (
+            f"through an endpoint, by its chat template, at most {settings['max_new_tokens']} "
+            f"tokens, seed {settings['seed']}"
+        )
     names = (name for name, source in TEMPLATES.items() if source == settings["chat_template"])
     template = next(names, "the tokenizer's own")
     return (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from duquant.evaluation.mt_bench import commands
+from duquant.evaluation.mt_bench import answer_command
 from duquant.evaluation.mt_bench.bench_directory import BenchDirectory
 from duquant.evaluation.mt_bench.chat_model import ChatModel
 from duquant.evaluation.mt_bench.progress import StepProgress
@@ -27,7 +27,7 @@ def questions(tmp_path: Path) -> Path:
 
 def run(model: Path, questions: Path, output: Path, **options: Any) -> BenchDirectory:
     settings: dict[str, Any] = {"chat_template": "mistral", "max_new_tokens": 6, "device": "cpu"}
-    commands.answer(str(model), questions, output, **{**settings, **options})
+    answer_command.answer(questions, str(model), output_dir=output, **{**settings, **options})
     return BenchDirectory(output)
 
 
@@ -93,7 +93,7 @@ def test_a_finished_run_loads_no_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run(model, questions, tmp_path / "bench", limit=1)
-    monkeypatch.delattr(commands.ModelSource, "read")
+    monkeypatch.delattr(answer_command.ModelSource, "read")
     run(model, questions, tmp_path / "bench", limit=1)
     assert "tiny has answered all 1 questions" in capsys.readouterr().out
 

@@ -17,8 +17,14 @@ from hypothesis import strategies as st
 
 from callbacks import endings
 from duquant.evaluation.mt_bench import commands
-from duquant.evaluation.mt_bench.credentials import Cover, checked_key, shown_address, without_keys
-from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, RequestPolicy, key_from_environment
+from duquant.evaluation.mt_bench.credentials import (
+    Cover,
+    checked_key,
+    key_from_environment,
+    shown_address,
+    without_keys,
+)
+from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, RequestPolicy
 from tests.chat_bench import write_bench, write_references
 from tests.hostile_server import CHUNKED, OK, answer, completion, hostile_server
 

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
-from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, RequestPolicy, key_from_environment
+from duquant.evaluation.mt_bench.credentials import key_from_environment
+from duquant.evaluation.mt_bench.endpoint import ChatEndpoint, RequestPolicy
 from tests.judge_server import KEY, judge_server
+
+MESSAGES = [{"role": "system", "content": "be fair"}, {"role": "user", "content": "which?"}]
 
 
 def endpoint(url: str, waits: list[float], **policy: Any) -> ChatEndpoint:
@@ -15,7 +18,7 @@ def endpoint(url: str, waits: list[float], **policy: Any) -> ChatEndpoint:
 
 
 def ask(client: ChatEndpoint) -> str:
-    return client.ask(client.payload("be fair", "which?"))
+    return client.ask(client.payload(MESSAGES))
 
 
 def test_a_request_of_the_protocol() -> None:
@@ -25,10 +28,7 @@ def test_a_request_of_the_protocol() -> None:
     assert server.requests == [
         {
             "model": "judge",
-            "messages": [
-                {"role": "system", "content": "be fair"},
-                {"role": "user", "content": "which?"},
-            ],
+            "messages": MESSAGES,
             "n": 1,
             "temperature": 0.0,
             "max_tokens": 2048,
@@ -37,7 +37,7 @@ def test_a_request_of_the_protocol() -> None:
 
 
 def test_null_leaves_the_choice_to_the_endpoint() -> None:
-    payload = endpoint("http://x", [], temperature=None, max_tokens=None).payload("a", "b")
+    payload = endpoint("http://x", [], temperature=None, max_tokens=None).payload(MESSAGES)
     assert set(payload) == {"model", "messages", "n"}
 
 

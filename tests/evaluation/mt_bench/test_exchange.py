@@ -38,6 +38,8 @@ HANGS_UP_EARLY = pytest.mark.filterwarnings(
 )
 """Python's ssl leaves a socket to the garbage collector that ends while it is being wrapped."""
 
+MESSAGES = [{"role": "user", "content": "which?"}]
+
 
 def endpoint(url: str, **policy: Any) -> ChatEndpoint:
     settings: dict[str, Any] = {"timeout": 20.0, "retries": 0, "max_bytes": LIMIT, **policy}
@@ -45,7 +47,7 @@ def endpoint(url: str, **policy: Any) -> ChatEndpoint:
 
 
 def ask(client: ChatEndpoint) -> str:
-    return client.ask(client.payload("be fair", "which?"))
+    return client.ask(client.payload(MESSAGES))
 
 
 def refusal(client: ChatEndpoint) -> str:
