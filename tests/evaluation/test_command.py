@@ -283,7 +283,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "batch in words": (["--batch_size", "large"], ["batch_size", "large"]),
     "missing model": (["--model", "./nowhere"], ["no model directory ./nowhere"]),
     "missing original": (["--compare", "./nowhere"], ["no model directory ./nowhere"]),
-    "model and run": (["--run", "nowhere"], ["one of --model, --run and --config"]),
+    "model and run": (["--run", "nowhere"], ["one of --model, --run, --config"]),
     "checkpoint of a model": (["--ckpt_path", "last"], ["--ckpt_path belongs to a run"]),
     "missing text": (["--perplexity", "{a: nowhere.txt}"], ["nowhere.txt"]),
     "not a number of tokens": (["--sequence_length", "long"], ["sequence_length", "long"]),
