@@ -24,10 +24,10 @@ from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.checkpointing import is_cut_short
 from callbacks.data_parallel import processes_of, require_even_shares
 from callbacks.distillation_turn import (
+    distillation_complaint,
     enter_distillation,
     finish_distillation,
     forget_steps,
-    start_file,
 )
 from callbacks.preflight import describe_streams
 from callbacks.run_checks import peak_memory_bytes, require_finished_blocks, require_one_run
@@ -125,7 +125,6 @@ class BlockProgression(Callback):
         model, data = _parts(trainer, pl_module)
         data.samples = None
         if model.is_calibrated and trainer.is_global_zero:
-            start_file(model).unlink(missing_ok=True)
             self.files.remove()
 
     def on_save_checkpoint(
@@ -159,6 +158,7 @@ class BlockProgression(Callback):
             enter_distillation(trainer, model, data, streams.full_precision, self._contexts)
             self._count_seconds()
             return
+        data.samples_at_once = data.batch_size
         calibration = BlockCalibration(
             model.current_block,
             streams,
@@ -187,6 +187,7 @@ class BlockProgression(Callback):
         if is_distilling:
             streams = None
             finish_distillation(trainer, model, data)
+            self.record.complaint = distillation_complaint(self.record.lwc_losses)
         else:
             streams = self._finish_block(trainer, model, data)
         self._count_seconds()

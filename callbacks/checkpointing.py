@@ -113,8 +113,11 @@ def require_calibrated(model: LanguageModel) -> None:
         ValueError: saying how far it came, and how it continues.
     """
     if not model.is_calibrated:
+        where = f"after {int(model.block_index)} of {model.num_blocks} blocks"
+        if model.is_distilling:
+            where = "while the whole model learned"
         raise ValueError(
-            f"stopped after {int(model.block_index)} of {model.num_blocks} blocks; --ckpt_path "
+            f"stopped {where}; --ckpt_path "
             f"last continues (trainer.max_steps counts the steps of all commands)"
         )
 

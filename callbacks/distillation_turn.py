@@ -1,27 +1,15 @@
-"""The turn of the whole model: how it begins and ends within a fit.
-
-What learns begins at the values in the blocks' files, which are written once more at the end. So
-that a run that is killed in between begins anew at the same values, they are kept in a file of
-their own until the run is finished.
-"""
+"""The turn of the whole model: how it begins and ends within a fit."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from lightning import Trainer
 
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.streams import BlockSamples, Stream
-from duquant.distillation import keep_start, open_model
 from duquant.model.decoder import BlockContext
 from duquant.modules.language_model import LanguageModel
 from duquant.modules.learner import Learner
-
-
-def start_file(model: LanguageModel) -> Path:
-    """Where the values that the turn begins with are kept."""
-    return model.output_dir / "streams" / "before_distillation.safetensors"
 
 
 @torch.no_grad()
@@ -41,15 +29,13 @@ def enter_distillation(
         targets: the original's outputs of this process's windows.
         contexts: what each block's forward needs beside hidden states.
     """
-    distillation, file = model.distillation, start_file(model)
+    distillation = model.distillation
     assert distillation is not None
-    if trainer.is_global_zero and not file.is_file():
-        keep_start(distillation, model.directory, file)
-    trainer.strategy.barrier()  # everyone reads the file
+    trainer.strategy.barrier()  # the last block is written
     if not distillation.has_begun:
-        forget_steps(trainer, distillation)
+        forget_steps(trainer, distillation)  # blocks' steps without LWC pass through a parameter
     distillation.processes = data.processes
-    open_model(distillation, model.directory, model.decoder, contexts, file)
+    distillation.enter(model.directory, model.decoder, contexts)
     windows = data.processes.share(data.calibration_windows())
     data.samples = BlockSamples(windows, targets)
     data.samples_at_once = model.recipe.distillation.batch_size
@@ -67,8 +53,18 @@ def finish_distillation(
     )
     if trainer.is_global_zero:
         for index in range(model.num_blocks):
-            model.directory.replace_tensors(index, model.distillation.learned(index))
+            model.directory.replace_tensors(index, model.distillation.stored_values(index))
     model.decoder.release()
+
+
+def distillation_complaint(losses: list[float]) -> str:
+    """What is wrong with the losses of the epochs, and the remedy; empty if nothing is."""
+    if len(losses) < 2 or losses[-1] < losses[0]:
+        return ""
+    return (
+        f"distillation did not lower the loss ({losses[0]:.4g} -> {losses[-1]:.4g}); try a smaller "
+        f"--model.distillation.learning_rate, or --model.distillation.epochs 0"
+    )
 
 
 def forget_steps(trainer: Trainer, learner: Learner) -> None:

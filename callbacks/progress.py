@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from callbacks.block_events import BlockObserver, BlockRecord
+from callbacks.checkpointing import is_cut_short
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
 from duquant.progress_bar import clock, progress_bar
@@ -52,10 +53,11 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         assert isinstance(pl_module, LanguageModel)
         self._started = time.monotonic()
         self._first_block = int(pl_module.block_index)
-        steps = pl_module.first_epoch(pl_module.num_turns)
+        work = _work(pl_module, pl_module.first_epoch(pl_module.num_turns))
         if not pl_module.is_calibrated:
             self._say(_beginning(trainer, pl_module))
-        self._open("calibrating", steps, pl_module.first_epoch(self._first_block))
+        done = _work(pl_module, pl_module.first_epoch(self._first_block))
+        self._open("calibrating", work, done)
 
     def on_block_entered(
         self, trainer: Trainer, model: LanguageModel, index: int, reports: dict[str, SiteReport]
@@ -73,17 +75,18 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         turn = int(pl_module.block_index)
         first, behind = _epochs(pl_module, turn)
         epoch = trainer.current_epoch - first + 1
-        done = trainer.current_epoch + (batch_idx + 1) / max(1, int(self.total_train_batches))
+        part = (batch_idx + 1) / max(1, int(self.total_train_batches))
+        done = _work(pl_module, trainer.current_epoch + part)
         loss = ""
         if outputs and "loss" in outputs:
-            loss = f", {_loss_name(pl_module, turn)} {float(outputs['loss']):.3g}"
+            loss = f", {_loss_name(pl_module, turn)} {float(pl_module.learner.step_loss):.3g}"
         self._describe(f"{_turn(pl_module, turn)}, epoch {epoch}/{behind - first}{loss}")
         self._bar.update(self._task, completed=done)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Without a terminal: a line for every epoch of the whole model, which takes long."""
         assert isinstance(pl_module, LanguageModel)
-        if pl_module.is_distilling and self._bar is None:
+        if pl_module.is_distilling and self._bar is None and not is_cut_short(trainer):
             first, behind = _epochs(pl_module, int(pl_module.block_index))
             done = trainer.current_epoch - first + 1
             elapsed = time.monotonic() - self._started
@@ -173,6 +176,12 @@ def _beginning(trainer: Trainer, model: LanguageModel) -> str:
     if trainer.ckpt_path is None:
         return f"calibrating {model.num_blocks} blocks in {model.output_dir}"
     return f"continuing at {_turn(model, int(model.block_index))} in {model.output_dir}"
+
+
+def _work(model: LanguageModel, epochs: float) -> float:
+    """Epochs in units of one epoch of one block; one of the whole model takes all blocks."""
+    of_blocks = model.first_epoch(model.num_blocks)
+    return min(epochs, of_blocks) + max(0.0, epochs - of_blocks) * model.num_blocks
 
 
 def _epochs(model: LanguageModel, turn: int) -> tuple[int, int]:

@@ -56,7 +56,7 @@ class RunSummary(Callback):
         """Start the clock; find out now, not after the work, whether a record is damaged."""
         self._started = time.perf_counter()
         if isinstance(pl_module, LanguageModel) and trainer.is_global_zero:
-            BlockRecord.load_all(pl_module.output_dir, pl_module.num_blocks)
+            BlockRecord.load_all(pl_module.output_dir, pl_module.num_turns)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the results, then write them."""

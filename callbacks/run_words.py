@@ -24,6 +24,7 @@ def describe_distillation(record: BlockRecord) -> dict[str, Any]:
     return {
         "losses": record.lwc_losses,
         "skipped_steps": record.skipped_steps,
+        "complaint": record.complaint,
         "seconds": record.seconds,
     }
 

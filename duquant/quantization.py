@@ -25,7 +25,6 @@ from duquant.compute_device import calibration_device
 from duquant.config import DistillationConfig, LWCConfig, Recipe
 from duquant.data.streams import BlockSamples, Streams, StreamSizes
 from duquant.data.windows import draw_windows
-from duquant.distillation import keep_start, open_model
 from duquant.export.float_tensors import float_shapes
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
@@ -68,7 +67,8 @@ def quantize(
         seed: draws windows and random rotations.
         dtype: dtype in which the model is read and run: float32, bfloat16 or float16.
         device: where to compute, blocks and trainer alike; "cuda" is the current GPU.
-        on_block: told the index of every finished block and their number, for progress.
+        on_block: told the index of every finished block and their number, for progress; a recipe's
+            distillation comes after the last.
 
     Returns:
         ``output_dir``, ready for ``AutoModelForCausalLM.from_pretrained``.
@@ -144,13 +144,11 @@ def _distil(
     blocks, recipe = range(decoder.num_blocks), directory.recipe
     shapes = [float_shapes(decoder.meta_block(index), recipe) for index in blocks]
     distillation = Distillation(shapes, recipe).to(device)
-    with tempfile.TemporaryDirectory() as folder:
-        start = Path(folder) / "start.safetensors"
-        keep_start(distillation, directory, start)
-        open_model(distillation, directory, decoder, contexts, start)
+    distillation.enter(directory, decoder, contexts)
     _train(distillation, samples, recipe.distillation, device)
     for index in blocks:
-        directory.replace_tensors(index, distillation.learned(index))
+        directory.replace_tensors(index, distillation.stored_values(index))
+    decoder.release()
 
 
 def _require_empty(output: Path) -> None:

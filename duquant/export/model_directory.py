@@ -12,7 +12,7 @@ tokenizer files, generation_config.json
 
 import copy
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,19 +73,6 @@ class ModelDirectory:
         except ValueError as error:
             raise ValueError(f"block {index}: {error}") from error
         self._write(index, tensors)
-
-    def read_tensors(self, index: int, names: Iterable[str]) -> dict[str, Tensor]:
-        """Some tensors of a stored block, by their names in the block.
-
-        Raises:
-            ValueError: if its file is missing or lacks one of them, naming both.
-        """
-        file, prefix = self.block_file(index), f"model.layers.{index}."
-        stored = _read_all(file, prefix, torch.device("cpu"))
-        missing = [name for name in names if name not in stored]
-        if missing:
-            raise ValueError(f"{file} lacks {prefix}{missing[0]}")
-        return {name: stored[name] for name in names}
 
     def replace_tensors(self, index: int, values: Mapping[str, Tensor]) -> None:
         """Store a block once more, with other values of some tensors, in the dtypes they have."""

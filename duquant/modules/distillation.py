@@ -29,10 +29,13 @@ from torch.utils.checkpoint import checkpoint
 from duquant.config import Recipe
 from duquant.evaluation.perplexity import LOGITS_AT_ONCE
 from duquant.export.float_tensors import Shape
+from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
 from duquant.model.decoder import BlockContext, Decoder
+from duquant.model.execution import configure_execution
 from duquant.modules.block_optimizer import set_learning_rate
 from duquant.modules.learner import Learner
+from duquant.nn.execution import Execution
 
 _Stored = dict[str, tuple[torch.dtype, float]]
 """Of every tensor of a block that learns, its dtype in the file and its unit."""
@@ -40,6 +43,8 @@ CLIP = "clip_ends"
 SMALLEST_CLIP = 0.05
 """Least that a clip factor may leave of a token's range."""
 SMALLEST_UNIT = 1e-6
+LOSS_SCALE = 2.0**11
+"""What the loss is multiplied by before the backward pass; float16 would lose smaller gradients."""
 
 
 class Distillation(Learner):
@@ -50,6 +55,8 @@ class Distillation(Learner):
         recipe: says for how long.
     """
 
+    units: Tensor
+
     def __init__(self, shapes: Sequence[Mapping[str, Shape]], recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
@@ -58,6 +65,7 @@ class Distillation(Learner):
             for of_block in shapes
         )
         self.names = [tuple(of_block) for of_block in shapes]
+        self.register_buffer("units", torch.ones(sum(map(len, shapes)), device="cpu"))
         self._stored: list[_Stored] = []
         self._blocks: list[nn.Module] = []
         self._contexts: Sequence[BlockContext] = ()
@@ -65,24 +73,34 @@ class Distillation(Learner):
 
     @torch.no_grad()
     def enter(
-        self,
-        blocks: list[nn.Module],
-        stored: Sequence[Mapping[str, Tensor]],
-        contexts: Sequence[BlockContext],
-        decoder: Decoder,
+        self, directory: ModelDirectory, decoder: Decoder, contexts: Sequence[BlockContext]
     ) -> None:
-        """Begin, or go on from the values that are held.
+        """Read all finished blocks; begin at their values, or go on from those that are held.
+
+        The checkpoint of a run holds values and units from the moment this turn begins, so it does
+        not matter whether blocks are stored again already.
 
         Args:
-            blocks: all finished blocks, on the device where to compute.
-            stored: what they hold of what learns, by name.
-            contexts: what each block's forward needs beside hidden states.
+            directory: holds the blocks.
             decoder: embeds tokens and predicts.
+            contexts: what each block's forward needs beside hidden states.
+
+        Raises:
+            ValueError: if a block is missing or damaged, naming it.
         """
+        numbers = range(decoder.num_blocks)
+        blocks = [directory.read_block(index, decoder).to(self.device) for index in numbers]
+        configure_execution(blocks, Execution("reference", "packed"))
         self._blocks, self._contexts, self._decoder = blocks, contexts, decoder
-        self._stored = [
-            {n: (t.dtype, _unit(t)) for n, t in of_block.items()} for of_block in stored
+        stored = [
+            {name: held[name] for name in names}
+            for names, held in zip(self.names, map(_tensors, blocks), strict=True)
         ]
+        if not self.has_begun:
+            units = [_unit(tensor) for block in stored for tensor in block.values()]
+            self.units.copy_(torch.tensor(units, device="cpu"))
+        units_left = iter(self.units.tolist())
+        self._stored = [{n: (t.dtype, next(units_left)) for n, t in b.items()} for b in stored]
         if self.has_begun:
             return
         for index, of_block in enumerate(stored):
@@ -98,6 +116,10 @@ class Distillation(Learner):
         for index in range(len(self._blocks)):
             hidden = checkpoint(self._run, index, hidden, use_reentrant=False)
         return hidden
+
+    def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:
+        """A step; what is returned is scaled, ``step_loss`` is not. AdamW follows either alike."""
+        return super().training_step(batch, batch_idx) * LOSS_SCALE
 
     def loss(self, batch: BlockBatch) -> Tensor:
         """Divergence of the predictions; the batch holds token ids and the original's outputs."""
@@ -121,7 +143,7 @@ class Distillation(Learner):
         return [{"params": list(self.values.parameters()), "lr": rate}]
 
     @torch.no_grad()
-    def learned(self, index: int) -> dict[str, Tensor]:
+    def stored_values(self, index: int) -> dict[str, Tensor]:
         """What block ``index`` has learned, as it is stored."""
         return {name: value.clone() for name, value in self._values(index).items()}
 
@@ -174,6 +196,11 @@ class Distillation(Learner):
 def _unit(start: Tensor) -> float:
     """Root mean square; what is nothing but zeros hardly moves."""
     return max(float(start.double().square().mean().sqrt()), SMALLEST_UNIT)
+
+
+def _tensors(block: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a finished block by name."""
+    return {**dict(block.named_parameters()), **dict(block.named_buffers())}
 
 
 def _zeros(shape: Shape) -> nn.Parameter:

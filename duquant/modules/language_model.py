@@ -115,7 +115,7 @@ class LanguageModel(MeasuredModel):
         return self.recipe.lwc.epochs if self.recipe.has_lwc else 1
 
     def first_epoch(self, turn: int) -> int:
-        """Epoch with which a turn begins; of the turn behind the last, that of the fit's end."""
+        """Epoch with which a turn begins; ``first_epoch(num_turns)`` counts all epochs."""
         behind = self.recipe.distillation.epochs if turn > self.num_blocks else 0
         return min(turn, self.num_blocks) * self.epochs_per_block + behind
 
@@ -176,9 +176,10 @@ class LanguageModel(MeasuredModel):
 
     def _idle_loss(self) -> Tensor:
         """Zero, through a parameter if there is one: processes that train together expect that."""
-        for parameter in self.parameters():
-            return parameter.sum() * 0
-        return torch.zeros((), device=self.device, requires_grad=True)
+        parameter = next(self.parameters(), None)
+        if parameter is None:
+            return torch.zeros((), device=self.device, requires_grad=True)
+        return parameter.sum() * 0
 
     def _learned_elsewhere(self, current: int) -> list[str]:
         """Names of the many numbers that turns other than the current one learn.

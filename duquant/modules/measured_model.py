@@ -60,11 +60,13 @@ class MeasuredModel(LightningModule):
 
     def on_validation_start(self) -> None:
         """Refuse to measure half a model, and begin new sums."""
-        finished = [self.directory.block_file(i).is_file() for i in range(self.num_blocks)]
-        if not all(finished):
+        if not self.directory.is_complete:
+            numbers = range(self.num_blocks)
+            finished = sum(self.directory.block_file(index).is_file() for index in numbers)
+            missing = "" if finished < self.num_blocks else ", and is not complete yet"
             raise ValueError(
-                f"{self.output_dir} holds {sum(finished)} of {self.num_blocks} quantized blocks: "
-                f"run fit with --ckpt_path last to finish it"
+                f"{self.output_dir} holds {finished} of {self.num_blocks} quantized blocks"
+                f"{missing}: run fit with --ckpt_path last to finish it"
             )
         self._metrics = {
             corpus: {v: Perplexity(self.device) for v in self.measured_variants(corpus)}

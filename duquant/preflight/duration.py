@@ -33,6 +33,8 @@ SEARCH_STEPS = 24
 
 PASSES_OF_DISTILLATION = 4
 """Of a token through a block: forward, once more, and backward, which takes two."""
+PASSES_OF_HEAD = 5
+"""The original's predictions twice, the quantized model's twice, and their gradient."""
 PASSES_OF_ROUNDING = 3
 """Of all tokens through a quantized block, where every site's Gram is collected in turn."""
 
@@ -111,9 +113,10 @@ def estimate_duration(
 
 def _distillation(job: Job, part: BlockSeconds, size: float) -> float:
     sizes = job.streams
-    tokens = job.recipe.distillation.epochs * sizes.samples * sizes.tokens * PASSES_OF_DISTILLATION
-    head = job.embeddings / job.block_weights * part.forward
-    return (job.decoder.num_blocks * part.quantized + head) * tokens * size
+    tokens = job.recipe.distillation.epochs * sizes.samples * sizes.tokens
+    blocks = job.decoder.num_blocks * part.quantized * PASSES_OF_DISTILLATION
+    head = job.embeddings / job.block_weights * part.forward * PASSES_OF_HEAD
+    return (blocks + head) * tokens * size
 
 
 def _validation(job: Job, part: BlockSeconds, size: float) -> float:

@@ -24,6 +24,7 @@ from math import prod
 
 from duquant.evaluation.perplexity import LOGITS_AT_ONCE
 from duquant.export.float_tensors import float_shapes
+from duquant.export.packed_size import packed_bytes
 from duquant.model.structure import SITES
 from duquant.preflight.job import Job
 from duquant.transforms.table import transform_class
@@ -74,7 +75,8 @@ def memory_phases(job: Job) -> list[Phase]:
         batch = "a smaller --model.distillation.batch_size"
         remedy = batch if job.distillation_batch > 1 else "--model.distillation.epochs 0"
         phases.append(Phase("distillation", held + _distillation(job), remedy))
-    return [Phase(p.name, LIBRARIES + p.num_bytes, p.remedy) for p in phases]
+    always = LIBRARIES + _distilled(job)
+    return [Phase(p.name, always + p.num_bytes, p.remedy) for p in phases]
 
 
 def largest_phase(job: Job) -> Phase:
@@ -134,12 +136,21 @@ def _distillation(job: Job) -> int:
     """Every block packed; hidden states between blocks, and the activations of one block."""
     tokens = job.distillation_batch * job.streams.tokens
     blocks = job.decoder.num_blocks
-    packed = blocks * job.block_weights * job.recipe.formats.weights.bits // 8
-    learned = sum(prod(s) for block in job.blocks for s in float_shapes(block, job.recipe).values())
+    packed = sum(packed_bytes(block, job.recipe) for block in job.blocks)
+    before = _learned_transforms(job) * blocks * WIDE if job.recipe.has_lwc else 0
     between = blocks * tokens * job.streams.hidden * WIDE
     activations = tokens * (14 * _mlp_width(job) + 36 * job.streams.hidden) * WIDE
     within = max(activations + 4 * job.largest_linear * WIDE, 2 * _logits(job))
-    return packed + 4 * learned * WIDE + between + within + _table(job)
+    tables = _table(job) + job.embeddings * job.item
+    return packed + before + 3 * _distilled(job) + between + within + tables
+
+
+def _distilled(job: Job) -> int:
+    """Bytes of what the whole model will learn, which are held from the start."""
+    if not job.recipe.distillation.epochs:
+        return 0
+    shapes = (float_shapes(block, job.recipe) for block in job.blocks)
+    return sum(prod(shape) for of_block in shapes for shape in of_block.values()) * WIDE
 
 
 def _learned_transforms(job: Job) -> int:

@@ -64,6 +64,7 @@ class DistillationEntry(TypedDict):
 
     losses: list[float]
     skipped_steps: int
+    complaint: str
     seconds: float
 
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from callbacks.block_progression import BlockProgression
-from callbacks.checkpointing import LastCheckpoint, last_checkpoint
-from callbacks.distillation_turn import start_file
+from callbacks.checkpointing import LastCheckpoint, last_checkpoint, require_calibrated
+from callbacks.distillation_turn import distillation_complaint
 from callbacks.run_directory import describe_run
 from duquant.config import ClippingConfig, DistillationConfig, RoundingConfig
 from duquant.export.model_directory import ModelDirectory
@@ -101,7 +101,7 @@ def test_a_run_that_dies_while_blocks_are_stored_again_ends_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With one epoch the checkpoint before is that of the last block: all begins anew."""
+    """Some blocks hold learned values already; the checkpoint has those that they began with."""
     once = DistillationConfig(epochs=1, learning_rate=0.002, batch_size=2)
     outputs = [tmp_path / name for name in ("whole", "died")]
     models = [small_language_model(source, o, distillation=once, **LEARNS_ALL) for o in outputs]
@@ -118,7 +118,6 @@ def test_a_run_that_dies_while_blocks_are_stored_again_ends_the_same(
     with pytest.raises(Died):
         calibrate(models[1], data, LastCheckpoint(outputs[1]))
     monkeypatch.undo()
-    assert start_file(models[1]).is_file()
     again = small_language_model(source, outputs[1], distillation=once, **LEARNS_ALL)
     again.run_description = models[1].run_description
     trainer = small_trainer(BlockProgression(), LastCheckpoint(outputs[1]))
@@ -183,3 +182,21 @@ def test_codes_stay_and_predictions_come_nearer(
             p, q = (m(windows).logits.log_softmax(-1) for m in (original, quantized))
         divergences.append(float(F.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()))
     assert divergences[1] < 0.9 * divergences[0]
+
+
+def test_it_complains_where_nothing_was_gained() -> None:
+    assert distillation_complaint([0.3, 0.2]) == ""
+    assert distillation_complaint([0.3]) == ""
+    assert "0.2 -> 0.3" in distillation_complaint([0.2, 0.3])
+
+
+def test_half_a_distillation_is_not_measured(source: Path, text: Path, tmp_path: Path) -> None:
+    """Every block is there, but not the model that the recipe makes."""
+    model = small_language_model(source, tmp_path, distillation=DISTILLATION, **LEARNS_ALL)
+    data = small_data(source, text)
+    stop = StopAfter(BLOCK_EPOCHS["learns all"] + 1)
+    calibrate(model, data, stop, LastCheckpoint(tmp_path))
+    with pytest.raises(ValueError, match="2 of 2 quantized blocks, and is not complete yet"):
+        small_trainer().validate(model, data, verbose=False)
+    with pytest.raises(ValueError, match="while the whole model learned"):
+        require_calibrated(model)
