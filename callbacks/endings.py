@@ -8,6 +8,7 @@
 | 1 | a traceback: a mistake of ours |
 """
 
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from duquant.evaluation.mt_bench.credentials import without_keys
 from duquant.extras import MissingExtraError
 from duquant.interruption import ToldInterrupt, how_to_continue
 from duquant.terminal import complain, note
+
+MISSING = re.compile(r"class_path '([\w.]+)':.*?Try running `(pip install [^`]+)`", re.DOTALL)
+"""What Lightning says of a class, a logger for one, whose package is not installed."""
 
 
 @contextmanager
@@ -49,6 +53,8 @@ def one_line_endings() -> Iterator[None]:
 
 def fail(message: str) -> NoReturn:
     """Say what is wrong in one line, unless another process did, and leave with status 2."""
+    if missing := MISSING.search(message):
+        message = f"{missing[1]} needs what is not installed: {missing[2]}"
     if claim_the_word():
         complain(" ".join(without_keys(message).split()))
     raise SystemExit(2)

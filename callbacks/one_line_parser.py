@@ -5,7 +5,6 @@ What is read as YAML, files and values of options alike, is bounded first, see
 """
 
 import os
-import re
 import sys
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -23,8 +22,6 @@ FORMS = {
     "model.pretrained": "a model directory or a hub id",
 }
 """What options look like whose type says too little."""
-MISSING = re.compile(r"class_path '([\w.]+)': .*?Try running `(pip install [^`]+)`", re.DOTALL)
-"""What Lightning says of a class, a logger for one, whose package is not installed."""
 parse_yaml = get_loader("yaml")
 
 
@@ -63,8 +60,6 @@ class OneLineParser(LightningArgumentParser):
         """Print the innermost reason, or the form an option must have, and leave with status 2."""
         wanted = (f"{key} must be {form}" for key, form in FORMS.items() if f'"{key}"' in message)
         place = "" if self._file is None else f"{self._file}: "
-        if missing := MISSING.search(message):
-            fail(f"{place}{missing[1]} needs what is not installed: {missing[2]}")
         fail(place + next(wanted, message))
 
 

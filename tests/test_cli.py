@@ -125,8 +125,8 @@ BAD_OPTIONS = {
         ["trainer: Requirement 'torch_xla", "pip install"],
     ),
     "a logger without its library": (
-        ["--trainer.logger", "CometLogger"],
-        ["loggers.CometLogger needs what is not installed: pip install -U 'comet"],
+        ["--trainer.logger", "WandbLogger"],
+        ["loggers.WandbLogger needs what is not installed: pip install -U 'wandb"],
     ),
     "early stopping on nothing": (
         [
