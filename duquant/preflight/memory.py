@@ -75,7 +75,7 @@ def memory_phases(job: Job) -> list[Phase]:
         batch = "a smaller --model.distillation.batch_size"
         remedy = batch if job.distillation_batch > 1 else "--model.distillation.epochs 0"
         phases.append(Phase("distillation", held + _distillation(job), remedy))
-    always = LIBRARIES + _distilled(job)
+    always = LIBRARIES + distilled_bytes(job)
     return [Phase(p.name, always + p.num_bytes, p.remedy) for p in phases]
 
 
@@ -142,10 +142,10 @@ def _distillation(job: Job) -> int:
     activations = tokens * (14 * _mlp_width(job) + 36 * job.streams.hidden) * WIDE
     within = max(activations + 4 * job.largest_linear * WIDE, 2 * _logits(job))
     tables = _table(job) + job.embeddings * job.item
-    return packed + before + 3 * _distilled(job) + between + within + tables
+    return packed + before + 3 * distilled_bytes(job) + between + within + tables
 
 
-def _distilled(job: Job) -> int:
+def distilled_bytes(job: Job) -> int:
     """Bytes of what the whole model will learn, which are held from the start."""
     if not job.recipe.distillation.epochs:
         return 0

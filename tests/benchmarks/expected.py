@@ -30,7 +30,7 @@ from duquant.modules.block import QuantBlock
 from duquant.preflight.disk import disk_bytes
 from duquant.preflight.duration import estimate_duration
 from duquant.preflight.job import Job
-from duquant.preflight.memory import largest_phase
+from duquant.preflight.memory import distilled_bytes, largest_phase
 from tests.assets import REPOSITORY
 
 RECIPES = ("w4a4", "w4a4_gptq", "w4a4_lwc", "w4a4_best")
@@ -92,6 +92,7 @@ def row(decoder: Decoder, name: str, resident: int) -> str:
         cells.append(f"{(resident + phase.num_bytes) / 1e9:.1f} ({phase.name})")
     block = QuantBlock(jobs[0].linears, recipe)
     learned = decoder.num_blocks * sum(parameter.nbytes for parameter in block.parameters())
+    learned += distilled_bytes(jobs[0])
     disk = " / ".join(f"{disk_bytes(job, learned) / 1e9:.1f}" for job in jobs)
     streams = f"{jobs[0].streams.bytes_at_once / 1e9:.1f}"
     return f"| {name} | {streams} | {cells[0]} | {cells[1]} | {disk} |"
