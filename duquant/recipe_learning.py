@@ -88,7 +88,7 @@ class DistillationConfig:
     """
 
     epochs: int = 0
-    learning_rate: float = 0.001
+    learning_rate: float = 0.0005
     batch_size: int = 1
 
     def __post_init__(self) -> None:
