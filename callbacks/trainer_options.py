@@ -37,6 +37,11 @@ Requirement = tuple[tuple[str, ...], str]
 """How the accepted values are spelled, the usual one first (1 is one batch, 1.0 is all of them),
 and why no others are."""
 
+BATCH_SIZE, EPOCHS, RATE = (
+    f"model.lwc.{name} or model.distillation.{name}"
+    for name in ("batch_size", "epochs", "learning_rate")
+)
+
 MEASURING: dict[str, Requirement] = {
     "fast_dev_run": (("False",), "it skips what a run consists of"),
     "precision": (("32-true",), "a run computes in the precision of model.dtype; set that instead"),
@@ -48,10 +53,10 @@ MEASURING: dict[str, Requirement] = {
 CALIBRATING: dict[str, Requirement] = {
     **MEASURING,
     "limit_train_batches": (("1.0",), "it leaves data out; use data.num_samples"),
-    "accumulate_grad_batches": (("1",), "a step sees model.lwc.batch_size samples; set that"),
+    "accumulate_grad_batches": (("1",), f"a step sees {BATCH_SIZE} samples; set that"),
     "gradient_clip_val": (
         ("0", "0.0", "None"),
-        "clip factors learn from their gradients as they are; use model.lwc.learning_rate",
+        f"what learns follows its gradients as they are; use {RATE}",
     ),
     "reload_dataloaders_every_n_epochs": (("1",), "every block has data of its own"),
     "num_sanity_val_steps": (("0",), "half a model is not worth measuring"),
@@ -61,7 +66,7 @@ CALIBRATING: dict[str, Requirement] = {
 
 
 IGNORED: dict[str, Requirement] = {
-    "max_epochs": (("None",), "the number of blocks decides; set model.lwc.epochs"),
+    "max_epochs": (("None",), f"the number of blocks decides; set {EPOCHS}"),
     "check_val_every_n_epoch": (("1",), "half a model is not worth measuring"),
     "limit_test_batches": (("None",), "nothing is tested; see evaluate"),
     "limit_predict_batches": (("None",), "nothing is predicted"),
@@ -71,9 +76,9 @@ IGNORED: dict[str, Requirement] = {
 
 
 CHANGING = {
-    BatchSizeFinder: "set model.lwc.batch_size",
-    GradientAccumulationScheduler: "a step sees model.lwc.batch_size samples; set that",
-    LearningRateFinder: "set model.lwc.learning_rate",
+    BatchSizeFinder: f"set {BATCH_SIZE}",
+    GradientAccumulationScheduler: f"a step sees {BATCH_SIZE} samples; set that",
+    LearningRateFinder: f"set {RATE}",
     StochasticWeightAveraging: "clip factors are those of a block's last step",
     WeightAveraging: "clip factors are those of a block's last step",
 }
