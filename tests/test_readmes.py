@@ -2,14 +2,17 @@
 
 import re
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import loggers
 
 import cli
 from tests.assets import REPOSITORY
 
 MOST_LINES, WIDEST = 140, 120
+OF_LOGGER = "--trainer.logger."
 NOT_OURS = {"runs", "build", "dist"}
 READMES = sorted(
     path.relative_to(REPOSITORY)
@@ -66,6 +69,15 @@ def test_named_configurations_exist(readme: Path) -> None:
     assert [name for name in sorted(named) if not (REPOSITORY / name).is_file()] == []
 
 
+def test_loggers_have_the_options_that_are_given_to_them() -> None:
+    """The help of ``fit`` does not know which logger will be chosen."""
+    text = "\n".join((REPOSITORY / readme).read_text(encoding="utf-8") for readme in READMES)
+    given = re.findall(rf"--trainer.logger (\w+) {OF_LOGGER}(\w+)", text)
+    assert len(given) == text.count(OF_LOGGER) > 0
+    for logger, option in given:
+        assert option in signature(getattr(loggers, logger)).parameters
+
+
 def named_options(subcommand: str) -> set[str]:
     """Options that a README gives to a subcommand; of ``fit`` those in sentences as well."""
     texts = [(REPOSITORY / readme).read_text(encoding="utf-8") for readme in READMES]
@@ -78,6 +90,8 @@ def named_options(subcommand: str) -> set[str]:
     }
     sections = ("--model.", "--data.", "--trainer.")
     named = {option for text in texts for option in OPTION.findall(text)}
+    given = {option for option in given if not option.startswith(OF_LOGGER)}
+    named = {option for option in named if not option.startswith(OF_LOGGER)}
     return given | {o for o in named if subcommand == "fit" and o.startswith(sections)}
 
 
