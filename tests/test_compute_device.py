@@ -61,7 +61,7 @@ def test_the_trainer_computes_where_the_block_is(
     monkeypatch.setattr(quantization, "Trainer", trainer)
     block, stream = Block(), torch.zeros(2, 3, 4)
     place = calibration_device(asked)
-    quantization._train(block, BlockSamples(stream, stream), place)  # type: ignore[arg-type]
+    quantization._train(block, BlockSamples(stream, stream), duquant.Recipe().lwc, place)  # type: ignore[arg-type]
     index = told["devices"][0] if place.type == "cuda" else None
     assert torch.device(told["accelerator"], index) == place
     assert block.lies == (place,)

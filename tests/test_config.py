@@ -15,8 +15,8 @@ from duquant.config import (
     Recipe,
     RotationConfig,
     SmoothingConfig,
-    round_to_nearest,
 )
+from duquant.modules.variants import round_to_nearest
 
 NO_LWC = LWCConfig(epochs=0)
 SECTIONS = {

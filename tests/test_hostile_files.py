@@ -165,8 +165,8 @@ def test_a_damaged_file_is_named_or_harmless(
 @pytest.mark.parametrize("value", [1e308, 1e-308, 0.0])
 def test_charts_of_any_number(value: float) -> None:
     for values in ([value, -1.0], [1.0, -value]):
-        assert "<svg" in draw_bars(values, "seconds")
-        assert "<svg" in draw_losses({"block 0": values})
+        assert "<svg" in draw_bars(values, "seconds", "of every block")
+        assert "<svg" in draw_losses({"block 0": values}, "of a block")
 
 
 def test_results_whose_parts_do_not_belong_together(victim: Victim) -> None:

@@ -104,10 +104,10 @@ def test_two_processes_give_the_model_of_one(
 def test_two_processes_distil_the_same_model(
     options: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Each has half of every batch, and their gradients are averaged."""
+    """Each has half of every batch, gradients are averaged. Without LWC their blocks are equal."""
     directory = tmp_path_factory.mktemp("distilled")
     whole_model = ["--model.distillation.epochs", "2", "--model.distillation.batch_size", "2"]
-    command = [*options, *whole_model, "--data.validation", "{}"]
+    command = [*options, *whole_model, "--data.validation", "{}", "--model.lwc.epochs", "0"]
     records = []
     for name, processes in (("one", DDP[:2]), ("two", TWO)):
         output = directory / name
@@ -116,7 +116,7 @@ def test_two_processes_distil_the_same_model(
         records += BlockRecord.load_all(output, BLOCKS + 1)[BLOCKS:]
     one, two = records
     assert len(one.lwc_losses) == 2
-    assert two.lwc_losses == pytest.approx(one.lwc_losses, rel=0.05)
+    assert two.lwc_losses == pytest.approx(one.lwc_losses, rel=0.02)
 
 
 def test_only_the_first_machine_writes_and_speaks(

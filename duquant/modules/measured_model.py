@@ -60,9 +60,9 @@ class MeasuredModel(LightningModule):
 
     def on_validation_start(self) -> None:
         """Refuse to measure half a model, and begin new sums."""
-        if not self.directory.is_complete:
-            numbers = range(self.num_blocks)
-            finished = sum(self.directory.block_file(index).is_file() for index in numbers)
+        numbers = range(self.num_blocks)
+        finished = sum(self.directory.block_file(index).is_file() for index in numbers)
+        if finished < self.num_blocks or not self.directory.is_complete:
             missing = "" if finished < self.num_blocks else ", and is not complete yet"
             raise ValueError(
                 f"{self.output_dir} holds {finished} of {self.num_blocks} quantized blocks"

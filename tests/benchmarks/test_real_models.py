@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import cli
-from duquant.config import Recipe, round_to_nearest
+from duquant.config import Recipe
+from duquant.modules.variants import round_to_nearest
 from duquant.quickstart import MODEL_DIRECTORY
 from tests.benchmarks.real_models import __main__ as real_models
 from tests.benchmarks.real_models import measuring, weights

@@ -377,10 +377,11 @@ def test_the_bar_is_not_silenced_with_the_libraries(
         def __init__(self, request: Evaluate, console: Console) -> None:
             consoles.append(console)
 
-        def run(self, output: Console) -> None:
+        def run(self, output: Console) -> dict[str, Any]:
             with silence():
                 consoles[0].print("a bar")
                 print("a library", file=sys.stderr)
+            return {}
 
     monkeypatch.setattr(evaluation, "Evaluation", Watched)
     Evaluate(model="quickstart", tasks="piqa")()
