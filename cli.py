@@ -158,7 +158,8 @@ class DuQuantCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check what can be checked, and continue an unfinished run of this configuration."""
-        trainer_options.require_supported(self.trainer, "fit", has_lwc=self.model.recipe.has_lwc)
+        metric = trainer_options.lasting_metric(self.model.recipe)
+        trainer_options.require_supported(self.trainer, "fit", metric=metric)
         require_even_shares(self.trainer, self.model, self.datamodule)
         self.datamodule.processes = processes_of(self.trainer)
         arguments, is_owner = self.config_init["fit"], self.trainer.is_global_zero

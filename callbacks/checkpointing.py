@@ -117,8 +117,8 @@ def require_calibrated(model: LanguageModel) -> None:
         if model.is_distilling:
             where = "while the whole model learned"
         raise ValueError(
-            f"stopped {where}; --ckpt_path "
-            f"last continues (trainer.max_steps counts the steps of all commands)"
+            f"stopped {where}; --ckpt_path last continues (trainer.max_steps counts the steps of "
+            f"all commands)"
         )
 
 

@@ -224,7 +224,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     if summary.get("baseline"):
         say(summary["baseline"], console)
     for whole in summary.get("distillation", []):
-        say(distillation_in_words(whole["losses"], whole["seconds"]), console)
+        say(distillation_in_words(whole), console)
     _print_complaints(summary["blocks"], console)
     say(f"quantized model: {summary['artifact']}", console)
 

@@ -1,5 +1,6 @@
 """A run's recipe and its whole model's turn, in words and plain values."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from callbacks.block_events import BlockRecord
@@ -29,7 +30,13 @@ def describe_distillation(record: BlockRecord) -> dict[str, Any]:
     }
 
 
-def distillation_in_words(losses: list[float], seconds: float) -> str:
-    """How the loss of the whole model fell, and what that took."""
+def distillation_in_words(turn: Mapping[str, Any]) -> str:
+    """How the loss of the whole model fell, what that took, and what is wrong with it if anything.
+
+    Args:
+        turn: what :func:`describe_distillation` gave.
+    """
+    losses, complaint = turn["losses"], turn["complaint"]
     change = f": loss {losses[0]:.4g} -> {losses[-1]:.4g}" if losses else ""
-    return f"distillation of the whole model{change}, {seconds:.0f} s of the time"
+    words = f"distillation of the whole model{change}, {turn['seconds']:.0f} s of the time"
+    return f"{words}; {complaint}" if complaint else words

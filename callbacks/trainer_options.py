@@ -32,6 +32,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from callbacks.data_parallel import BlockParallel
+from duquant.config import Recipe
 
 Requirement = tuple[tuple[str, ...], str]
 """How the accepted values are spelled, the usual one first (1 is one batch, 1.0 is all of them),
@@ -124,13 +125,18 @@ def building_a_trainer() -> Iterator[None]:
         raise ValueError(f"trainer: {error}") from error
 
 
-def require_supported(trainer: Trainer, stage: str, *, has_lwc: bool = True) -> None:
+def lasting_metric(recipe: Recipe) -> str | None:
+    """The metric that every step of a fit has; with distillation the last ones have another."""
+    return LOSS if recipe.has_lwc and not recipe.distillation.epochs else None
+
+
+def require_supported(trainer: Trainer, stage: str, *, metric: str | None = LOSS) -> None:
     """Check the Trainer's options before anything is written.
 
     Args:
         trainer: as it was built.
         stage: ``fit``, or anything that only measures.
-        has_lwc: whether blocks learn, and so have a loss.
+        metric: that every step of the fit has, of :func:`lasting_metric`.
 
     Raises:
         ValueError: naming the option, its value, the only one that will do, and why.
@@ -148,7 +154,7 @@ def require_supported(trainer: Trainer, stage: str, *, has_lwc: bool = True) -> 
         name = type(trainer.strategy).__name__
         raise ValueError(f"trainer.strategy is {name}; it must be auto or ddp, by name")
     if stage == "fit":
-        _require_harmless_callbacks(trainer, has_lwc)
+        _require_harmless_callbacks(trainer, metric)
 
 
 def require_effective(options: Mapping[str, Any]) -> None:
@@ -166,15 +172,15 @@ def require_effective(options: Mapping[str, Any]) -> None:
             raise ValueError(f"trainer.{option} is {value}, which has no effect: {reason}")
 
 
-def _require_harmless_callbacks(trainer: Trainer, has_lwc: bool) -> None:
+def _require_harmless_callbacks(trainer: Trainer, metric: str | None) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         name = type(callback).__name__
         lightnings = [kind for kind in type(callback).__mro__ if _is_lightnings(kind)]
         if not all(issubclass(kind, HARMLESS) for kind in lightnings):
             reasons = (reason for kind, reason in CHANGING.items() if isinstance(callback, kind))
             raise ValueError(f"trainer.callbacks has a {name}: {next(reasons, UNKNOWN)}")
-        if isinstance(callback, EarlyStopping) and not (has_lwc and callback.monitor == LOSS):
-            there_is = f"a fit has {LOSS} alone" if has_lwc else "without LWC a fit has none"
+        if isinstance(callback, EarlyStopping) and callback.monitor != metric:
+            there_is = f"a fit has {metric} alone" if metric else "no metric lasts a whole fit here"
             raise ValueError(
                 f"trainer.callbacks has an EarlyStopping on the metric {callback.monitor}, but "
                 f"{there_is}"

@@ -9,10 +9,12 @@ from lightning import Callback, LightningModule, Trainer
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from callbacks.block_events import BlockRecord
 from callbacks.block_progression import BlockProgression
 from callbacks.checkpointing import LastCheckpoint, last_checkpoint, require_calibrated
 from callbacks.distillation_turn import distillation_complaint
 from callbacks.run_directory import describe_run
+from callbacks.run_words import describe_distillation, distillation_in_words
 from duquant.config import ClippingConfig, DistillationConfig, RoundingConfig
 from duquant.export.model_directory import ModelDirectory
 from duquant.modules.language_model import LanguageModel
@@ -187,7 +189,10 @@ def test_codes_stay_and_predictions_come_nearer(
 def test_it_complains_where_nothing_was_gained() -> None:
     assert distillation_complaint([0.3, 0.2]) == ""
     assert distillation_complaint([0.3]) == ""
-    assert "0.2 -> 0.3" in distillation_complaint([0.2, 0.3])
+    complaint = distillation_complaint([0.2, 0.3])
+    assert "0.2 -> 0.3" in complaint
+    record = BlockRecord(2, lwc_losses=[0.2, 0.3], complaint=complaint)
+    assert complaint in distillation_in_words(describe_distillation(record))
 
 
 def test_half_a_distillation_is_not_measured(source: Path, text: Path, tmp_path: Path) -> None:

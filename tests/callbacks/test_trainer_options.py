@@ -17,9 +17,11 @@ from callbacks.trainer_options import (
     MEASURING,
     _warn_of,
     building_a_trainer,
+    lasting_metric,
     require_effective,
     require_supported,
 )
+from duquant.config import DistillationConfig, LWCConfig, Recipe
 from tests.in_process import (
     LIGHTNING_WARNINGS,
     FinishedRun,
@@ -199,17 +201,20 @@ def test_what_would_have_no_effect_is_refused(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "has_lwc", "words"),
+    ("metric", "options", "words"),
     [
-        ("nowhere", True, "on the metric nowhere, but a fit has lwc/loss alone"),
-        ("perplexity/text/quantized", True, "but a fit has lwc/loss alone"),
-        ("lwc/loss", False, "without LWC a fit has none"),
+        ("nowhere", {}, "on the metric nowhere, but a fit has lwc/loss alone"),
+        ("perplexity/text/quantized", {}, "but a fit has lwc/loss alone"),
+        ("lwc/loss", {"lwc": LWCConfig(epochs=0)}, "no metric lasts a whole fit here"),
+        ("lwc/loss", {"distillation": DistillationConfig(1)}, "no metric lasts a whole fit here"),
     ],
 )
-def test_early_stopping_needs_a_metric_that_exists(metric: str, has_lwc: bool, words: str) -> None:
+def test_early_stopping_needs_a_metric_that_lasts(
+    metric: str, options: dict[str, Any], words: str
+) -> None:
     trainer = small_trainer(callbacks.EarlyStopping(metric))
     with pytest.raises(ValueError, match=words):
-        require_supported(trainer, "fit", has_lwc=has_lwc)
+        require_supported(trainer, "fit", metric=lasting_metric(Recipe(**options)))
     require_supported(small_trainer(callbacks.EarlyStopping("lwc/loss")), "fit")
 
 
