@@ -173,24 +173,38 @@ class Distillation(Learner):
         return parameter
 
     def _divergence(self, target: Tensor, output: Tensor) -> Tensor:
-        """Mean over tokens, a few tokens' logits in memory at a time."""
+        """Mean over tokens."""
         assert self._decoder is not None
-        windows, tokens = target.shape[:2]
-        size = max(1, LOGITS_AT_ONCE // int(self._decoder.config.vocab_size) // windows)
-        total = torch.zeros((), device=target.device)
-        for places in torch.arange(tokens, device="cpu").split(size):
-            part = slice(int(places[0]), int(places[-1]) + 1)
-            total = total + checkpoint(
-                self._summed, target[:, part], output[:, part], use_reentrant=False
-            )
-        return total / (windows * tokens)
+        total: Tensor = _SummedDivergence.apply(output, target, self._decoder)
+        return total / target[..., 0].numel()
 
-    def _summed(self, target: Tensor, output: Tensor) -> Tensor:
-        assert self._decoder is not None
-        with torch.no_grad():
-            wanted = self._decoder.logits(target).float().log_softmax(dim=-1)
-        predicted = self._decoder.logits(output).float().log_softmax(dim=-1)
-        return F.kl_div(predicted, wanted, reduction="sum", log_target=True)
+
+class _SummedDivergence(torch.autograd.Function):
+    """KL of all tokens' predictions, a few tokens' logits in memory at a time.
+
+    The gradient is computed along with the values, so that no logits are computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, target: Tensor, decoder: Decoder) -> Tensor:
+        windows, tokens = target.shape[:2]
+        size = max(1, LOGITS_AT_ONCE // int(decoder.config.vocab_size) // windows)
+        total, gradients = torch.zeros((), device=target.device), []
+        for wanted, part in zip(target.split(size, 1), output.split(size, 1), strict=True):
+            teacher = decoder.logits(wanted).float().log_softmax(dim=-1)
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                student = decoder.logits(part).float().log_softmax(dim=-1)
+                summed = F.kl_div(student, teacher, reduction="sum", log_target=True)
+            gradients.append(torch.autograd.grad(summed, part)[0])
+            total += summed.detach()
+        ctx.save_for_backward(torch.cat(gradients, dim=1))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad).to(gradient.dtype), None, None
 
 
 def _unit(start: Tensor) -> float:
