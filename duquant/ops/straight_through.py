@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from duquant.ops.gradient import records_gradient
+
 
 def straight_through(x: Tensor, values: Tensor) -> Tensor:
     """``values``, a rounded ``x`` of the same shape; all of their gradient goes to ``x``.
@@ -20,6 +22,8 @@ def straight_through(x: Tensor, values: Tensor) -> Tensor:
         >>> torch.autograd.grad((y * torch.tensor([2.0, 3.0])).sum(), x)
         (tensor([2., 3.]),)
     """
+    if not records_gradient(x):
+        return values.detach()
     result: Tensor = _StraightThrough.apply(x, values)
     return result
 
