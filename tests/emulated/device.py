@@ -1,0 +1,335 @@
+"""A second device without hardware: ``emulated:0``, whose memory no code of the CPU can read.
+
+It is PyTorch's place for other people's devices (PrivateUse1) with a backend in Python. A tensor on
+it is a shell with a shape, a dtype and a device; its numbers lie in a CPU tensor that only this
+module reaches. Every operation passes through :func:`EmulatedTensor.__torch_dispatch__`, which
+computes it on those numbers as the CPU does, and counts what would cost time on a GPU:
+
+* **kernels**: operations that compute or copy, not those that only view;
+* **waits**: moments at which the host must know a number of the device, and waits for everything
+  that was asked of it: ``item()``, ``bool(…)``, copies to the host, shapes that depend on values;
+* **uploads**: copies from the host's memory.
+
+Tensors of two devices in one operation are refused as CUDA refuses them.
+"""
+
+import collections
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer
+from torch.utils import backend_registration
+
+NAME = "emulated"
+aten = torch.ops.aten
+ANSWERS = {
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+}
+"""Operations that return a number to the host."""
+SHAPED_BY_VALUES = {
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.repeat_interleave.Tensor,
+    aten._unique2.default,
+    aten.unique_consecutive.default,
+    aten.unique_dim.default,
+    aten.bincount.default,
+}
+"""Operations whose result has a shape that the host must wait for."""
+INDEXING = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}
+COPIES = {aten.copy_.default, aten._to_copy.default}
+SAME = "Expected all tensors to be on the same device, but found at least two devices"
+
+
+@dataclass
+class Counts:
+    """What was asked of the device.
+
+    Attributes:
+        kernels: by the operation's name.
+        waits: by the place that waited, ``file:line operation``.
+        uploads: likewise.
+    """
+
+    kernels: collections.Counter[str] = field(default_factory=collections.Counter)
+    waits: collections.Counter[str] = field(default_factory=collections.Counter)
+    uploads: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    def totals(self) -> dict[str, Any]:
+        """The sums, and where the host waited."""
+        return {
+            "kernels": self.kernels.total(),
+            "waits": self.waits.total(),
+            "uploads": self.uploads.total(),
+            "waited_at": dict(self.waits),
+        }
+
+
+_counting: list[Counts] = []
+
+
+@contextmanager
+def counting() -> Iterator[Counts]:
+    """Count what is asked of the device meanwhile, by all threads."""
+    counts = Counts()
+    _counting.append(counts)
+    try:
+        yield counts
+    finally:
+        _counting.remove(counts)
+
+
+class EmulatedTensor(Tensor):
+    """A tensor of the device."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls: type["EmulatedTensor"], held: Tensor) -> "EmulatedTensor":
+        """Put a CPU tensor's numbers on the device."""
+        assert held.device.type == "cpu" and type(held) is Tensor
+        shell = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=torch.device(NAME, 0),
+        )
+        shell.held = held
+        return shell  # type: ignore[no-any-return]
+
+    @property
+    def data(self) -> Tensor:
+        """The tensor without its gradient's history."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        assert isinstance(value, EmulatedTensor)
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.held = value.held
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        copy = self.detach().clone()
+        return memo.setdefault(id(self), copy.requires_grad_(self.requires_grad))
+
+    def data_ptr(self) -> int:
+        """There is none that code of the CPU could read."""
+        raise RuntimeError(f"the memory of {NAME}:0 is not readable by the CPU")
+
+    def tolist(self) -> Any:
+        """Numbers for the host."""
+        return self.cpu().tolist()
+
+    def __repr__(self, **_: Any) -> str:
+        return f"EmulatedTensor({self.held!r})"
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return _dispatch(function, args, kwargs or {})
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """One kernel forward and one backward, as on a GPU."""
+    if enable_gqa and key.shape[1] != query.shape[1]:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (each.repeat_interleave(repeats, dim=1) for each in (key, value))
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        floats = torch.zeros_like(attn_mask, dtype=query.dtype)
+        attn_mask = floats.masked_fill(~attn_mask, -torch.inf)
+    return aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]  # type: ignore[no-any-return]
+
+
+def _dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if _is_definition(function):
+        return function._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
+    leaves: list[Tensor] = []
+    plain_args = [_numbers(each, leaves) for each in args]
+    plain_kwargs = {name: _numbers(each, leaves) for name, each in kwargs.items()}
+    _require_one_device(function, args, leaves)
+    target = plain_kwargs.get("device")
+    stays = target is None or target.type == NAME
+    if target is not None:
+        plain_kwargs["device"] = torch.device("cpu")
+    _count(function, args, stays)
+    found = function(*plain_args, **plain_kwargs)
+    if function is aten.copy_.default and not isinstance(args[0], EmulatedTensor):
+        return args[0]
+    if function in ANSWERS or not stays:
+        return found
+    given = {id(leaf.held): leaf for leaf in leaves if isinstance(leaf, EmulatedTensor)}
+    return _shells(found, given)
+
+
+def _numbers(value: Any, leaves: list[Tensor]) -> Any:
+    """An argument as the CPU's operation gets it; its tensors are added to ``leaves``."""
+    if isinstance(value, Tensor):
+        leaves.append(value)
+        return value.held if isinstance(value, EmulatedTensor) else value
+    if isinstance(value, (list, tuple)):
+        return [_numbers(each, leaves) for each in value]
+    if isinstance(value, torch.Generator):
+        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu'")
+    return value
+
+
+def _shells(found: Any, given: dict[int, EmulatedTensor]) -> Any:
+    """Results on the device; what an operation changed in place is the tensor that was given."""
+    if isinstance(found, Tensor):
+        return given.get(id(found)) if id(found) in given else EmulatedTensor(found)
+    if isinstance(found, (list, tuple)):
+        return type(found)(_shells(each, given) for each in found)
+    return found
+
+
+@functools.cache
+def _is_definition(function: Any) -> bool:
+    """Whether an operator of the product has to show what its definition does."""
+    name = function.name()
+    return not name.startswith(("aten::", "prim::")) and torch._C._dispatch_has_kernel_for_dispatch_key(
+        name, "CompositeExplicitAutograd"
+    )
+
+
+def _require_one_device(function: Any, args: tuple[Any, ...], leaves: list[Tensor]) -> None:
+    if function in COPIES:
+        return
+    strangers = [each for each in leaves if not isinstance(each, EmulatedTensor) and each.dim()]
+    if function in INDEXING and isinstance(args[0], EmulatedTensor):
+        of_index = {id(each) for each in args[1]}
+        strangers = [each for each in strangers if id(each) not in of_index]
+    if strangers:
+        raise RuntimeError(f"{SAME}, {NAME}:0 and {strangers[0].device}! ({function})")
+
+
+def _count(function: Any, args: tuple[Any, ...], stays: bool) -> None:
+    if not _counting:
+        return
+    waits, uploads = not stays or function in ANSWERS or function in SHAPED_BY_VALUES, False
+    if function is aten.copy_.default:
+        here = [isinstance(each, EmulatedTensor) for each in args[:2]]
+        waits, uploads = here == [False, True], here == [True, False]
+    if function in INDEXING:
+        indices = [each for each in args[1] if each is not None]
+        waits = any(each.dtype in (torch.bool, torch.uint8) for each in indices)
+        uploads = any(not isinstance(each, EmulatedTensor) for each in indices)
+    is_view = function.is_view or function in (aten.detach.default, aten.alias.default)
+    place = f"{_place()} {function.name()}" if waits or uploads else ""
+    for counts in _counting:
+        if not is_view:
+            counts.kernels[function.name()] += 1
+        if waits:
+            counts.waits[place] += 1
+        if uploads:
+            counts.uploads[place] += 1
+
+
+def _place() -> str:
+    """The innermost line that is neither PyTorch's nor this file's."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if "/torch/" not in file and file != __file__:
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "a thread of PyTorch"
+
+
+class _Module:
+    """What ``torch.emulated`` is."""
+
+    @staticmethod
+    def is_initialized() -> bool:
+        return True
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
+
+    @staticmethod
+    def current_device() -> int:
+        return 0
+
+    @staticmethod
+    def device_count() -> int:
+        return 1
+
+    @staticmethod
+    def _is_in_bad_fork() -> bool:
+        return False
+
+    @staticmethod
+    def manual_seed_all(seed: int) -> None:
+        """It draws nothing by itself."""
+
+    @staticmethod
+    def get_rng_state(device: Any = None) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+
+    @staticmethod
+    def set_rng_state(state: Tensor, device: Any = None) -> None:
+        """There is none."""
+
+    @staticmethod
+    def get_amp_supported_dtype() -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+    @staticmethod
+    def device(index: Any) -> Any:
+        return nullcontext()
+
+
+def install() -> torch.device:
+    """Make the device known to this process, for good; before its first backward pass.
+
+    PyTorch starts the threads of devices' backward passes once, and a process that has them cannot
+    be forked. So this belongs into a process of its own.
+    """
+    setup = backend_registration._setup_privateuseone_for_python_backend
+    setup(NAME, backend_module=_Module())
+    optimizer._foreach_supported_types.append(EmulatedTensor)  # as CUDA's: many tensors, one kernel
+    library = torch.library.Library("aten", "IMPL")
+
+    def empty(size: Any, *, dtype: Any = None, memory_format: Any = None, **_: Any) -> Tensor:
+        options = {} if memory_format is None else {"memory_format": memory_format}
+        return EmulatedTensor(torch.empty(size, dtype=dtype, device="cpu", **options))
+
+    def empty_strided(size: Any, stride: Any, *, dtype: Any = None, **_: Any) -> Tensor:
+        return EmulatedTensor(torch.empty_strided(size, stride, dtype=dtype, device="cpu"))
+
+    def copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+        return _dispatch(aten.copy_.default, (target, source, non_blocking), {})  # type: ignore[no-any-return]
+
+    library.impl("scaled_dot_product_attention", _attention, "AutogradPrivateUse1")
+    library.impl("_copy_from", copy_from, "PrivateUse1")  # of torch.tensor(…, device=…)
+    library.impl("empty.memory_format", empty, "PrivateUse1")
+    library.impl("empty_strided", empty_strided, "PrivateUse1")
+    _kept.append(library)
+    return torch.device(NAME, 0)
+
+
+_kept: list[Any] = []
