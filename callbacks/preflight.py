@@ -65,7 +65,7 @@ class Preflight(BlockObserver):
         duration = estimate_duration(
             job,
             trainer.strategy.root_device,
-            blocks_left=pl_module.num_blocks - int(pl_module.block_index),
+            blocks_left=pl_module.num_blocks - pl_module.block_index,
             picture_seconds=picture_seconds(job),
         )
         measuring = clock(duration.validation) if job.windows else "nothing"

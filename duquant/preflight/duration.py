@@ -218,7 +218,7 @@ class _Probe:
         loss = self.block.training_step(on_device, 0)
         assert loss is not None
         loss.backward()
-        self.block.drop_unusable_gradients()
+        self.block.drop_unusable_step(optimizer)
         optimizer.step()
         optimizer.zero_grad()
 
