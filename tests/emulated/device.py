@@ -210,9 +210,9 @@ def _shells(found: Any, given: dict[int, EmulatedTensor]) -> Any:
 def _is_definition(function: Any) -> bool:
     """Whether an operator of the product has to show what its definition does."""
     name = function.name()
-    return not name.startswith(("aten::", "prim::")) and torch._C._dispatch_has_kernel_for_dispatch_key(
-        name, "CompositeExplicitAutograd"
-    )
+    return not name.startswith(
+        ("aten::", "prim::")
+    ) and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeExplicitAutograd")
 
 
 def _require_one_device(function: Any, args: tuple[Any, ...], leaves: list[Tensor]) -> None:
