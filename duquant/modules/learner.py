@@ -68,11 +68,11 @@ class Learner(LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if not gradients:
             return
-        found = torch.zeros(1, device=gradients[0].device)
+        found = torch.zeros((), device=gradients[0].device)
         torch._amp_foreach_non_finite_check_and_unscale_(  # type: ignore[attr-defined]
             [*gradients, self.step_loss.clone()], found, torch.ones_like(found)
         )
-        self.skipped_steps += found[0].to(self.skipped_steps.dtype)
+        self.skipped_steps += found.to(self.skipped_steps.dtype)
         if is_fused(optimizer):
             optimizer.found_inf = found  # type: ignore[attr-defined]
         elif found:

@@ -45,7 +45,7 @@ class EmulatedAccelerator(Accelerator):
 
 
 def install() -> None:
-    """Let a Trainer find it by name; Lightning computes on the CPU for accelerators it does not know."""
+    """Let a Trainer find it by name; Lightning takes the CPU for accelerators it does not know."""
     AcceleratorRegistry.register(NAME, EmulatedAccelerator, description="for tests")
     usual = _AcceleratorConnector._choose_strategy
 
