@@ -128,6 +128,10 @@ class EmulatedTensor(Tensor):
         copy = self.detach().clone()
         return memo.setdefault(id(self), copy.requires_grad_(self.requires_grad))
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Files hold its numbers as the CPU's."""
+        return self.detach().cpu().__reduce_ex__(protocol)
+
     def data_ptr(self) -> int:
         """There is none that code of the CPU could read."""
         raise RuntimeError(f"the memory of {NAME}:0 is not readable by the CPU")
@@ -168,6 +172,8 @@ def _attention(
 def _dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if _is_definition(function):
         return function._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
+    if function is aten._has_compatible_shallow_copy_type.default:
+        return isinstance(args[0], EmulatedTensor) == isinstance(args[1], EmulatedTensor)
     leaves: list[Tensor] = []
     plain_args = [_numbers(each, leaves) for each in args]
     plain_kwargs = {name: _numbers(each, leaves) for name, each in kwargs.items()}
