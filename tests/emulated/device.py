@@ -170,8 +170,11 @@ def _attention(
 
 
 def _dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if _is_definition(function):
-        return function._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
+    if function is aten.scaled_dot_product_attention.default:
+        return _attention(*args, **kwargs)
+    key = _made_of_others(function)
+    if key is not None:
+        return function._op_dk(key, *args, **kwargs)
     if function is aten._has_compatible_shallow_copy_type.default:
         return isinstance(args[0], EmulatedTensor) == isinstance(args[1], EmulatedTensor)
     leaves: list[Tensor] = []
@@ -214,11 +217,14 @@ def _shells(found: Any, given: dict[int, EmulatedTensor]) -> Any:
 
 
 @functools.cache
-def _is_definition(function: Any) -> bool:
-    """Whether an operator of the product has to show what its definition does."""
-    name = function.name()
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return name.startswith("duquant::") and has_kernel(name, "CompositeExplicitAutograd")
+def _made_of_others(function: Any) -> Any:
+    """Where an operation is written in terms of others, the key under which that is."""
+    name, has_kernel = function.name(), torch._C._dispatch_has_kernel_for_dispatch_key
+    if has_kernel(name, "CompositeImplicitAutograd"):
+        return torch._C.DispatchKey.CompositeImplicitAutograd
+    if name.startswith("duquant::") and has_kernel(name, "CompositeExplicitAutograd"):
+        return torch._C.DispatchKey.CompositeExplicitAutograd  # what the product defines
+    return None
 
 
 def _require_one_device(function: Any, args: tuple[Any, ...], leaves: list[Tensor]) -> None:
