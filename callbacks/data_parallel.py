@@ -6,25 +6,28 @@ process writes its own streams, into the run directory that all of them must see
 """
 
 import signal
+from datetime import timedelta
 
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from callbacks.joint_failure import claim_the_word, watch
+from callbacks.joint_failure import claim_the_word, end_with_the_others, watch
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.modules.language_model import LanguageModel
 from duquant.processes import Processes
 
 STRATEGIES = ("ddp", "ddp_find_unused_parameters_true")
 """Names of :class:`BlockParallel` on the command line."""
+LONGEST_WAIT = timedelta(minutes=30)
+"""For the other processes, in one exchange: process 0 alone writes blocks and pictures."""
 
 
 class BlockParallel(DDPStrategy):
     """DDP over a model of which one block trains at a time."""
 
     def __init__(self) -> None:
-        super().__init__(find_unused_parameters=True)
+        super().__init__(find_unused_parameters=True, timeout=LONGEST_WAIT)
         self._is_watching = False
 
     def setup_environment(self) -> None:
@@ -34,6 +37,8 @@ class BlockParallel(DDPStrategy):
             self._is_watching = True
             watch(launcher.procs)
         super().setup_environment()
+        if self.process_group_backend == "nccl":
+            end_with_the_others()
 
     def configure_ddp(self) -> None:
         """Wrap the model, unless nothing trains (without LWC)."""

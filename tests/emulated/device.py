@@ -157,10 +157,14 @@ def _attention(
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    """One kernel forward and one backward, as on a GPU."""
+    """One kernel forward and one backward, as on a GPU, unless such kernels are turned off."""
     if enable_gqa and key.shape[1] != query.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = (each.repeat_interleave(repeats, dim=1) for each in (key, value))
+    cuda = torch.backends.cuda
+    if not (cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled()):
+        math = aten._scaled_dot_product_attention_math
+        return math(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)[0]  # type: ignore[no-any-return]
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         floats = torch.zeros_like(attn_mask, dtype=query.dtype)
         attn_mask = floats.masked_fill(~attn_mask, -torch.inf)
@@ -175,6 +179,8 @@ def _dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     key = _made_of_others(function)
     if key is not None:
         return function._op_dk(key, *args, **kwargs)
+    if function is aten.gather.default and args[2].dtype != torch.int64:
+        raise RuntimeError("gather(): Expected dtype int64 for index")  # as older PyTorch does
     if function is aten._has_compatible_shallow_copy_type.default:
         return isinstance(args[0], EmulatedTensor) == isinstance(args[1], EmulatedTensor)
     leaves: list[Tensor] = []
