@@ -6,6 +6,7 @@ process writes its own streams, into the run directory that all of them must see
 """
 
 import signal
+import threading
 from datetime import timedelta
 
 from lightning import Trainer
@@ -29,6 +30,7 @@ class BlockParallel(DDPStrategy):
     def __init__(self) -> None:
         super().__init__(find_unused_parameters=True, timeout=LONGEST_WAIT)
         self._is_watching = False
+        self._is_over: threading.Event | None = None
 
     def setup_environment(self) -> None:
         """Watch the processes that were started here, then join the group."""
@@ -38,7 +40,13 @@ class BlockParallel(DDPStrategy):
             watch(launcher.procs)
         super().setup_environment()
         if self.process_group_backend == "nccl":
-            end_with_the_others()
+            self._is_over = end_with_the_others()
+
+    def teardown(self) -> None:
+        """Let the others end when they like: this process needs them no more."""
+        if self._is_over is not None:
+            self._is_over.set()
+        super().teardown()
 
     def configure_ddp(self) -> None:
         """Wrap the model, unless nothing trains (without LWC)."""

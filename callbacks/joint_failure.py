@@ -12,7 +12,6 @@ looks whether the word was taken or the store is gone, and ends its process.
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from subprocess import Popen
@@ -53,21 +52,29 @@ def is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, distributed.DistError) or any(name in str(error) for name in LOST)
 
 
-def end_with_the_others(leave: Callable[[int], object] = os._exit) -> None:
-    """Watch from now on whether another process of this job has failed, and leave behind it."""
-    threading.Thread(target=_leave_behind_others, args=(leave,), daemon=True).start()
+def end_with_the_others(leave: Callable[[int], object] = os._exit) -> threading.Event:
+    """Watch from now on whether another process of this job has failed, and leave behind it.
+
+    Returns:
+        What ends the watch once it is set.
+    """
+    is_over = threading.Event()
+    threading.Thread(target=_leave_behind_others, args=(leave, is_over), daemon=True).start()
+    return is_over
 
 
-def _leave_behind_others(leave: Callable[[int], object]) -> None:
+def _leave_behind_others(leave: Callable[[int], object], is_over: threading.Event) -> None:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         store = TCPStore(address, port, is_master=False, timeout=PATIENCE)
         while not store.check([KEY]):
-            time.sleep(PATIENCE.total_seconds())
+            if is_over.wait(PATIENCE.total_seconds()):
+                return
         has_spoken = True
     except (OSError, RuntimeError):  # the store is process 0's
         has_spoken = False
-    time.sleep(2 * PATIENCE.total_seconds())  # who can end by itself does so better
+    if is_over.wait(2 * PATIENCE.total_seconds()):  # who can end by itself does so better
+        return
     if not has_spoken:
         complain(f"lost the connection to another process of this job; {how_to_continue()}")
     leave(2)

@@ -69,7 +69,7 @@ class Learner(LightningModule):
         if not gradients:
             return
         found = torch.zeros((), device=gradients[0].device)
-        torch._amp_foreach_non_finite_check_and_unscale_(  # type: ignore[attr-defined]
+        torch._amp_foreach_non_finite_check_and_unscale_(
             [*gradients, self.step_loss.clone()], found, torch.ones_like(found)
         )
         self.skipped_steps += found.to(self.skipped_steps.dtype)

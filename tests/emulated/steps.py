@@ -45,7 +45,9 @@ class Meter(Callback):
             self._stack.close()
             turn = "distillation" if module.is_distilling else "block"
             steps = fit.num_training_batches
-            self.epochs.append({"turn": turn, "steps": steps, **self._counts.totals()})
+            fused = sum(n for name, n in self._counts.kernels.items() if "flash" in name)
+            facts = {"turn": turn, "steps": steps, "fused attention": fused}
+            self.epochs.append({**facts, **self._counts.totals()})
 
 
 def _measured(folder: Path, **recipe: Any) -> list[Facts]:
