@@ -3,8 +3,8 @@
 Every part of a block's turn is run once to warm up and then timed with the code of the run itself.
 Where a part takes tokens it gets at most :data:`MOST_TOKENS`. A GPU is timed with a block of full
 width and more tokens, as it will run: small work takes the time of its calls. Parts are multiplied
-by how often they happen, by tokens, and by the weights of a block over those of the thin one; steps of a search
-by width and tokens, as if in any width the same share of rows could be skipped.
+by how often they happen, by tokens, and by the weights of a block over those of the thin one; steps
+of a search by width and tokens, as if in any width the same share of rows could be skipped.
 """
 
 import tempfile

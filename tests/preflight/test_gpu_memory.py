@@ -8,7 +8,7 @@ import torch
 
 from callbacks import preflight
 from callbacks.preflight import describe_job, require_room
-from duquant.preflight.memory import device_phase, host_phase, largest_phase
+from duquant.preflight.memory import device_phase, host_phase, largest_phase, memory_phases
 from duquant.preflight.thin_model import thin_config
 from duquant.processes import Processes
 from tests.in_process import small_data, small_language_model, write_text
@@ -57,11 +57,12 @@ def test_the_host_needs_no_room_for_what_the_gpu_does(
 
 def test_training_on_a_gpu_holds_the_matrices_of_attention(run: tuple[Any, Any]) -> None:
     model, data = run
-    there = largest_phase(describe_job(model, data))
+    there = {each.name: each.num_bytes for each in memory_phases(describe_job(model, data))}
     data.processes = Processes()
-    here = largest_phase(describe_job(model, data))
-    assert there.name == here.name == "training"
-    assert there.num_bytes - here.num_bytes == 4 * 4 * data.batch_size * 4 * data.sequence_length**2
+    here = {each.name: each.num_bytes for each in memory_phases(describe_job(model, data))}
+    scores = model.decoder.config.num_attention_heads * data.sequence_length**2
+    assert there.pop("training") - here.pop("training") == 4 * 4 * data.batch_size * scores
+    assert there == here
 
 
 def test_a_gpu_is_timed_with_a_block_as_wide_as_it_is(run: tuple[Any, Any]) -> None:
