@@ -13,18 +13,13 @@ computes it on those numbers as the CPU does, and counts what would cost time on
 Tensors of two devices in one operation are refused as CUDA refuses them.
 """
 
-import collections
 import functools
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import optimizer
-from torch.utils import backend_registration
+
+from tests.emulated.counts import record
 
 NAME = "emulated"
 aten = torch.ops.aten
@@ -52,44 +47,6 @@ INDEXING = {
 }
 COPIES = {aten.copy_.default, aten._to_copy.default}
 SAME = "Expected all tensors to be on the same device, but found at least two devices"
-
-
-@dataclass
-class Counts:
-    """What was asked of the device.
-
-    Attributes:
-        kernels: by the operation's name.
-        waits: by the place that waited, ``file:line operation``.
-        uploads: likewise.
-    """
-
-    kernels: collections.Counter[str] = field(default_factory=collections.Counter)
-    waits: collections.Counter[str] = field(default_factory=collections.Counter)
-    uploads: collections.Counter[str] = field(default_factory=collections.Counter)
-
-    def totals(self) -> dict[str, Any]:
-        """The sums, and where the host waited."""
-        return {
-            "kernels": self.kernels.total(),
-            "waits": self.waits.total(),
-            "uploads": self.uploads.total(),
-            "waited_at": dict(self.waits),
-        }
-
-
-_counting: list[Counts] = []
-
-
-@contextmanager
-def counting() -> Iterator[Counts]:
-    """Count what is asked of the device meanwhile, by all threads."""
-    counts = Counts()
-    _counting.append(counts)
-    try:
-        yield counts
-    finally:
-        _counting.remove(counts)
 
 
 class EmulatedTensor(Tensor):
@@ -149,10 +106,10 @@ class EmulatedTensor(Tensor):
     def __torch_dispatch__(
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        return _dispatch(function, args, kwargs or {})
+        return dispatch(function, args, kwargs or {})
 
 
-def _attention(
+def attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
     enable_gqa: bool = False,
@@ -173,9 +130,9 @@ def _attention(
     )[0]  # type: ignore[no-any-return]
 
 
-def _dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if function is aten.scaled_dot_product_attention.default:
-        return _attention(*args, **kwargs)
+        return attention(*args, **kwargs)
     key = _made_of_others(function)
     if key is not None:
         return function._op_dk(key, *args, **kwargs)
@@ -245,8 +202,6 @@ def _require_one_device(function: Any, args: tuple[Any, ...], leaves: list[Tenso
 
 
 def _count(function: Any, args: tuple[Any, ...], stays: bool) -> None:
-    if not _counting:
-        return
     waits, uploads = not stays or function in ANSWERS or function in SHAPED_BY_VALUES, False
     if function is aten.copy_.default:
         here = [isinstance(each, EmulatedTensor) for each in args[:2]]
@@ -256,98 +211,4 @@ def _count(function: Any, args: tuple[Any, ...], stays: bool) -> None:
         waits = any(each.dtype in (torch.bool, torch.uint8) for each in indices)
         uploads = any(not isinstance(each, EmulatedTensor) for each in indices)
     is_view = function.is_view or function in (aten.detach.default, aten.alias.default)
-    place = f"{_place()} {function.name()}" if waits or uploads else ""
-    for counts in _counting:
-        if not is_view:
-            counts.kernels[function.name()] += 1
-        if waits:
-            counts.waits[place] += 1
-        if uploads:
-            counts.uploads[place] += 1
-
-
-def _place() -> str:
-    """The innermost line that is neither PyTorch's nor this file's."""
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if "/torch/" not in file and file != __file__:
-            return f"{file}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "a thread of PyTorch"
-
-
-class _Module:
-    """What ``torch.emulated`` is."""
-
-    @staticmethod
-    def is_initialized() -> bool:
-        return True
-
-    @staticmethod
-    def is_available() -> bool:
-        return True
-
-    @staticmethod
-    def current_device() -> int:
-        return 0
-
-    @staticmethod
-    def device_count() -> int:
-        return 1
-
-    @staticmethod
-    def _is_in_bad_fork() -> bool:
-        return False
-
-    @staticmethod
-    def manual_seed_all(seed: int) -> None:
-        """It draws nothing by itself."""
-
-    @staticmethod
-    def get_rng_state(device: Any = None) -> Tensor:
-        return torch.empty(0, dtype=torch.uint8, device="cpu")
-
-    @staticmethod
-    def set_rng_state(state: Tensor, device: Any = None) -> None:
-        """There is none."""
-
-    @staticmethod
-    def get_amp_supported_dtype() -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float16]
-
-    @staticmethod
-    def device(index: Any) -> Any:
-        return nullcontext()
-
-
-def install() -> torch.device:
-    """Make the device known to this process, for good; before its first backward pass.
-
-    PyTorch starts the threads of devices' backward passes once, and a process that has them cannot
-    be forked. So this belongs into a process of its own.
-    """
-    setup = backend_registration._setup_privateuseone_for_python_backend
-    setup(NAME, backend_module=_Module())
-    optimizer._foreach_supported_types.append(EmulatedTensor)  # as CUDA's: many tensors, one kernel
-    library = torch.library.Library("aten", "IMPL")
-
-    def empty(size: Any, *, dtype: Any = None, memory_format: Any = None, **_: Any) -> Tensor:
-        options = {} if memory_format is None else {"memory_format": memory_format}
-        return EmulatedTensor(torch.empty(size, dtype=dtype, device="cpu", **options))
-
-    def empty_strided(size: Any, stride: Any, *, dtype: Any = None, **_: Any) -> Tensor:
-        return EmulatedTensor(torch.empty_strided(size, stride, dtype=dtype, device="cpu"))
-
-    def copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
-        return _dispatch(aten.copy_.default, (target, source, non_blocking), {})  # type: ignore[no-any-return]
-
-    library.impl("scaled_dot_product_attention", _attention, "AutogradPrivateUse1")
-    library.impl("_copy_from", copy_from, "PrivateUse1")  # of torch.tensor(…, device=…)
-    library.impl("empty.memory_format", empty, "PrivateUse1")
-    library.impl("empty_strided", empty_strided, "PrivateUse1")
-    _kept.append(library)
-    return torch.device(NAME, 0)
-
-
-_kept: list[Any] = []
+    record(function.name(), is_kernel=not is_view, waits=waits, uploads=uploads)

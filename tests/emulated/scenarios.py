@@ -2,7 +2,7 @@
 
     python tests/emulated/scenarios.py NAME DIRECTORY
 
-prints one line of JSON. ``DIRECTORY`` is empty, and the scenario's to write into.
+prints one line of JSON. ``DIRECTORY`` is empty, for the scenario to write into.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ import duquant
 from duquant.config import DistillationConfig, LWCConfig, RoundingConfig
 from duquant.export.conversion import QuantizedSource, export_model
 from duquant.export.targets.table import EXPORTERS
-from tests.emulated import device, trainer
+from tests.emulated import backend, device, trainer
+from tests.emulated.counts import counting
 from tests.in_process import (
     LEARNS_ALL,
     NO_LWC,
@@ -94,9 +95,9 @@ def the_device(folder: Path) -> Facts:
         "gather": lambda: here.gather(1, torch.zeros(2, 3, dtype=torch.long, device=DEVICE)),
         "view": lambda: here.view(3, 2)[1:].T,
     }
-    with device.counting() as uploads:
+    with counting() as uploads:
         host.to(DEVICE)
-    with device.counting() as product:
+    with counting() as product:
         silent["product"]()
     return {
         "refused": refused,
@@ -108,7 +109,7 @@ def the_device(folder: Path) -> Facts:
 
 
 def _waits(work: Callable[[], object]) -> int:
-    with device.counting() as counts:
+    with counting() as counts:
         work()
     return counts.waits.total()
 
@@ -132,8 +133,7 @@ def _calibrated(folder: Path, name: str) -> Facts:
         for key in expected
         if key.endswith(".packed")
     ]
-    has_means = recipe.smoothing.subtract_mean
-    exporter = EXPORTERS["native" if has_means else "dequantized"]()
+    exporter = EXPORTERS["native" if recipe.smoothing.subtract_mean else "dequantized"]()
     export_model(QuantizedSource(folder / device.NAME[:3] / "model"), folder / "export", exporter)
     return {
         "same names": expected.keys() == found.keys(),
@@ -150,9 +150,8 @@ def _written(directory: Path) -> Facts:
     ids = torch.arange(3, 19).view(2, 8)
     there = AutoModelForCausalLM.from_pretrained(directory, device_map={"": DEVICE})
     here = AutoModelForCausalLM.from_pretrained(directory)
-    tensors = [*there.parameters(), *there.buffers()]
     facts: Facts = {
-        "devices": sorted({str(each.device) for each in tensors}),
+        "devices": sorted({str(each.device) for each in there.state_dict().values()}),
         "tokens": {},
         "kernels per layer and token": {},
         "waits per layer and token": {},
@@ -175,7 +174,7 @@ def _written(directory: Path) -> Facts:
     for cache in caches:
         totals = []
         for count in (3, 5):
-            with device.counting() as counts:
+            with counting() as counts:
                 written = write(there, cache, count)
             totals.append(counts.totals())
         facts["tokens"][cache] = torch.equal(written.cpu(), write(here, cache, 5))
@@ -207,12 +206,13 @@ def searched_start(folder: Path) -> Facts:
 def a_run(folder: Path) -> Facts:
     """``fit`` on the command line: once at a stretch, and once stopped within a block."""
     source, _ = sources(folder)
-    options = ["--trainer.accelerator", device.NAME, "--model.distillation.epochs", "1"]
+    options = ["--trainer.accelerator", device.NAME, "--model.lwc.epochs", "2"]
+    options += ["--model.distillation.epochs", "1"]
     begin = ["fit", *arguments(source, folder / "whole", *options)]
     stopped = ["fit", *arguments(source, folder / "parts", *options)]
     statuses = [
         _command(*begin),
-        _command(*stopped, "--trainer.max_steps", "9"),
+        _command(*stopped, "--trainer.max_steps", "6"),
         _command(*stopped),
     ]
     whole, parts = stored_tensors(folder / "whole"), stored_tensors(folder / "parts")
@@ -239,7 +239,7 @@ def main() -> None:
     """Run one scenario."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     warnings.simplefilter("ignore")
-    device.install()
+    backend.install()
     trainer.install()
     importlib.import_module("tests.emulated.steps")  # more scenarios
     with contextlib.redirect_stdout(io.StringIO()):  # standard output is for the facts

@@ -14,6 +14,7 @@ from callbacks.run_directory import prepare_fit
 from duquant import quantization
 from duquant.modules.block import QuantBlock
 from tests.emulated import device
+from tests.emulated.counts import Counts, counting
 from tests.emulated.scenarios import DEVICE, DISTILLATION, LWC, Facts, scenario, sources
 from tests.in_process import (
     LEARNS_ALL,
@@ -35,10 +36,10 @@ class Meter(Callback):
     def __init__(self) -> None:
         self.epochs: list[Facts] = []
         self._stack = contextlib.ExitStack()
-        self._counts = device.Counts()
+        self._counts = Counts()
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        self._counts = self._stack.enter_context(device.counting())
+        self._counts = self._stack.enter_context(counting())
 
     def on_train_batch_end(self, fit: Any, module: Any, outputs: Any, batch: Any, idx: int) -> None:
         if idx + 1 == fit.num_training_batches:
