@@ -4,6 +4,7 @@ On a terminal one bar spans all blocks, so its ETA is that of the job. Elsewhere
 batch queue) every finished block prints one line.
 """
 
+import math
 import time
 from typing import Any
 
@@ -20,7 +21,7 @@ from duquant.progress_bar import clock, progress_bar
 from duquant.terminal import say
 
 SECONDS_BETWEEN_LOSSES = 0.5
-"""To show a loss the host waits for the device."""
+"""To know a loss the host waits for the device; until then the bar shows the one before."""
 
 
 class CalibrationProgress(BlockObserver, ProgressBar):
@@ -36,7 +37,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._started = 0.0
-        self._described = 0.0
+        self._loss, self._loss_is_of = 0.0, -math.inf
         self._first_block = 0
         self._is_enabled = True
 
@@ -82,12 +83,9 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         part = (batch_idx + 1) / max(1, int(self.total_train_batches))
         done = _work(pl_module, trainer.current_epoch + part)
         self._bar.update(self._task, completed=done)
-        now = time.monotonic()
-        if now - self._described < SECONDS_BETWEEN_LOSSES:
-            return
-        self._described, loss = now, ""
+        loss = ""
         if outputs and "loss" in outputs:
-            loss = f", {_loss_name(pl_module, turn)} {float(pl_module.learner.step_loss):.3g}"
+            loss = f", {_loss_name(pl_module, turn)} {self._recent_loss(pl_module):.3g}"
         self._describe(f"{_turn(pl_module, turn)}, epoch {epoch}/{behind - first}{loss}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,6 +101,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         self, trainer: Trainer, model: LanguageModel, record: BlockRecord
     ) -> None:
         """Without a terminal: one line per block. Everywhere: what is wrong with the block."""
+        self._loss_is_of = -math.inf
         block, error = _turn(model, record.index), _error(record)
         if record.complaint:
             self._say(f"{block}: {record.complaint}")
@@ -156,6 +155,12 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         self._bar = progress_bar(self.console)
         self._bar.start()
         self._task = self._bar.add_task(what, total=total, completed=int(completed))
+
+    def _recent_loss(self, model: LanguageModel) -> float:
+        now = time.monotonic()
+        if now - self._loss_is_of >= SECONDS_BETWEEN_LOSSES:
+            self._loss, self._loss_is_of = float(model.learner.step_loss), now
+        return self._loss
 
     def _say(self, line: str) -> None:
         if self._is_enabled and self.trainer.is_global_zero:

@@ -14,7 +14,7 @@ import torch
 from tests.assets import REPOSITORY
 from tests.emulated.scenarios import RECIPES
 from tests.forked_process import ForkedProcess
-from tests.small_run import environment
+from tests.small_run import one_thread
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
@@ -28,7 +28,7 @@ KERNELS_OF_A_TOKEN = {"dynamic": 210, "static": 255, "beams": 280, "packed": 300
 def run(name: str, folder: Path) -> Any:
     """The facts of a scenario, in a process of its own."""
     script = str(REPOSITORY / "tests" / "emulated" / "scenarios.py")
-    process = ForkedProcess([script, name, str(folder)], environment())
+    process = ForkedProcess([script, name, str(folder)], one_thread())
     out, err = process.communicate()
     assert process.returncode == 0, err
     return json.loads(out)
