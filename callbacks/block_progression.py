@@ -12,13 +12,13 @@ that epoch starts, and checkpoints are written after this callback, so a checkpo
 already points at the next block, whose streams are already on disk.
 """
 
-import math
 import time
 from functools import partial
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.checkpointing import is_cut_short
@@ -29,6 +29,7 @@ from callbacks.distillation_turn import (
     finish_distillation,
     forget_steps,
 )
+from callbacks.losses import log_losses
 from callbacks.preflight import describe_streams
 from callbacks.run_checks import peak_memory_bytes, require_finished_blocks, require_one_run
 from callbacks.trainer_options import require_supported
@@ -49,7 +50,7 @@ class BlockProgression(Callback):
         self.record = BlockRecord(0)
         self._contexts: list[BlockContext] = []
         self._calibration: BlockCalibration | None = None
-        self._epoch_losses: list[float] = []
+        self._step_losses: list[Tensor] = []
         self._clock = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -80,7 +81,7 @@ class BlockProgression(Callback):
             return
         device = trainer.strategy.root_device
         self._contexts = model.decoder.contexts(data.sequence_length, device)
-        index = int(model.block_index)
+        index = model.block_index
         if index or self.files.hold(0):
             streams = self.files.load(index)
         else:
@@ -92,11 +93,10 @@ class BlockProgression(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Collect the epoch's losses."""
+        """Collect the epoch's losses, which stay on their device until it ends."""
         model, _ = _parts(trainer, pl_module)
-        loss = float(model.learner.step_loss)
-        if model.learns and math.isfinite(loss):
-            self._epoch_losses.append(loss)
+        if model.learns:
+            self._step_losses.append(model.learner.step_loss)
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,14 +105,15 @@ class BlockProgression(Callback):
         An epoch that was cut short counts for nothing: the fit stops, and the checkpoint before it
         continues.
         """
+        model, data = _parts(trainer, pl_module)
+        losses = log_losses(trainer, model, self._step_losses)
+        self._step_losses = []
         if is_cut_short(trainer):
             return
-        model, data = _parts(trainer, pl_module)
-        if self._epoch_losses:
-            self.record.lwc_losses.append(sum(self._epoch_losses) / len(self._epoch_losses))
-        self._epoch_losses = []
+        if losses:
+            self.record.lwc_losses.append(sum(losses) / len(losses))
         self._count_seconds()
-        if trainer.current_epoch + 1 < model.first_epoch(int(model.block_index) + 1):
+        if trainer.current_epoch + 1 < model.first_epoch(model.block_index + 1):
             return
         streams = self._finish(trainer, model, data)
         if not model.is_calibrated:
@@ -150,7 +151,7 @@ class BlockProgression(Callback):
         streams: Streams | None,
     ) -> None:
         self._clock = time.perf_counter()
-        index, device = int(model.block_index), trainer.strategy.root_device
+        index, device = model.block_index, trainer.strategy.root_device
         if self.record.index != index:
             self.record = BlockRecord(index)
         assert streams is not None
@@ -206,7 +207,7 @@ class BlockProgression(Callback):
     def _finish_block(
         self, trainer: Trainer, model: LanguageModel, data: CalibrationDataModule
     ) -> Streams:
-        index = int(model.block_index)
+        index = model.block_index
         assert self._calibration is not None
         write = partial(model.directory.write_block, index) if trainer.is_global_zero else None
         self.record.site_errors = self._calibration.site_errors()

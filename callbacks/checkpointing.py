@@ -113,7 +113,7 @@ def require_calibrated(model: LanguageModel) -> None:
         ValueError: saying how far it came, and how it continues.
     """
     if not model.is_calibrated:
-        where = f"after {int(model.block_index)} of {model.num_blocks} blocks"
+        where = f"after {model.block_index} of {model.num_blocks} blocks"
         if model.is_distilling:
             where = "while the whole model learned"
         raise ValueError(

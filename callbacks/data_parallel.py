@@ -6,26 +6,31 @@ process writes its own streams, into the run directory that all of them must see
 """
 
 import signal
+import threading
+from datetime import timedelta
 
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from callbacks.joint_failure import claim_the_word, watch
+from callbacks.joint_failure import claim_the_word, end_with_the_others, watch
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.modules.language_model import LanguageModel
 from duquant.processes import Processes
 
 STRATEGIES = ("ddp", "ddp_find_unused_parameters_true")
 """Names of :class:`BlockParallel` on the command line."""
+LONGEST_WAIT = timedelta(minutes=30)
+"""For the other processes, in one exchange: process 0 alone writes blocks and pictures."""
 
 
 class BlockParallel(DDPStrategy):
     """DDP over a model of which one block trains at a time."""
 
     def __init__(self) -> None:
-        super().__init__(find_unused_parameters=True)
+        super().__init__(find_unused_parameters=True, timeout=LONGEST_WAIT)
         self._is_watching = False
+        self._is_over: threading.Event | None = None
 
     def setup_environment(self) -> None:
         """Watch the processes that were started here, then join the group."""
@@ -34,6 +39,14 @@ class BlockParallel(DDPStrategy):
             self._is_watching = True
             watch(launcher.procs)
         super().setup_environment()
+        if self.process_group_backend == "nccl":
+            self._is_over = end_with_the_others()
+
+    def teardown(self) -> None:
+        """Let the others end when they like: this process needs them no more."""
+        if self._is_over is not None:
+            self._is_over.set()
+        super().teardown()
 
     def configure_ddp(self) -> None:
         """Wrap the model, unless nothing trains (without LWC)."""

@@ -3,12 +3,16 @@
 A process that fails claims the word in the job's key-value store before it ends. The others notice
 when their connection to it breaks, find the word taken, and end without one. A process that was
 killed cannot speak; then the first to notice does.
+
+Gloo breaks a connection when its other end is gone. NCCL does not always: a process may wait in a
+collective operation until its time is over. So where it joins the processes, each has a thread that
+looks whether the word was taken or the store is gone, and ends its process.
 """
 
 import os
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from subprocess import Popen
 
@@ -20,6 +24,8 @@ from duquant.terminal import complain
 
 KEY = "duquant/failed"
 PATIENCE = timedelta(seconds=5)
+LOST = ("gloo", "NCCL")
+"""What errors of a lost connection name that are of no class of their own."""
 
 
 def claim_the_word(speaker: str | None = None) -> bool:
@@ -43,7 +49,35 @@ def claim_the_word(speaker: str | None = None) -> bool:
 
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an error only says that another process is gone."""
-    return isinstance(error, distributed.DistError) or "gloo" in str(error)
+    return isinstance(error, distributed.DistError) or any(name in str(error) for name in LOST)
+
+
+def end_with_the_others(leave: Callable[[int], object] = os._exit) -> threading.Event:
+    """Watch from now on whether another process of this job has failed, and leave behind it.
+
+    Returns:
+        What ends the watch once it is set.
+    """
+    is_over = threading.Event()
+    threading.Thread(target=_leave_behind_others, args=(leave, is_over), daemon=True).start()
+    return is_over
+
+
+def _leave_behind_others(leave: Callable[[int], object], is_over: threading.Event) -> None:
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = TCPStore(address, port, is_master=False, timeout=PATIENCE)
+        while not store.check([KEY]):
+            if is_over.wait(PATIENCE.total_seconds()):
+                return
+        has_spoken = True
+    except (OSError, RuntimeError):  # the store is process 0's
+        has_spoken = False
+    if is_over.wait(2 * PATIENCE.total_seconds()):  # who can end by itself does so better
+        return
+    if not has_spoken:
+        complain(f"lost the connection to another process of this job; {how_to_continue()}")
+    leave(2)
 
 
 def watch(processes: Iterable[Popen[bytes]]) -> None:

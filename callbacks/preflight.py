@@ -26,11 +26,12 @@ from duquant.data.streams import StreamSizes
 from duquant.model.site_report import SiteReport
 from duquant.model.structure import SITES
 from duquant.modules.language_model import LanguageModel
+from duquant.ops.device_memory import free_device_bytes
 from duquant.ops.process_memory import available_bytes
 from duquant.preflight.disk import disk_bytes
 from duquant.preflight.duration import Duration, estimate_duration
 from duquant.preflight.job import Job
-from duquant.preflight.memory import Phase, largest_phase
+from duquant.preflight.memory import Phase, device_phase, host_phase, largest_phase
 from duquant.progress_bar import clock
 from duquant.terminal import say
 
@@ -55,17 +56,18 @@ class Preflight(BlockObserver):
         if pl_module.is_calibrated or not trainer.is_global_zero:
             return
         job, before = describe_job(pl_module, data), _resident()
-        phase, disk = largest_phase(job), disk_bytes(job, clip_bytes(pl_module))
+        phase, disk = _host_phase(job), disk_bytes(job, clip_bytes(pl_module))
         here = data.processes.local_count
         each = f" in each of {here} processes" if here > 1 else ""
         self._say(
             f"memory: about {_size(before + phase.num_bytes)}{each} (most of it for {phase.name}), "
             f"{_size(before + available_bytes())} are available; disk: about {_size(disk)}"
         )
+        self._say_of_gpu(job, trainer.strategy.root_device)
         duration = estimate_duration(
             job,
             trainer.strategy.root_device,
-            blocks_left=pl_module.num_blocks - int(pl_module.block_index),
+            blocks_left=pl_module.num_blocks - pl_module.block_index,
             picture_seconds=picture_seconds(job),
         )
         measuring = clock(duration.validation) if job.windows else "nothing"
@@ -101,6 +103,15 @@ class Preflight(BlockObserver):
         estimate = {"memory_bytes": memory, "disk_bytes": disk, "seconds": asdict(duration)}
         write_json(self.path, with_checksum({"estimate": estimate, "largest_disk_bytes": 0}))
 
+    def _say_of_gpu(self, job: Job, device: torch.device) -> None:
+        free = free_device_bytes(device)
+        if free is not None:
+            phase = device_phase(job)
+            self._say(
+                f"memory of {device}: about {_size(phase.num_bytes)} (most of it for "
+                f"{phase.name}), {_size(free)} are free"
+            )
+
     def _say(self, line: str) -> None:
         say(line, self.console)
 
@@ -129,6 +140,7 @@ def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
         has_plain=model.report_round_to_nearest,
         has_full_precision=not data.validation.keys() <= model.known_full_precision.keys(),
         processes=count,
+        on_gpu=torch.device(data.processes.device).type == "cuda",
     )
 
 
@@ -147,7 +159,8 @@ def require_room(model: LanguageModel, data: CalibrationDataModule) -> None:
             f"the run needs about {_size(missing)} in {model.output_dir}, but {_size(free)} are "
             f"free there: choose another --output_dir or fewer num_samples"
         )
-    phase: Phase = largest_phase(job)
+    _require_device_room(job, torch.device(data.processes.device))
+    phase = _host_phase(job)
     here, available = data.processes.local_count, available_bytes()
     if here * phase.num_bytes > available:
         shared = f", in {here} processes" if here > 1 else ""
@@ -155,6 +168,19 @@ def require_room(model: LanguageModel, data: CalibrationDataModule) -> None:
             f"the run needs about {_size(here * phase.num_bytes)} more memory ({phase.name}"
             f"{shared}), but {_size(available)} are available: try {phase.remedy}"
         )
+
+
+def _require_device_room(job: Job, device: torch.device) -> None:
+    free, phase = free_device_bytes(device), device_phase(job)
+    if free is not None and phase.num_bytes > free:
+        raise ValueError(
+            f"the run needs about {_size(phase.num_bytes)} of the memory of {device} "
+            f"({phase.name}), but {_size(free)} are free there: try {phase.remedy}"
+        )
+
+
+def _host_phase(job: Job) -> Phase:
+    return host_phase(job) if job.on_gpu else largest_phase(job)
 
 
 def clip_bytes(model: LanguageModel) -> int:

@@ -4,6 +4,7 @@ On a terminal one bar spans all blocks, so its ETA is that of the job. Elsewhere
 batch queue) every finished block prints one line.
 """
 
+import math
 import time
 from typing import Any
 
@@ -19,6 +20,9 @@ from duquant.modules.language_model import LanguageModel
 from duquant.progress_bar import clock, progress_bar
 from duquant.terminal import say
 
+SECONDS_BETWEEN_LOSSES = 0.5
+"""To know a loss the host waits for the device; until then the bar shows the one before."""
+
 
 class CalibrationProgress(BlockObserver, ProgressBar):
     """A bar on terminals, plain lines elsewhere.
@@ -33,6 +37,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._started = 0.0
+        self._loss, self._loss_is_of = 0.0, -math.inf
         self._first_block = 0
         self._is_enabled = True
 
@@ -52,7 +57,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         """Begin the bar of the fit."""
         assert isinstance(pl_module, LanguageModel)
         self._started = time.monotonic()
-        self._first_block = int(pl_module.block_index)
+        self._first_block = pl_module.block_index
         work = _work(pl_module, pl_module.first_epoch(pl_module.num_turns))
         if not pl_module.is_calibrated:
             self._say(_beginning(trainer, pl_module))
@@ -72,22 +77,22 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         assert isinstance(pl_module, LanguageModel)
         if self._bar is None or self._task is None:
             return
-        turn = int(pl_module.block_index)
+        turn = pl_module.block_index
         first, behind = _epochs(pl_module, turn)
         epoch = trainer.current_epoch - first + 1
         part = (batch_idx + 1) / max(1, int(self.total_train_batches))
         done = _work(pl_module, trainer.current_epoch + part)
+        self._bar.update(self._task, completed=done)
         loss = ""
         if outputs and "loss" in outputs:
-            loss = f", {_loss_name(pl_module, turn)} {float(pl_module.learner.step_loss):.3g}"
+            loss = f", {_loss_name(pl_module, turn)} {self._recent_loss(pl_module):.3g}"
         self._describe(f"{_turn(pl_module, turn)}, epoch {epoch}/{behind - first}{loss}")
-        self._bar.update(self._task, completed=done)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Without a terminal: a line for every epoch of the whole model, which takes long."""
         assert isinstance(pl_module, LanguageModel)
         if pl_module.is_distilling and self._bar is None and not is_cut_short(trainer):
-            first, behind = _epochs(pl_module, int(pl_module.block_index))
+            first, behind = _epochs(pl_module, pl_module.block_index)
             done = trainer.current_epoch - first + 1
             elapsed = time.monotonic() - self._started
             self._say(f"whole model, epoch {done}/{behind - first}; {clock(elapsed)} elapsed")
@@ -96,6 +101,7 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         self, trainer: Trainer, model: LanguageModel, record: BlockRecord
     ) -> None:
         """Without a terminal: one line per block. Everywhere: what is wrong with the block."""
+        self._loss_is_of = -math.inf
         block, error = _turn(model, record.index), _error(record)
         if record.complaint:
             self._say(f"{block}: {record.complaint}")
@@ -150,6 +156,12 @@ class CalibrationProgress(BlockObserver, ProgressBar):
         self._bar.start()
         self._task = self._bar.add_task(what, total=total, completed=int(completed))
 
+    def _recent_loss(self, model: LanguageModel) -> float:
+        now = time.monotonic()
+        if now - self._loss_is_of >= SECONDS_BETWEEN_LOSSES:
+            self._loss, self._loss_is_of = float(model.learner.step_loss), now
+        return self._loss
+
     def _say(self, line: str) -> None:
         if self._is_enabled and self.trainer.is_global_zero:
             say(line, self.console)
@@ -175,7 +187,7 @@ def _error(record: BlockRecord) -> str:
 def _beginning(trainer: Trainer, model: LanguageModel) -> str:
     if trainer.ckpt_path is None:
         return f"calibrating {model.num_blocks} blocks in {model.output_dir}"
-    return f"continuing at {_turn(model, int(model.block_index))} in {model.output_dir}"
+    return f"continuing at {_turn(model, model.block_index)} in {model.output_dir}"
 
 
 def _work(model: LanguageModel, epochs: float) -> float:

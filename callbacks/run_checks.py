@@ -16,7 +16,7 @@ def require_one_run(trainer: Trainer, model: LanguageModel, processes: Processes
         ValueError: if they do not.
     """
     begun = (model.output_dir / "run.json").is_file()
-    state = f"{begun} {trainer.ckpt_path is None} {int(model.block_index)} {model.run_description}"
+    state = f"{begun} {trainer.ckpt_path is None} {model.block_index} {model.run_description}"
     processes.require_same(
         [state],
         f"give all the same command and an --output_dir that all of them see "
@@ -30,7 +30,7 @@ def require_finished_blocks(model: LanguageModel) -> None:
     Raises:
         ValueError: naming the file and the remedy.
     """
-    finished = min(int(model.block_index), model.num_blocks)
+    finished = min(model.block_index, model.num_blocks)
     BlockRecord.load_all(model.output_dir, finished)
     for index in range(finished):
         try:

@@ -1,9 +1,9 @@
 """The command line in a process of its own, without the seconds that its imports take.
 
-A server imports ``cli.py`` once and forks whenever a test starts a command. The fork is a process
-like any other, with a number, an environment and a standard error of its own, and it can be killed.
-What differs: imports are over when it begins (``tests/test_interrupts.py`` has those), and forks of
-one server hash strings alike.
+A server imports ``cli.py`` once and forks whenever a test starts a command, be it ``cli.py`` or a
+script of the tests. The fork is a process like any other, with a number, an environment and a
+standard error of its own, and it can be killed. What differs: imports are over when it begins
+(``tests/test_interrupts.py`` has those), and forks of one server hash strings alike.
 """
 
 import atexit
@@ -21,12 +21,15 @@ from typing import IO
 from tests.assets import REPOSITORY
 
 SERVER = """
-import sys
+import runpy, sys
 from tests.forked_process import serve
 import cli
 import tensorboard.summary, torch.utils.tensorboard, transformers.models.llama.modeling_llama
 serve(int(sys.argv[1]))
-cli.main()  # what serve() returns to is a fork
+if sys.argv[0].endswith("cli.py"):  # what serve() returns to is a fork
+    cli.main()
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 

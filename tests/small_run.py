@@ -52,7 +52,7 @@ def arguments(model: Path | str, output: Path, *extra: str) -> list[str]:
 def start(*arguments: str, **environment: str) -> ForkedProcess:
     """Start the command line in a process that has its imports behind it."""
     command = [str(REPOSITORY / "cli.py"), *arguments]
-    return ForkedProcess(command, {**_environment(), **environment})
+    return ForkedProcess(command, {**one_thread(), **environment})
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -71,11 +71,12 @@ def run_anew(*arguments: str) -> "subprocess.CompletedProcess[str]":
         text=True,
         check=False,
         cwd=REPOSITORY,
-        env=_environment(),
+        env=one_thread(),
     )
 
 
-def _environment() -> dict[str, str]:
+def one_thread() -> dict[str, str]:
+    """Variables of such a process."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -42,7 +42,7 @@ class Stop(Callback):
     """Ends a fit after its first block."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        trainer.should_stop = int(pl_module.block_index) == 1
+        trainer.should_stop = pl_module.block_index == 1
 
 
 @dataclass

@@ -41,6 +41,7 @@ from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
 from duquant.ops.affine import UNQUANTIZED_BITS
+from duquant.ops.packing import require_width
 from duquant.transforms.table import transform_class
 
 QUANTIZER = f"{ATTENTION}.attention_quantizer"
@@ -60,6 +61,7 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
     for name, linear in quantized.linears.items():
         if linear.is_quantized:
             assert linear.rounded is not None, "round the weights before they are packed"
+            require_width(linear.rounded.codes, linear.form.bits)
             stored = linear.form.store(linear.rounded.codes, linear.rounded.grid)
             tensors |= {f"{name}.{part}": tensor for part, tensor in stored.items()}
         else:

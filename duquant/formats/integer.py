@@ -29,7 +29,7 @@ from duquant.ops.affine import (
     quantize,
 )
 from duquant.ops.fake_quantize import fake_quantize_rows
-from duquant.ops.packing import integer_dtype, pack, packed_width, unpack
+from duquant.ops.packing import integer_dtype, pack_fitting, packed_width, unpack
 from duquant.ops.value_rules import BYTES, POSITIVE_FLOAT32, ValueRule, in_range
 
 
@@ -112,7 +112,7 @@ class Integer:
         groups = num_groups(codes.shape[1], self.group_size)
         scale, zero = (part.reshape(len(codes), groups) for part in grid)
         return {
-            "packed": pack(codes, self.bits),
+            "packed": pack_fitting(codes, self.bits),
             "scale": scale.float(),
             "zero": zero.to(torch.int16),
         }

@@ -29,7 +29,7 @@ from duquant.formats.number_format import (
 )
 from duquant.ops.e2m1 import LARGEST_EXPONENT, e2m1_codes, e2m1_values
 from duquant.ops.e8m0 import e8m0_at_most, e8m0_values
-from duquant.ops.packing import pack, packed_width, unpack
+from duquant.ops.packing import pack_fitting, packed_width, unpack
 from duquant.ops.straight_through import straight_through
 from duquant.ops.value_rules import BYTES, ValueRule, in_range
 
@@ -92,7 +92,7 @@ class MXFP4:
         """``packed`` and ``scale``."""
         groups = num_groups(codes.shape[1], self.group_size)
         scale = e8m0_at_most(grid[0]).reshape(len(codes), groups)
-        return {"packed": pack(codes, self.bits), "scale": scale}
+        return {"packed": pack_fitting(codes, self.bits), "scale": scale}
 
     def restore(self, tensors: dict[str, Tensor], columns: int) -> tuple[Tensor, Grid]:
         """Codes and scales."""

@@ -30,7 +30,7 @@ from duquant.formats.number_format import (
     widened,
 )
 from duquant.ops import e2m1, e4m3
-from duquant.ops.packing import pack, packed_width, unpack
+from duquant.ops.packing import pack_fitting, packed_width, unpack
 from duquant.ops.straight_through import straight_through
 from duquant.ops.value_rules import BYTES, POSITIVE_FLOAT32, ValueRule, in_range
 
@@ -105,7 +105,7 @@ class NVFP4:
         scale, global_scale = grid
         groups = num_groups(codes.shape[1], self.group_size)
         return {
-            "packed": pack(codes, self.bits),
+            "packed": pack_fitting(codes, self.bits),
             "scale": e4m3.e4m3_bytes(scale).reshape(len(codes), groups),
             "global_scale": global_scale.reshape(-1)[0].reshape(1).clone(),
         }

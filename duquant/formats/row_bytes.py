@@ -79,9 +79,11 @@ def _shared_parts(
     form: NumberFormat, columns: int, peak: Tensor | None, device: torch.device
 ) -> dict[str, Tensor]:
     """Parts of the whole tensor: the same for any row, so for one of zeros."""
+    per_row = _widths(form, columns)
+    if per_row.keys() == form.stored_shapes(1, columns).keys():
+        return {}
     row = torch.zeros(1, columns, device=device)
     rows = split_rows(row, form.group_size)
     grid = form.grid(rows, peak=peak)
     stored = form.store(form.codes(rows, grid).view(row.shape), grid)
-    per_row = _widths(form, columns)
     return {name: part for name, part in stored.items() if name not in per_row}

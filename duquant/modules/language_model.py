@@ -3,8 +3,8 @@
 One ``Trainer.fit`` runs through all blocks, so there is one log, one checkpoint lineage, one
 progress bar. Every block has a turn, and behind the last one, if the recipe distils, the whole
 model. All that is learned exists from the start and one optimizer holds it; parameters of turns
-that are not current have no gradient and are passed over. Which turn is current is a buffer of this
-module, ``block_index``: it is restored before optimizers and data loaders are built.
+that are not current have no gradient and are passed over. Which turn is current is a number of this
+module, ``block_index``: a checkpoint restores it before optimizers and data loaders are built.
 
 Weights live in :class:`~duquant.model.decoder.Decoder`, outside of the module tree. When things
 happen is decided by ``callbacks/block_progression.py``.
@@ -47,8 +47,6 @@ class LanguageModel(MeasuredModel):
         ValueError: if the model cannot be found, read, or transformed with these settings.
     """
 
-    block_index: Tensor
-
     def __init__(
         self,
         pretrained: str,
@@ -72,7 +70,7 @@ class LanguageModel(MeasuredModel):
             QuantBlock(shapes, self.recipe, index) for index in range(self.decoder.num_blocks)
         )
         self.distillation = self._distillation()
-        self.register_buffer("block_index", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.block_index = 0
         self.directory = ModelDirectory(self.output_dir / "model", self.recipe)
         self.run_description: dict[str, Any] = {}
 
@@ -84,17 +82,17 @@ class LanguageModel(MeasuredModel):
     @property
     def is_calibrated(self) -> bool:
         """Whether every turn is over."""
-        return int(self.block_index) >= self.num_turns
+        return self.block_index >= self.num_turns
 
     @property
     def is_distilling(self) -> bool:
         """Whether all blocks are finished and the whole model learns."""
-        return self.num_blocks <= int(self.block_index) < self.num_turns
+        return self.num_blocks <= self.block_index < self.num_turns
 
     @property
     def current_block(self) -> QuantBlock:
         """The block that is being calibrated; after the last one, the last."""
-        return _quant_block(self.blocks[min(int(self.block_index), self.num_blocks - 1)])
+        return _quant_block(self.blocks[min(self.block_index, self.num_blocks - 1)])
 
     @property
     def learner(self) -> Learner:
@@ -127,20 +125,16 @@ class LanguageModel(MeasuredModel):
         """One step of the current turn; a block without LWC has one that moves nothing."""
         if not self.learns:
             return self._idle_loss()
-        loss = self.learner.training_step(batch, batch_idx)
-        if self.learner.step_loss.isfinite():
-            tag = "distillation/loss" if self.is_distilling else "lwc/loss"
-            self.log(tag, self.learner.step_loss, prog_bar=True)
-        return loss
+        return self.learner.training_step(batch, batch_idx)
 
     def on_train_batch_start(self, batch: BlockBatch, batch_idx: int) -> None:
         """Follow the current turn's schedule."""
-        first = self.first_epoch(int(self.block_index))
+        first = self.first_epoch(self.block_index)
         self.learner.follow_schedule(self.trainer, batch_idx, first)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let no gradient that is not finite reach the parameters."""
-        self.learner.drop_unusable_gradients()
+        self.learner.drop_unusable_step(optimizer)
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """One AdamW over what all turns learn; none where nothing does."""
@@ -152,8 +146,10 @@ class LanguageModel(MeasuredModel):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the run is about, and of what turns learn for themselves the current one's."""
         checkpoint["duquant_run"] = self.run_description
-        for name in self._learned_elsewhere(int(self.block_index)):
-            del checkpoint["state_dict"][name]
+        state = checkpoint.setdefault("state_dict", {})
+        state["block_index"] = torch.tensor(self.block_index, device="cpu")
+        for name in self._learned_elsewhere(self.block_index):
+            del state[name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another run; what it does not hold stays as it is.
@@ -164,8 +160,9 @@ class LanguageModel(MeasuredModel):
         differences = compare_runs(checkpoint.get("duquant_run", {}), self.run_description)
         if differences:
             raise ValueError(f"the checkpoint is of another run: {'; '.join(differences)}")
-        stored, own = checkpoint.get("state_dict", {}), self.state_dict()
-        for name in self._learned_elsewhere(int(stored.get("block_index", 0))):
+        stored, own = checkpoint["state_dict"], self.state_dict()
+        self.block_index = int(stored.pop("block_index"))
+        for name in self._learned_elsewhere(self.block_index):
             stored[name] = own[name]
 
     def _distillation(self) -> Distillation | None:

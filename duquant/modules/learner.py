@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from duquant.model.batch import BlockBatch
-from duquant.modules.block_optimizer import block_optimizer
+from duquant.modules.block_optimizer import block_optimizer, is_fused
 from duquant.processes import ALONE
 
 
@@ -56,18 +56,27 @@ class Learner(LightningModule):
         self.step_loss = self.processes.mean(loss.detach())
         return loss
 
-    def drop_unusable_gradients(self) -> bool:
-        """Forget this step's gradients if its loss or one of them is not finite.
+    @torch.no_grad()
+    def drop_unusable_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let an optimizer's next step change nothing if its loss or a gradient is not finite.
 
-        The optimizer then changes nothing. All processes drop the same steps, because loss and
-        gradients are means over them: what is not finite on one is finite on none.
+        All processes drop the same steps, because loss and gradients are means over them: what is
+        not finite on one is finite on none. On a GPU the host does not wait for the answer: a fused
+        optimizer reads it there (``found_inf``, as with PyTorch's gradient scaler), and changes
+        neither parameters nor moments. Others are left without gradients.
         """
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if all(bool(torch.isfinite(value).all()) for value in (self.step_loss, *gradients)):
-            return False
-        self.zero_grad(set_to_none=True)
-        self.skipped_steps += 1
-        return True
+        if not gradients:
+            return
+        found = torch.zeros((), device=gradients[0].device)
+        torch._amp_foreach_non_finite_check_and_unscale_(
+            [*gradients, self.step_loss.clone()], found, torch.ones_like(found)
+        )
+        self.skipped_steps += found.to(self.skipped_steps.dtype)
+        if is_fused(optimizer):
+            optimizer.found_inf = found  # type: ignore[attr-defined]
+        elif found:
+            self.zero_grad(set_to_none=True)
 
     def on_train_batch_start(self, batch: BlockBatch, batch_idx: int) -> None:
         """Follow the schedule under a Trainer of its own."""
@@ -75,7 +84,7 @@ class Learner(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Guard the parameters under a Trainer of its own."""
-        self.drop_unusable_gradients()
+        self.drop_unusable_step(optimizer)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW without weight decay."""

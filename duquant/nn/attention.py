@@ -5,21 +5,27 @@ K and V and hands them to the implementation that the model is set to, by defaul
 dot product attention. A quantized attention module asks for ``duquant_attention`` by a
 configuration of its own, so ``model.set_attn_implementation`` may choose what computes and never
 whether Q, K and V are quantized. A module without an ``attention_quantizer`` is passed through
-untouched, so the name may stand in a model's configuration too. It is registered for masks as well:
+untouched, so the name may stand in a model's configuration too. Where a gradient is recorded on a
+GPU, scaled dot product attention takes its way through plain matrix products: the fused kernels'
+backward passes add in whatever order their blocks end, and what is trained, or resumed, twice would
+differ in its last bits. It is registered for masks as well:
 without that transformers would build no mask for it, and the model would silently see the future.
 """
 
 import copy
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from duquant.nn.attention_quantizer import ATTENTION_NAME, NO_BIASES, AttentionQuantizer
+from duquant.ops.gradient import records_gradient
 
 IMPLEMENTATIONS = ("sdpa", "eager", ATTENTION_NAME)
 """What a model may be set to; our own name means sdpa."""
@@ -45,7 +51,8 @@ def duquant_attention(
         biases, are_quantized = kwargs.pop(BIASES, (NO_BIASES, False))
         query, key, value = quantizer(query, key, value, biases, are_quantized=are_quantized)
         attend = _implementation(module, quantizer.implementation())
-    return attend(module, query, key, value, attention_mask, **kwargs)
+    with _repeatable(query, key, value):
+        return attend(module, query, key, value, attention_mask, **kwargs)
 
 
 def install_attention_quantizer(attention: nn.Module, quantizer: AttentionQuantizer) -> None:
@@ -67,6 +74,13 @@ def require_implementation(name: str | None) -> None:
             f"attn_implementation is {name!r}; a quantized model runs with "
             f"{' or '.join(IMPLEMENTATIONS[:2])}"
         )
+
+
+def _repeatable(*operands: Tensor) -> AbstractContextManager[None]:
+    """Meanwhile attention's backward pass, if there will be one, adds in one order."""
+    if operands[0].device.type == "cpu" or not any(map(records_gradient, operands)):
+        return nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
 
 
 def _implementation(module: nn.Module, name: str | None) -> AttentionFunction:

@@ -36,9 +36,19 @@ def pack(q: Tensor, bits: int) -> Tensor:
     Raises:
         ValueError: if a value does not fit into ``bits`` bits.
     """
+    require_width(q, bits)
+    return pack_fitting(q, bits)
+
+
+def require_width(q: Tensor, bits: int) -> None:
+    """Raise ``ValueError`` if a value does not fit into ``bits`` bits; the host waits to know."""
     low, high = (float(end) for end in q.aminmax()) if q.numel() else (0.0, 0.0)
     if not (low >= 0 and high < 2**bits):  # nor does what is not a number
         raise ValueError(f"values {low:g}…{high:g} do not fit into {bits} bits")
+
+
+def pack_fitting(q: Tensor, bits: int) -> Tensor:
+    """:func:`pack` of what was just clamped to ``bits`` bits, as every token of a cache is."""
     chunks = [_pack_rows(rows, bits) for rows in q.to(integer_dtype(bits)).split(ROWS_AT_ONCE)]
     return torch.cat(chunks)
 

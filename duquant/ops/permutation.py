@@ -44,9 +44,10 @@ def permute_channels(x: Tensor, permutation: Tensor) -> Tensor:
 
     Args:
         x: shape ``(..., width)``.
-        permutation: int64 of shape ``(width,)``, each channel once.
+        permutation: of shape ``(width,)``, each channel once; int32 as files hold it, or int64,
+            which is all that older versions of PyTorch gather by.
     """
-    result: Tensor = _PermuteChannels.apply(x, permutation)
+    result: Tensor = _PermuteChannels.apply(x, permutation.long())
     return result
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from duquant.ops.affine import AffineGrid, affine_grid, quantize
 from duquant.ops.kernel_presence import is_inlined
-from duquant.ops.packing import pack, packed_width, unpack
+from duquant.ops.packing import pack_fitting, packed_width, unpack
 
 SCALE_BYTES, ZERO_BYTES = torch.float32.itemsize, torch.int16.itemsize
 GRID_BYTES = SCALE_BYTES + ZERO_BYTES
@@ -74,7 +74,7 @@ def encode_tokens(q: Tensor, grid: AffineGrid, bits: int | None = None) -> Tenso
     """Lay integers and grid side by side.
 
     Args:
-        q: integers ``0 … 255``, shape ``(..., width)``, any dtype.
+        q: integers ``0 … 255``, fewer where they are packed, shape ``(..., width)``, any dtype.
         grid: scale and zero point of every row, ``(..., 1)``.
         bits: pack the integers at this width; ``None`` keeps a byte for each.
 
@@ -83,7 +83,7 @@ def encode_tokens(q: Tensor, grid: AffineGrid, bits: int | None = None) -> Tenso
     """
     integers = q.to(torch.uint8)
     if bits is not None:
-        integers = pack(integers.flatten(0, -2), bits).unflatten(0, q.shape[:-1])
+        integers = pack_fitting(integers.flatten(0, -2), bits).unflatten(0, q.shape[:-1])
     scale = grid.scale.float().contiguous().view(torch.uint8)
     zero = grid.zero.to(torch.int16).contiguous().view(torch.uint8)
     return torch.cat([integers, scale, zero], dim=-1)

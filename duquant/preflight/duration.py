@@ -1,9 +1,10 @@
 """Time: a thin block is calibrated on a few tokens, and what that took is multiplied.
 
 Every part of a block's turn is run once to warm up and then timed with the code of the run itself.
-Where a part takes tokens it gets at most :data:`MOST_TOKENS`. Parts are multiplied by how often
-they happen, by tokens, and by the weights of a block over those of the thin one; steps of a search
-by width and tokens, as if in any width the same share of rows could be skipped.
+Where a part takes tokens it gets at most :data:`MOST_TOKENS`. A GPU is timed with a block of full
+width and more tokens, as it will run: small work takes the time of its calls. Parts are multiplied
+by how often they happen, by tokens, and by the weights of a block over those of the thin one; steps
+of a search by width and tokens, as if in any width the same share of rows could be skipped.
 """
 
 import tempfile
@@ -28,6 +29,8 @@ from duquant.preflight.job import Job
 from duquant.preflight.thin_model import write_thin_model
 
 MOST_TOKENS = 1024
+MOST_TOKENS_ON_A_GPU = 8192
+"""Fewer would be over before the next call has come."""
 SEARCH_STEPS = 24
 """Steps of the rotation search that is timed."""
 
@@ -134,12 +137,16 @@ class _Probe:
 
     def __init__(self, job: Job, folder: Path, device: torch.device) -> None:
         self.recipe, self.device = job.recipe, device
-        self.decoder: Decoder = write_thin_model(folder / "thin", job.decoder, job.recipe)
+        is_host = device.type == "cpu"
+        self.decoder: Decoder = write_thin_model(
+            folder / "thin", job.decoder, job.recipe, whole=not is_host
+        )
         self.directory = ModelDirectory(folder / "model", self.recipe)
-        length = min(job.streams.tokens, MOST_TOKENS // 2)
-        batch = min(job.batch_size, max(1, MOST_TOKENS // length))
+        most = MOST_TOKENS if is_host else MOST_TOKENS_ON_A_GPU
+        length = min(job.streams.tokens, most // 2)
+        batch = min(job.batch_size, max(1, most // length))
         self.asked = job.batch_size * job.streams.tokens
-        samples = max(batch, min(job.streams.samples, MOST_TOKENS // length))
+        samples = max(batch, min(job.streams.samples, most // length))
         self.sizes = StreamSizes.of(
             self.recipe, samples, length, self.decoder.hidden_size, self.decoder.dtype
         )
@@ -218,7 +225,7 @@ class _Probe:
         loss = self.block.training_step(on_device, 0)
         assert loss is not None
         loss.backward()
-        self.block.drop_unusable_gradients()
+        self.block.drop_unusable_step(optimizer)
         optimizer.step()
         optimizer.zero_grad()
 

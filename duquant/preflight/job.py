@@ -28,6 +28,7 @@ class Job:
         has_plain: whether plain rounding is measured beside full precision and the result.
         has_full_precision: whether full precision is; not where it is known.
         processes: how many share the run directory.
+        on_gpu: whether blocks are computed in a GPU's memory.
     """
 
     decoder: Decoder
@@ -40,6 +41,7 @@ class Job:
     has_plain: bool = False
     has_full_precision: bool = True
     processes: int = 1
+    on_gpu: bool = False
 
     @property
     def item(self) -> int:
@@ -81,6 +83,11 @@ class Job:
     def largest_linear(self) -> int:
         """Weights of the largest of them."""
         return max(rows * columns for rows, columns in self.linears.values())
+
+    @property
+    def attention_scores(self) -> int:
+        """Numbers in one sample's matrices of attention, of a block."""
+        return int(self.decoder.config.num_attention_heads) * self.streams.tokens**2
 
     @property
     def embeddings(self) -> int:

@@ -15,11 +15,12 @@ of the MLP, and numbers of ``i`` bytes (4 in everything that is quantized):
 | logits | the head, and the logits of a few tokens |
 
 The counts of temporary tensors are those of the code; a benchmark compares them with the resident
-memory that the operating system reports (``tests/benchmarks/preflight.py``). On an accelerator the
-block's share lies there, and the sum is an upper bound of either.
+memory that the operating system reports (``tests/benchmarks/preflight.py``). On a GPU the phases
+lie there, and training has the matrices of attention too (:mod:`duquant.nn.attention`); the host
+keeps the streams and reads one block, or the embeddings (:func:`host_phase`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from duquant.evaluation.perplexity import LOGITS_AT_ONCE
@@ -31,6 +32,8 @@ from duquant.transforms.table import transform_class
 
 WIDE = 4
 """Bytes of a number in whatever is quantized."""
+SCORES = 4
+"""Matrices of attention that are held at once: scores, probabilities, and the gradients of both."""
 LIBRARIES = 120 << 20
 """What is imported and buffered once the work begins."""
 
@@ -84,6 +87,18 @@ def largest_phase(job: Job) -> Phase:
     return max(memory_phases(job), key=lambda phase: phase.num_bytes)
 
 
+def device_phase(job: Job) -> Phase:
+    """The same of a GPU's memory, where streams pass through in chunks."""
+    return largest_phase(replace(job, streams_in_memory=False))
+
+
+def host_phase(job: Job) -> Phase:
+    """What the host keeps where a GPU computes."""
+    read = max(job.block_weights * job.item, _table(job)) + 2 * _chunk(job)
+    count = LIBRARIES + distilled_bytes(job) + _streams(job) + read
+    return Phase("streams", count, "--data.stream_memory_gb 0")
+
+
 def _streams(job: Job) -> int:
     """Streams in memory, or the chunks of them that are mapped."""
     return job.streams.bytes_at_once if job.streams_in_memory else 2 * _chunk(job)
@@ -128,6 +143,7 @@ def _training(job: Job) -> int:
     if learned:  # weights are transformed in every step: before, between, and their gradients
         weights += 4 * job.block_weights
         activations += 2 * tokens * (2 * _mlp_width(job) + 6 * job.streams.hidden) * WIDE
+    activations += SCORES * job.batch_size * job.attention_scores * WIDE * job.on_gpu
     # Transforms of all blocks are held; the current one's gradients and two moments come to that.
     return (weights + learned * (job.decoder.num_blocks + 3)) * WIDE + activations
 
@@ -140,6 +156,7 @@ def _distillation(job: Job) -> int:
     before = _learned_transforms(job) * blocks * WIDE if job.recipe.has_lwc else 0
     between = blocks * tokens * job.streams.hidden * WIDE
     activations = tokens * (14 * _mlp_width(job) + 36 * job.streams.hidden) * WIDE
+    activations += SCORES * job.distillation_batch * job.attention_scores * WIDE * job.on_gpu
     within = max(activations + 4 * job.largest_linear * WIDE, 2 * _logits(job))
     tables = _table(job) + job.embeddings * job.item
     return packed + before + 3 * distilled_bytes(job) + between + within + tables

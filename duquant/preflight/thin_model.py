@@ -3,7 +3,8 @@
 Products of large matrices take time in proportion to their size, so the speed of a block of 1024
 channels, which takes no time to measure, tells that of one of 8192. What does not grow with the
 square of the width (activations, calls) weighs more in the thin block, so long times come out a
-little too long. Models that are narrow already are measured in their own width.
+little too long. Models that are narrow already are measured in their own width, and so are all on a
+GPU: there a thin block takes as long as a wide one, because it waits for its calls.
 """
 
 import copy
@@ -24,9 +25,18 @@ WIDEST = 1280
 VOCABULARY = 512
 
 
-def write_thin_model(directory: Path, decoder: Decoder, recipe: Recipe) -> Decoder:
-    """Write such a model with random weights into ``directory`` and open it."""
-    config = thin_config(decoder.config, recipe)
+def write_thin_model(
+    directory: Path, decoder: Decoder, recipe: Recipe, *, whole: bool = False
+) -> Decoder:
+    """Write such a model with random weights into ``directory`` and open it.
+
+    Args:
+        directory: an empty one.
+        decoder: the model.
+        recipe: how it is quantized.
+        whole: leave the block as wide as it is.
+    """
+    config = thin_config(decoder.config, recipe, whole=whole)
     with torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(config, dtype=decoder.dtype)
     config.save_pretrained(directory)
@@ -36,11 +46,11 @@ def write_thin_model(directory: Path, decoder: Decoder, recipe: Recipe) -> Decod
     return Decoder(str(directory), decoder.dtype)
 
 
-def thin_config(config: Any, recipe: Recipe) -> Any:
+def thin_config(config: Any, recipe: Recipe, *, whole: bool = False) -> Any:
     """The configuration of one block, thinner by a divisor of its heads."""
     thin = copy.deepcopy(config)
     unit = _unit(recipe)
-    divisor = _divisor(config, unit)
+    divisor = 1 if whole else _divisor(config, unit)
     heads = config.num_attention_heads // divisor
     groups = max(1, getattr(config, "num_key_value_heads", heads) // divisor)
     thin.update(

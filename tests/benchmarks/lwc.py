@@ -165,7 +165,7 @@ class Bench:
         def step() -> None:
             optimizer.zero_grad()
             self.block.training_step(batch, 0).backward()
-            self.block.drop_unusable_gradients()
+            self.block.drop_unusable_step(optimizer)
             optimizer.step()
 
         return step

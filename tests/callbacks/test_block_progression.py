@@ -87,7 +87,7 @@ class Diary(BlockObserver):
         self, trainer: Trainer, model: LanguageModel, index: int, reports: dict[str, SiteReport]
     ) -> None:
         assert list(reports) == [site.name for site in SITES]
-        assert int(model.block_index) == index
+        assert model.block_index == index
         self.entries.append(("entered", index))
         self.memory.append(sum(block.quantized is not None for block in model.blocks))
         self.loaders.append(trainer.datamodule.samples.quantized_input)  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def test_a_damaged_file_is_missed_by_name_when_the_run_goes_on(
     """Before anything is computed; a finished block, too, and not when everything is measured."""
     data, model = small_data(source, text), small_language_model(source, tmp_path)
     calibrate(model, data, Stop(), LastCheckpoint(tmp_path))
-    assert int(model.block_index) == 1
+    assert model.block_index == 1
     file = tmp_path / victim
     if complaint == "is missing":
         file.unlink()

@@ -1,14 +1,22 @@
 """Who reports a failure; jobs that really fail are in ``tests/test_many_processes.py``."""
 
+import queue
 import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 from torch import distributed
 
-from callbacks.joint_failure import claim_the_word, is_lost_connection, watch
+from callbacks import joint_failure
+from callbacks.joint_failure import (
+    claim_the_word,
+    end_with_the_others,
+    is_lost_connection,
+    watch,
+)
 
 
 def test_without_other_processes_everyone_may_speak() -> None:
@@ -21,6 +29,7 @@ def test_without_other_processes_everyone_may_speak() -> None:
     [
         (distributed.DistBackendError("NCCL error"), True),
         (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 1."), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("num_samples is 0"), False),
     ],
@@ -43,3 +52,56 @@ def test_only_a_killed_process_is_reported(capfd: pytest.CaptureFixture[str]) ->
     assert said == (
         "error: process 2 was killed (signal 9); the same command with --ckpt_path last continues\n"
     )
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> "distributed.TCPStore":  # type: ignore[name-defined]
+    """A job's store, and processes that look at it more often."""
+    monkeypatch.setattr(joint_failure, "PATIENCE", timedelta(seconds=0.2))
+    held = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(held.port))
+    return held
+
+
+def test_who_waits_in_nccl_leaves_behind_a_process_that_failed(
+    store: "distributed.TCPStore",  # type: ignore[name-defined]
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    left: queue.Queue[int] = queue.Queue()
+    end_with_the_others(left.put)
+    with pytest.raises(queue.Empty):
+        left.get(timeout=1)
+    store.set(joint_failure.KEY, "process 1")
+    assert left.get(timeout=30) == 2
+    assert capfd.readouterr().err == "", "process 1 has said why"
+
+
+def test_who_waits_in_nccl_leaves_and_says_so_if_process_0_was_killed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(joint_failure, "PATIENCE", timedelta(seconds=0.2))
+    script = (
+        "import time, torch; held = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, "
+        "wait_for_workers=False); print(held.port, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as master:
+        assert master.stdout is not None
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", master.stdout.readline().decode().strip())
+        left: queue.Queue[int] = queue.Queue()
+        end_with_the_others(left.put)
+        time.sleep(1)
+        master.kill()
+    assert left.get(timeout=60) == 2
+    assert "lost the connection to another process of this job" in capfd.readouterr().err
+
+
+def test_a_job_that_is_over_is_watched_no_more(
+    store: "distributed.TCPStore",  # type: ignore[name-defined]
+) -> None:
+    left: queue.Queue[int] = queue.Queue()
+    end_with_the_others(left.put).set()
+    store.set(joint_failure.KEY, "process 1")
+    with pytest.raises(queue.Empty):
+        left.get(timeout=2)

@@ -59,7 +59,7 @@ def test_it_says_what_is_left_and_keeps_what_it_said_first(
     printed = io.StringIO()
     for begun in (0, 1):
         model = small_language_model(source, tmp_path / "run", lwc=NO_LWC)
-        model.block_index.fill_(begun)
+        model.block_index = begun
         preflight = Preflight(tmp_path / "run", Console(file=printed, width=100))
         trainer = small_trainer(preflight)
         trainer.datamodule = data  # type: ignore[attr-defined]

@@ -150,7 +150,7 @@ class Interrupt(BlockProgression):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *rest)
-        if int(pl_module.block_index) == 1:
+        if pl_module.block_index == 1:
             raise KeyboardInterrupt
 
 

@@ -172,7 +172,7 @@ def lwc_step(bench: Bench) -> Figures:
     def step(*, guarded: bool = True) -> None:
         block.training_step(batch, 0).backward()
         if guarded:
-            block.drop_unusable_gradients()
+            block.drop_unusable_step(optimizer)
         optimizer.step()
         optimizer.zero_grad()
 

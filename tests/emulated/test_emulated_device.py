@@ -1,0 +1,97 @@
+"""The product on a second device, and what it asks of it: see :mod:`tests.emulated.device`.
+
+A GPU's costs are counted, not timed. Ceilings stand where they were reached; lower them when less
+is asked.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.assets import REPOSITORY
+from tests.emulated.scenarios import RECIPES
+from tests.forked_process import ForkedProcess
+from tests.small_run import one_thread
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this PyTorch has no place for devices written in Python",
+)
+KERNELS_OF_A_STEP = {"LWC": 1050, "everything": 1700, "distillation": 1200}
+KERNELS_OF_A_TOKEN = {"dynamic": 210, "static": 255, "beams": 280, "packed": 300}
+"""Per layer. Most are definitions of operators that would be one kernel each in CUDA."""
+
+
+def run(name: str, folder: Path) -> Any:
+    """The facts of a scenario, in a process of its own."""
+    script = str(REPOSITORY / "tests" / "emulated" / "scenarios.py")
+    process = ForkedProcess([script, name, str(folder)], one_thread())
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def test_the_device_refuses_and_counts(tmp_path: Path) -> None:
+    facts = run("the_device", tmp_path)
+    assert all(facts["refused"].values()), facts["refused"]
+    for name in ("mixed", "mixed in place", "index"):
+        assert "all tensors to be on the same device" in facts["refused"][name]
+    assert set(facts["waits"].values()) == {1}, facts["waits"]
+    assert set(facts["silent"].values()) == {0}, facts["silent"]
+    assert facts["uploads"] == facts["kernels of a product"] == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_model_is_calibrated_exported_loaded_and_writes(name: str, tmp_path: Path) -> None:
+    facts = run(name, tmp_path)
+    assert facts["same names"]
+    assert facts["finite"]
+    if name == "nothing_learns":
+        assert facts["equal"]
+    # A fused optimizer rounds otherwise; few weights lie so near to the middle of two codes.
+    assert facts["least share of equal bytes"] > 0.95
+    assert facts["exported"]
+    assert facts["devices"] == ["emulated:0"]
+    assert all(facts["tokens"].values()), facts["tokens"]
+    for cache, kernels in facts["kernels per layer and token"].items():
+        assert kernels <= KERNELS_OF_A_TOKEN[cache], (cache, kernels)
+    # Only transformers asks, once a token, whether all texts have ended; there are two layers.
+    assert set(facts["waits per layer and token"].values()) == {0.5}
+
+
+def test_a_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    facts = run("a_run", tmp_path)
+    assert facts["statuses"] == [0, 2, 0]
+    assert facts["equal"]
+    assert facts["perplexities"] == ["full_precision", "quantized"]
+    assert facts["blocks"] == 2
+
+
+def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
+    for recipe, epochs in run("steps", tmp_path).items():
+        turn = "distillation" if recipe == "distillation" else "block"
+        learning = [epoch for epoch in epochs if epoch["turn"] == turn]
+        assert len(learning) == 2
+        for epoch in learning:
+            assert epoch["steps"] == 4
+            assert epoch["waits"] == 0, epoch["waited_at"]
+            assert epoch["fused attention"] == 0, "its backward pass repeats no bits"
+        kernels = learning[-1]["kernels"] / learning[-1]["steps"]
+        assert kernels <= KERNELS_OF_A_STEP[recipe], (recipe, kernels)
+
+
+def test_a_planted_item_is_found(tmp_path: Path) -> None:
+    (*_, epoch) = run("a_step_that_waits", tmp_path)["LWC"]
+    assert epoch["waits"] == epoch["steps"]
+    (place,) = epoch["waited_at"]
+    assert "steps.py" in place
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    facts = run("a_step_that_is_not_finite", tmp_path)
+    assert facts["skipped"] == [1, 0]
+    assert facts["tensors"] > 14, "clip factors and their moments"
+    assert facts["equal"]

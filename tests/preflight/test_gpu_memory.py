@@ -1,0 +1,74 @@
+"""Preflight where a GPU computes: its memory is asked, not the host's."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from callbacks import preflight
+from callbacks.preflight import describe_job, require_room
+from duquant.preflight.memory import device_phase, host_phase, largest_phase, memory_phases
+from duquant.preflight.thin_model import thin_config
+from duquant.processes import Processes
+from tests.in_process import small_data, small_language_model, write_text
+from tests.small_run import write_small_model
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[Any, Any]:
+    """Model and data of a run whose process has a GPU."""
+    source = write_small_model(tmp_path / "source", blocks=1)
+    data = small_data(source, write_text(tmp_path / "text.txt"))
+    data.processes = Processes(device=torch.device("cuda", 1))
+    return small_language_model(source, tmp_path / "run"), data
+
+
+def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(preflight, "free_device_bytes", lambda device: count)
+
+
+def test_a_gpu_that_is_too_small_is_refused(
+    run: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = device_phase(describe_job(*run)).num_bytes
+    free(monkeypatch, needed)
+    require_room(*run)
+    free(monkeypatch, needed - 1)
+    with pytest.raises(ValueError, match=r"of the memory of cuda:1 \(\w+\), but .* free there"):
+        require_room(*run)
+
+
+def test_the_host_needs_no_room_for_what_the_gpu_does(
+    run: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = run
+    job = describe_job(model, data)
+    assert job.on_gpu
+    assert host_phase(job).num_bytes < largest_phase(job).num_bytes
+    monkeypatch.setattr(preflight, "available_bytes", lambda: host_phase(job).num_bytes)
+    free(monkeypatch, 1 << 60)
+    require_room(model, data)
+    data.processes = Processes()
+    assert not describe_job(model, data).on_gpu
+    with pytest.raises(ValueError, match="more memory"):
+        require_room(model, data)
+
+
+def test_training_on_a_gpu_holds_the_matrices_of_attention(run: tuple[Any, Any]) -> None:
+    model, data = run
+    there = {each.name: each.num_bytes for each in memory_phases(describe_job(model, data))}
+    data.processes = Processes()
+    here = {each.name: each.num_bytes for each in memory_phases(describe_job(model, data))}
+    scores = model.decoder.config.num_attention_heads * data.sequence_length**2
+    assert there.pop("training") - here.pop("training") == 4 * 4 * data.batch_size * scores
+    assert there == here
+
+
+def test_a_gpu_is_timed_with_a_block_as_wide_as_it_is(run: tuple[Any, Any]) -> None:
+    model, _ = run
+    config = model.decoder.config
+    config.hidden_size, config.intermediate_size, config.num_attention_heads = 4096, 11008, 32
+    whole = thin_config(config, model.recipe, whole=True)
+    assert (whole.hidden_size, whole.intermediate_size) == (4096, 11008)
+    assert thin_config(config, model.recipe).hidden_size < 4096
