@@ -27,7 +27,7 @@ from duquant.transforms.rotate_permute import RotatePermute
 from duquant.transforms.table import transform_class
 
 APPLY = """\
-Where `config.json` has a `transform_config`, the inputs of linears are rotated. vLLM does so on CUDA.
+Where `config.json` has a `transform_config`, inputs of linears are rotated. vLLM does so on CUDA.
 transformers ignores it, and the model says nonsense there, unless these lines follow its loading:
 
 ```python
