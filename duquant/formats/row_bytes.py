@@ -79,7 +79,7 @@ def _shared_parts(
     form: NumberFormat, columns: int, peak: Tensor | None, device: torch.device
 ) -> dict[str, Tensor]:
     """Parts of the whole tensor: the same for any row, so for one of zeros."""
-    row = torch.zeros(1, columns, device=device)
+    row = torch.zeros(1, columns, dtype=torch.float32, device=device)
     rows = split_rows(row, form.group_size)
     grid = form.grid(rows, peak=peak)
     stored = form.store(form.codes(rows, grid).view(row.shape), grid)

@@ -87,7 +87,7 @@ def _is_right(library: ctypes.CDLL) -> bool:
     size, tokens = library.panel_width(), 19
     width = 3 * size
     x = torch.arange(tokens * width, dtype=torch.float32, device="cpu").view(tokens, width)
-    turned = torch.eye(size, device="cpu").roll(1, dims=1)
+    turned = torch.eye(size, dtype=torch.float32, device="cpu").roll(1, dims=1)
     rotations = torch.stack([turned, turned]).unsqueeze(1).contiguous()
     forwards = torch.arange(width, dtype=torch.int32, device="cpu")
     orders = torch.stack([forwards, forwards.flip(0)])
