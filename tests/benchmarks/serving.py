@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -173,22 +174,22 @@ class Worker:
 
 
 def measure(workers: dict[str, Worker], rounds: int) -> None:
-    """Print a table: tokens per second of each, in turns."""
-    speeds: dict[str, dict[str, list[float]]] = {}
+    """Print tokens per second of each, in turns, and at last the table of medians."""
+    tasks = {f"prefill {n} x {m}": partial(Worker.speed_of_prefill, sequences=n, tokens=m)
+             for n, m in PREFILL}  # fmt: skip
+    tasks |= {f"decode {n}": partial(Worker.speed_of_decoding, sequences=n) for n in DECODE}
+    speeds: dict[str, dict[str, list[float]]] = {what: {} for what in tasks}
     for turn in range(rounds):
-        for name, worker in workers.items():
-            for sequences, tokens in PREFILL:
-                found = worker.speed_of_prefill(sequences, tokens, turn + 1)
-                row = speeds.setdefault(f"prefill {sequences} x {tokens}", {})
-                row.setdefault(name, []).append(found)
-            for sequences in DECODE:
-                found = worker.speed_of_decoding(sequences, turn + 1)
-                speeds.setdefault(f"decode {sequences}", {}).setdefault(name, []).append(found)
+        for what, task in tasks.items():
+            for name, worker in workers.items():
+                found = task(worker, seed=turn + 1)
+                speeds[what].setdefault(name, []).append(found)
+                print(f"{what}, {name}: {found:.0f}", flush=True)
     print("| |", " | ".join(workers), "|")
     for what, row in speeds.items():
         cells = [f"{median(row[name]):.0f} ({min(row[name]):.0f}-{max(row[name]):.0f})"
                  for name in workers]  # fmt: skip
-        print(f"| {what} |", " | ".join(cells), "|", flush=True)
+        print(f"| {what} |", " | ".join(cells), "|")
 
 
 def main() -> None:
