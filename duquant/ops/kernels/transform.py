@@ -62,10 +62,9 @@ def _takes(library: ctypes.CDLL, x: Tensor, rotations: Tensor) -> bool:
 def _orders(permutations: Tensor, steps: int, width: int) -> Tensor:
     """Where every step reads its channels; C does not look whether they exist."""
     assert len(permutations) == steps - 1
-    orders = torch.empty(steps, width, dtype=torch.int32, device="cpu")
-    orders[0] = torch.arange(width, device="cpu")
-    if steps > 1:
-        orders[1:] = permutations
+    if steps == 1:
+        return _as_they_are(width)
+    orders = torch.cat([_as_they_are(width), permutations.to(torch.int32)])
     lowest, highest = orders.aminmax()
     if lowest < 0 or highest >= width:
         raise ValueError(
@@ -73,6 +72,11 @@ def _orders(permutations: Tensor, steps: int, width: int) -> Tensor:
             f"the model is damaged, quantize it again"
         )
     return orders
+
+
+@functools.lru_cache(maxsize=16)
+def _as_they_are(width: int) -> Tensor:
+    return torch.arange(width, dtype=torch.int32, device="cpu").view(1, width)
 
 
 @functools.cache
