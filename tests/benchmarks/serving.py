@@ -173,11 +173,12 @@ class Worker:
         self.process.join()
 
 
-def measure(workers: dict[str, Worker], rounds: int) -> None:
+def measure(workers: dict[str, Worker], rounds: int, wanted: list[str]) -> None:
     """Print tokens per second of each, in turns, and at last the table of medians."""
     tasks = {f"prefill {n} x {m}": partial(Worker.speed_of_prefill, sequences=n, tokens=m)
              for n, m in PREFILL}  # fmt: skip
     tasks |= {f"decode {n}": partial(Worker.speed_of_decoding, sequences=n) for n in DECODE}
+    tasks = {what: task for what, task in tasks.items() if not wanted or what in wanted}
     speeds: dict[str, dict[str, list[float]]] = {what: {} for what in tasks}
     for turn in range(rounds):
         for what, task in tasks.items():
@@ -200,6 +201,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", help="of all but the quantized weights")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=[], help="rows, such as 'decode 8'")
     parser.add_argument("--profile", action="store_true", help="of the quantized model, instead")
     choices = parser.parse_args()
     models = {"quantized": choices.quantized, "original": choices.original}
@@ -217,7 +219,7 @@ def main() -> None:
                 for operator, share, calls in worker.ask(batch, is_profiled=True):
                     print(f"{share:7.1%} {calls:7d} {operator}", flush=True)
     else:
-        measure(workers, choices.rounds)
+        measure(workers, choices.rounds, choices.only)
     for worker in workers.values():
         worker.end()
 

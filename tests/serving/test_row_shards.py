@@ -55,8 +55,8 @@ def test_outputs_of_two_devices_are_those_of_one(recipe: str, backend: Any, tmp_
     directory = write_quantized(tmp_path, FAMILIES["qwen2"], RECIPES[recipe])
     whole, *halves = (first_block(directory)[1] for _ in range(3))
     for name, one in whole.items():
-        one.make_ready(Execution(backend))
         x, sizes = X[:, : one.site.width], [size // 2 for size in one.out_features]
+        one.make_ready(Execution(backend))
         parts = [
             on_rank(half[name], sizes, Rank(index, 2), backend)(x).split(sizes, dim=-1)
             for index, half in enumerate(halves)
