@@ -159,11 +159,12 @@ class Worker:
 
     def speed_of_prefill(self, sequences: int, tokens: int, seed: int) -> float:
         """Tokens per second."""
-        return sequences * tokens / self.ask(Batch(sequences, tokens, 1, seed))
+        passed: float = self.ask(Batch(sequences, tokens, 1, seed))
+        return sequences * tokens / passed
 
     def speed_of_decoding(self, sequences: int, seed: int) -> float:
         """New tokens per second, without the first of each sequence."""
-        first = self.ask(Batch(sequences, 8, 1, seed))
+        first: float = self.ask(Batch(sequences, 8, 1, seed))
         both: float = self.ask(Batch(sequences, 8, NEW_TOKENS + 1, seed + 1000))
         return sequences * NEW_TOKENS / (both - first)
 

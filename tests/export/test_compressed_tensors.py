@@ -165,6 +165,6 @@ def test_another_rotation_than_hadamards_is_refused(tmp_path: Path) -> None:
     recipe = RECIPES["hadamard"]
     quantized = write_quantized(tmp_path, FAMILIES["llama-grouped"], recipe)
     block = QuantizedSource(quantized.path).block(0)
-    block.mlp.down_proj.site.transform.rotations[0, 0, 1] *= -1  # type: ignore[union-attr, index]
+    block.get_submodule("mlp.down_proj").site.transform.rotations[0, 0, 0, 1] *= -1  # type: ignore[union-attr, operator]
     with pytest.raises(ValueError, match="mlp_output is rotated by another matrix"):
         CompressedTensors().tensors(block, recipe)
