@@ -18,7 +18,8 @@ def export(run: str, to: str = "native", output_dir: str | None = None) -> None:
         to: the layout: native (today's own, for models of earlier releases, which also get their
             logits.json), dequantized (a plain
             bfloat16 model with the error of the quantized weights, for any tool) or
-            compressed-tensors (integers for transformers and vLLM, of recipes without a transform).
+            compressed-tensors (integers for transformers and vLLM, of recipes without a transform
+            or with Hadamard rotations).
         output_dir: the directory to write (default: export-LAYOUT in the run).
 
     Raises:

@@ -82,7 +82,7 @@ def _shared_parts(
     per_row = _widths(form, columns)
     if per_row.keys() == form.stored_shapes(1, columns).keys():
         return {}
-    row = torch.zeros(1, columns, device=device)
+    row = torch.zeros(1, columns, dtype=torch.float32, device=device)
     rows = split_rows(row, form.group_size)
     grid = form.grid(rows, peak=peak)
     stored = form.store(form.codes(rows, grid).view(row.shape), grid)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from duquant.ops.kernel_presence import is_inlined
+from duquant.ops.kernel_presence import call, is_inlined
 from duquant.ops.permutation import permute_channels, zigzag_permutation
 from duquant.ops.rotation import block_rotate
 
@@ -58,7 +58,7 @@ def apply_transform(x: Tensor, transform: DualTransform) -> Tensor:
     """
     if not len(transform.rotations) or is_inlined("transform_rows", x.device):
         return apply_in_steps(x, transform)
-    result: Tensor = transform_rows(x, *transform)
+    result: Tensor = call(transform_rows, x, *transform)
     return result
 
 

@@ -37,6 +37,7 @@ from duquant.ops.affine import (
     grid_of_range,
     largest_zero,
 )
+from duquant.ops.kernel_presence import call
 
 Quantized = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """Values; the largest and the smallest entry, the scale and the zero point of every row."""
@@ -66,8 +67,8 @@ def fake_quantize_rows(
         return fake_quantize(x, bits, symmetric=symmetric, clip_high=clip_high, clip_low=clip_low)
     high, high_ratio = (clip_high, 1.0) if isinstance(clip_high, Tensor) else (None, clip_high)
     low, low_ratio = (clip_low, 1.0) if isinstance(clip_low, Tensor) else (None, clip_low)
-    result: Tensor = quantize_rows(
-        x.contiguous(), high, low, high_ratio, low_ratio, bits, symmetric, moves_zero
+    result: Tensor = call(
+        quantize_rows, x.contiguous(), high, low, high_ratio, low_ratio, bits, symmetric, moves_zero
     )[0]
     return result
 

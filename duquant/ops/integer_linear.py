@@ -13,6 +13,7 @@ from torch import Tensor
 
 from duquant.ops.affine import AffineGrid
 from duquant.ops.integer_product import IntegerWeight, PackedWeight
+from duquant.ops.kernel_presence import call
 from duquant.ops.packed_product import packed_linear
 from duquant.ops.quantized_tokens import decode_tokens
 
@@ -87,7 +88,7 @@ def scaled_product(
 def _packed_linear(
     tokens: Tensor, weight: PackedWeight, panel: Panel, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    output: Tensor = packed_linear(
-        tokens, weight.packed, panel.scale, panel.zero, panel.sums, bias, weight.largest, dtype
-    )
+    scales = panel.scale, panel.zero, panel.sums
+    operator, largest = packed_linear, weight.largest
+    output: Tensor = call(operator, tokens, weight.packed, *scales, bias, largest, dtype)
     return output

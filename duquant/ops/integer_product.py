@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from duquant.ops.kernel_presence import has_kernel
+from duquant.ops.kernel_presence import call, has_kernel
 from duquant.ops.packed_product import (
     LARGEST_ACTIVATION,
     PACKED_BITS,
@@ -154,7 +154,7 @@ class PackedWeight:
 
     def product(self, q: Tensor) -> Tensor:
         """Exact integers as float32."""
-        product: Tensor = packed_product(q, self.packed, self.largest)
+        product: Tensor = call(packed_product, q, self.packed, self.largest)
         return product
 
     def integers(self) -> Tensor:

@@ -1,27 +1,64 @@
-"""Which operators have a kernel here: for what is prepared long before an operator runs.
+"""Which operators have a kernel here, and the short way to it.
 
-Whoever calls an operator need not ask. A compiled graph and the layout of a weight depend on it.
-``torch.compile`` makes one opaque step of an operator. That is right where a kernel computes it;
-where none does, the compiler fuses the operations of its definition with those around them, which
-is faster than running them one by one.
+Whoever calls an operator need not ask. PyTorch takes some 40 µs to find a kernel that is written in
+Python, as long as a kernel of ours computes for a few tokens, so :func:`call` calls it itself where
+nothing else can be meant: no gradient is recorded, no graph is compiled or traced.
+
+A compiled graph and the layout of a weight depend on what there is. ``torch.compile`` makes one
+opaque step of an operator. That is right where a kernel computes it; where none does, the compiler
+fuses the operations of its definition with those around them, which is faster than running them one
+by one.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _ANNOUNCED: dict[tuple[str, str], Callable[[], bool]] = {}
+_KERNELS: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
-def announce_kernel(operator: str, device: str, is_available: Callable[[], bool]) -> None:
+def announce_kernel(
+    operator: str, device: str, is_available: Callable[[], bool], kernel: Callable[..., Any]
+) -> None:
     """Say that an operator has a kernel: :mod:`duquant.ops.kernels.table` does for its rows.
 
     Args:
         operator: its name with ``duquant::``.
         device: type of the tensors it is called with.
         is_available: whether this machine runs it.
+        kernel: the function that computes it.
     """
     _ANNOUNCED[operator, device] = is_available
+    _KERNELS[operator, device] = kernel
+
+
+def call(operator: Any, *arguments: Any) -> Any:
+    """An operator of :func:`torch.library.custom_op`, by its kernel itself where that is the same.
+
+    Args:
+        operator: what to call.
+        arguments: of it, a tensor first.
+    """
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    kernel = _KERNELS.get((operator._qualname, arguments[0].device.type))
+    if kernel is None or _is_watched(arguments):
+        return operator(*arguments)
+    return kernel(*arguments)
+
+
+def _is_watched(arguments: tuple[Any, ...]) -> bool:
+    """Whether somebody records, traces or replaces what is computed with these."""
+    if _get_current_dispatch_mode() is not None or torch._C._functorch.maybe_current_level():
+        return True
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
+        return True
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def has_kernel(operator: str, device: str) -> bool:

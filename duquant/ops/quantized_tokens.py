@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from duquant.ops.affine import AffineGrid, affine_grid, quantize
-from duquant.ops.kernel_presence import is_inlined
+from duquant.ops.kernel_presence import call, is_inlined
 from duquant.ops.packing import pack_fitting, packed_width, unpack
 
 SCALE_BYTES, ZERO_BYTES = torch.float32.itemsize, torch.int16.itemsize
@@ -47,7 +47,7 @@ def quantize_tokens(
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if is_inlined("quantize_tokens", x.device):
         return quantize_tokens_in_steps(wide, bits, clip_ratio, clip_ends, symmetric)
-    tokens: Tensor = quantized_tokens(wide, bits, clip_ratio, clip_ends, symmetric)
+    tokens: Tensor = call(quantized_tokens, wide, bits, clip_ratio, clip_ends, symmetric)
     return tokens
 
 

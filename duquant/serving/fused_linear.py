@@ -22,6 +22,8 @@ from duquant.nn.site import SiteTransform
 class FusedLinear(nn.Module):
     """``site(x)`` once, then the outputs of every linear side by side.
 
+    Linears that multiply integers become one, once they are loaded.
+
     Args:
         site: transforms and quantizes the input.
         linears: by name, in the order of their outputs.
@@ -38,6 +40,7 @@ class FusedLinear(nn.Module):
         self.site = site
         self.linears = nn.ModuleDict(linears)
         self.attention = attention
+        self.width_of_value = 0
 
     @property
     def out_features(self) -> list[int]:
@@ -61,8 +64,11 @@ class FusedLinear(nn.Module):
         if self.attention is not None:
             self.attention.compute_hadamard()
         linears = list(self.linears.values())
+        self.width_of_value = self.out_features[-1]
         configure_site(self.site, linears, execution)
         packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
+        if len(packed) > 1 and packed[0].is_integer:
+            packed = self._join(packed)
         for linear in packed:
             if linear.is_integer:
                 linear.prepare()
@@ -75,15 +81,38 @@ class FusedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(tokens, in)`` to ``(tokens, sum of outputs)``; V comes quantized."""
         inputs = self.site(x)
-        outputs = {name: linear(inputs) for name, linear in self.linears.items()}
+        parts = [linear(inputs) for linear in self.linears.values()]
+        outputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         if self.attention is not None:
-            outputs["v"] = self._quantized(outputs["v"], self.attention)
-        parts = list(outputs.values())
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+            value = outputs[:, -self.width_of_value :]
+            value.copy_(self._quantized(value, self.attention))
+        return outputs
+
+    def _join(self, linears: list[PackedLinear]) -> list[PackedLinear]:
+        """Multiply by all rows at once; integer sums are exact, so no bit changes.
+
+        Where a part belongs to a whole tensor, or not all have a bias, they stay as they are.
+        """
+        first, biases = linears[0], [linear.bias for linear in linears]
+        parts = {name: [linear.get_buffer(name) for linear in linears] for name in first.EXACT}
+        given = [bias for bias in biases if bias is not None]
+        if len(given) not in (0, len(linears)) or any(p[0].ndim != 2 for p in parts.values()):
+            return linears
+        joined = PackedLinear(
+            {name: torch.cat(each) for name, each in parts.items()},
+            torch.cat(given) if given else None,
+            first.form,
+            activations=first.activations,
+            in_features=first.in_features,
+            dtype=first.output_like.dtype,
+        )
+        joined.execution = first.execution
+        self.linears = nn.ModuleDict({"all": joined})
+        return [joined]
 
     @staticmethod
     def _quantized(value: Tensor, attention: AttentionQuantizer) -> Tensor:
-        heads = value.view(1, len(value), -1, attention.head_dim)
+        heads = value.reshape(1, len(value), -1, attention.head_dim)
         bias = None if attention.biases is None else attention.biases.value
         if bias is not None:
             bias = bias.float().view(1, 1, -1, attention.head_dim)

@@ -40,13 +40,12 @@ def require_options(config: Any) -> None:
         ValueError: naming the option.
     """
     parallel, cache, model = config.parallel_config, config.cache_config, config.model_config
-    sizes = {
-        "--tensor-parallel-size": parallel.tensor_parallel_size,
-        "--pipeline-parallel-size": parallel.pipeline_parallel_size,
-    }
-    for option, size in sizes.items():
-        if size > 1:
-            raise ValueError(f"{option} is {size}; a duquant model is served by one device: 1")
+    if parallel.pipeline_parallel_size > 1:
+        raise ValueError(
+            f"--pipeline-parallel-size is {parallel.pipeline_parallel_size}; the blocks of a "
+            f"duquant model are not spread over devices: 1"
+        )
+    require_shares(model.hf_config, parallel.tensor_parallel_size)
     if config.lora_config is not None:
         raise ValueError("LoRA adapters cannot be served on a duquant model: no --enable-lora")
     own_dtype = str(model.dtype).removeprefix("torch.")
@@ -60,6 +59,38 @@ def require_options(config: Any) -> None:
     if model.quantization_config is not None:
         raise ValueError("--quantization-config cannot be given: a duquant model has its own")
     execution_of(config)
+
+
+def require_shares(config: Any, count: int) -> None:
+    """Refuse to share a model among devices where they would not hold equal parts.
+
+    Args:
+        config: a configuration of transformers.
+        count: devices.
+
+    Raises:
+        ValueError: naming what cannot be shared.
+    """
+    heads = config.num_attention_heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    sizes = {
+        "attention heads": heads,
+        "hidden channels": config.hidden_size,
+        "channels of the MLP": config.intermediate_size,
+    }
+    if key_value_heads >= count:
+        sizes["heads of K and V"] = key_value_heads
+    elif count % key_value_heads:  # else several devices hold the same head
+        raise ValueError(
+            f"--tensor-parallel-size is {count}, which is no multiple of the model's "
+            f"{key_value_heads} heads of K and V"
+        )
+    for what, size in sizes.items():
+        if size % count:
+            raise ValueError(
+                f"--tensor-parallel-size is {count}, which does not divide the model's "
+                f"{size} {what}"
+            )
 
 
 def require_family(config: Any) -> None:

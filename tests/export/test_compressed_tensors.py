@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,12 +23,15 @@ from tests.block_by_block import small_recipe
 from tests.quantized_directory import logits, token_ids, write_quantized
 from tests.tiny_models import FAMILIES
 
-pytest.importorskip("compressed_tensors")
+transform = pytest.importorskip("compressed_tensors.transform")
+TransformConfig = transform.TransformConfig
+apply_transform_config = transform.apply_transform_config
 
 DEQUANTIZE = CompressedTensorsConfig(dequantize=True)
 """compressed-tensors 0.20 prepares modules for packed zero points that are not packed."""
 IDS = token_ids(seed=3)
 NO_TRANSFORM = RotationConfig(selector="none", block_size=16)
+HADAMARD = RotationConfig(selector="hadamard", block_size=16, permutation_times=0)
 WEIGHTS_ALONE = Recipe(
     activation_bits=16,
     rotation=NO_TRANSFORM,
@@ -41,6 +45,13 @@ RECIPES = {
         WEIGHTS_ALONE, symmetric=True, clipping=ClippingConfig(weight_ratio=1.0)
     ),
     "8 bits in groups": replace(WEIGHTS_ALONE, weight_bits=8, group_size=16),
+    "hadamard": replace(WEIGHTS_ALONE, rotation=HADAMARD),
+    "hadamard symmetric": replace(
+        WEIGHTS_ALONE,
+        rotation=replace(HADAMARD, rotate_values=True),
+        symmetric=True,
+        clipping=ClippingConfig(weight_ratio=1.0),
+    ),
 }
 W8A8 = replace(
     WEIGHTS_ALONE,
@@ -53,6 +64,15 @@ W8A8 = replace(
 )
 
 
+def load_there(directory: Path, **options: Any) -> Any:
+    """As the directory's README says."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **options)
+    stored = json.loads((directory / "config.json").read_text())["quantization_config"]
+    if "transform_config" in stored:
+        apply_transform_config(model, TransformConfig(**stored["transform_config"]))
+    return model
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["llama-grouped", "qwen2"])
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -60,7 +80,7 @@ def test_weights_are_the_same_numbers(recipe: str, family: str, tmp_path: Path) 
     quantized = write_quantized(tmp_path, FAMILIES[family], RECIPES[recipe])
     export_model(QuantizedSource(quantized.path), tmp_path / "there", CompressedTensors())
     options = {} if RECIPES[recipe].symmetric else {"quantization_config": DEQUANTIZE}
-    there = AutoModelForCausalLM.from_pretrained(tmp_path / "there", dtype=torch.float32, **options)
+    there = load_there(tmp_path / "there", **options)
     ours = quantized.load()
     torch.testing.assert_close(logits(there, IDS), logits(ours, IDS), rtol=1e-4, atol=1e-4)
     for name, linear in ours.named_modules():
@@ -70,10 +90,12 @@ def test_weights_are_the_same_numbers(recipe: str, family: str, tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_activations_of_8_bits(tmp_path: Path) -> None:
-    quantized = write_quantized(tmp_path, FAMILIES["llama-grouped"], W8A8)
+@pytest.mark.parametrize("rotation", [NO_TRANSFORM, HADAMARD], ids=lambda r: r.selector)
+def test_activations_of_8_bits(rotation: RotationConfig, tmp_path: Path) -> None:
+    recipe = replace(W8A8, rotation=rotation)
+    quantized = write_quantized(tmp_path, FAMILIES["llama-grouped"], recipe)
     export_model(QuantizedSource(quantized.path), tmp_path / "there", CompressedTensors())
-    there = AutoModelForCausalLM.from_pretrained(tmp_path / "there", dtype=torch.float32)
+    there = load_there(tmp_path / "there")
     ours = logits(quantized.load(), IDS)
     original = AutoModelForCausalLM.from_pretrained(tmp_path / "source", dtype=torch.float32)
     # A last bit that turns a rounding over costs as much as the quantization of that token.
@@ -82,7 +104,13 @@ def test_activations_of_8_bits(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "rotation.transform is 'rotate_permute'": small_recipe(),
+    "rotation.selector is 'outlier'; only 'hadamard' and 'none'": small_recipe(),
+    "rotation.transform is 'affine_permute'": replace(
+        small_recipe(), rotation=RotationConfig(transform="affine_permute"), lwc=LWCConfig()
+    ),
+    "permutation_times is 1; .* knows no permutation": replace(
+        WEIGHTS_ALONE, rotation=replace(HADAMARD, permutation_times=1)
+    ),
     "subtract_mean is true": replace(WEIGHTS_ALONE, smoothing=SmoothingConfig(subtract_mean=True)),
     "attention_output is 'query_channel'": replace(
         WEIGHTS_ALONE, smoothing=SmoothingConfig(attention_output="query_channel")
@@ -131,3 +159,12 @@ def test_the_configuration_names_no_other_package(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "there" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     assert "duquant" not in json.dumps(config)
+
+
+def test_another_rotation_than_hadamards_is_refused(tmp_path: Path) -> None:
+    recipe = RECIPES["hadamard"]
+    quantized = write_quantized(tmp_path, FAMILIES["llama-grouped"], recipe)
+    block = QuantizedSource(quantized.path).block(0)
+    block.get_submodule("mlp.down_proj").site.transform.rotations[0, 0, 0, 1] *= -1  # type: ignore[union-attr, operator]
+    with pytest.raises(ValueError, match="mlp_output is rotated by another matrix"):
+        CompressedTensors().tensors(block, recipe)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from duquant.ops.kernel_presence import _KERNELS, call
 from duquant.ops.kernels.table import KERNELS, Kernel
 from tests.ops.kernel_cases import CASES, Case
 
@@ -92,3 +94,47 @@ def test_every_operator_is_sound(kernel: Kernel) -> None:
     if name_of(kernel) not in UNTRACED:
         checks += ["test_faketensor", "test_aot_dispatch_dynamic"]
     torch.library.opcheck(kernel.operator, tuple(arguments), test_utils=checks)
+
+
+class Watcher(TorchDispatchMode):
+    """Sees what PyTorch is asked to compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_short_way_to_a_kernel_is_the_operator(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Kernel] = []
+
+    def function(*arguments: Any) -> Any:
+        taken.append(kernel)
+        return kernel.function(*arguments)
+
+    monkeypatch.setitem(_KERNELS, (kernel.operator._qualname, kernel.device), function)
+    for case in CASES[name_of(kernel)]():
+        arguments = [
+            argument.to(kernel.device) if isinstance(argument, Tensor) else argument
+            for argument in case.arguments
+        ]
+        expected = case.look(arguments, as_list(kernel.operator(*arguments)))
+        assert not taken
+        found = case.look(arguments, as_list(call(kernel.operator, *arguments)))
+        assert taken.pop() is kernel
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other) or bool((one.isnan() == other.isnan()).all())
+        with Watcher() as watcher:
+            call(kernel.operator, *arguments)
+        assert any(name_of(kernel) in name for name in watcher.seen)
+        for index in case.learns[:1]:
+            arguments[index] = arguments[index].detach().requires_grad_()
+            assert as_list(call(kernel.operator, *arguments))[0].requires_grad
+        assert not taken

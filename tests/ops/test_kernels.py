@@ -98,6 +98,16 @@ def test_what_is_not_finite_stays_in_its_token() -> None:
         assert not finite[1].any()
 
 
+def test_they_are_right_whatever_dtype_is_the_default() -> None:
+    """vLLM sets a model's dtype as the default while it loads the weights."""
+    code = "import torch; torch.set_default_dtype(torch.bfloat16);"
+    code += "from duquant.ops.kernels import int4, rows, screen, transform;"
+    code += "print([each._library() is None for each in (int4, rows, screen, transform)])"
+    run = [sys.executable, "-W", "ignore", "-c", code]
+    process = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == str([False] * 4), process.stderr
+
+
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [

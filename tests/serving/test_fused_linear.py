@@ -5,6 +5,7 @@ None of this needs vLLM.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from duquant.config import FormatConfig
 from duquant.export.quantization_config import DuquantConfig
 from duquant.model.execution import configure_execution, transform_of
 from duquant.model.structure import SITES
@@ -22,7 +24,7 @@ from duquant.serving.meta_blocks import fused_linear, meta_blocks
 from duquant.serving.quantized_rotary import QuantizedRotary
 from duquant.serving.stored_names import CHILD, FUSED, renaming_rules
 from tests.planted_biases import write_biased
-from tests.quantized_directory import write_quantized
+from tests.quantized_directory import fitting_recipe, write_quantized
 from tests.tiny_models import FAMILIES
 
 TOKENS = 5
@@ -149,3 +151,24 @@ def test_biases_that_nobody_can_rotate_are_refused(tmp_path: Path) -> None:
     assert attention is not None
     with pytest.raises(ValueError, match="cannot follow a Identity"):
         QuantizedRotary(nn.Identity(), attention)
+
+
+@pytest.mark.parametrize("form", ["integer", "mxfp4", "nvfp4"])
+def test_the_default_dtype_changes_nothing(form: str, tmp_path: Path) -> None:
+    """vLLM sets the model's dtype as the default while it loads the weights."""
+    numbers = FormatConfig(format=form)
+    recipe = replace(fitting_recipe({}), weights=numbers, activations=numbers)
+    directory = write_quantized(tmp_path, FAMILIES["qwen2"], recipe)
+    outputs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            fused = first_block(directory)[1]
+            for each in fused.values():
+                each.make_ready(Execution("auto" if form != "integer" else "integer"))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        x = torch.randn(TOKENS, 96, generator=torch.Generator().manual_seed(3))
+        outputs.append([each(x[:, : each.site.width]) for each in fused.values()])
+    for one, other in zip(*outputs, strict=True):
+        assert torch.equal(one, other)

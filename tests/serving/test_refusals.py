@@ -29,7 +29,7 @@ def refuse(directory: Path, complaint: str, **options: Any) -> None:
     ("options", "complaint"),
     [
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype is fp8"),
-        ({"tensor_parallel_size": 2}, "--tensor-parallel-size is 2"),
+        ({"tensor_parallel_size": 3}, "--tensor-parallel-size is 3, .* 2 attention heads"),
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size is 2"),
         ({"enable_lora": True}, "LoRA adapters cannot be served"),
         ({"load_format": "dummy"}, "--load-format is dummy"),

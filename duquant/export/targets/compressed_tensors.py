@@ -18,6 +18,7 @@ its source, not run. transformers reads asymmetric packed weights only with
 Integers there are signed: codes and zero points are ours minus ``2**(bits - 1)``, which packed are
 the same bits; symmetric ones have their zero in the middle, one above ours.
 
+Of transforms it expresses Hadamard rotations: see :mod:`duquant.export.targets.hadamard_scheme`.
 What it cannot express is refused: searched rotations and permutations, affine blocks, means, scales
 divided online, Q, K and V in few bits, clip factors of activations, other widths and formats.
 """
@@ -28,14 +29,18 @@ import torch
 from torch import Tensor, nn
 
 from duquant.config import Recipe
+from duquant.export.targets.hadamard_scheme import (
+    APPLY,
+    hadamard_scheme,
+    require_hadamard,
+    transform_problem,
+)
 from duquant.export.targets.plain_parts import plain_parts
 from duquant.formats.integer import Integer
 from duquant.model.structure import LINEARS
 from duquant.nn.packed_linear import PackedLinear
 from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.ops.packing import pack
-from duquant.transforms.identity import Identity
-from duquant.transforms.table import transform_class
 
 WORD = 4
 """Bytes of the words that integers are packed into."""
@@ -48,7 +53,7 @@ class CompressedTensors:
     about: ClassVar[str] = (
         "The quantized weights as compressed-tensors stores them, for transformers (with the "
         "package compressed-tensors) and vLLM. Scales are float32; who holds them in half "
-        "precision rounds them."
+        f"precision rounds them.\n\n{APPLY}"
     )
     dtype: ClassVar[torch.dtype | None] = None
 
@@ -58,7 +63,8 @@ class CompressedTensors:
         Raises:
             ValueError: naming the option that it has none for.
         """
-        for problem in (_transform(recipe), _weights(recipe), _activations(recipe)):
+        for check in (transform_problem, _smoothing, _weights, _activations):
+            problem = check(recipe)
             if problem:
                 raise ValueError(f"{problem}; quantize without it, or export to another layout")
 
@@ -69,6 +75,7 @@ class CompressedTensors:
         Raises:
             ValueError: if a linear's numbers do not fit, naming it.
         """
+        require_hadamard(block)
         tensors = plain_parts(block)
         store = _packed if _is_weights_only(recipe) else _bytes
         for name in LINEARS:
@@ -99,20 +106,20 @@ class CompressedTensors:
             "output_activations": None,
             "format": layout,
         }
-        return {
+        config = {
             "quant_method": "compressed-tensors",
             "format": layout,
             "quantization_status": "compressed",
             "config_groups": {"group_0": group},
             "ignore": ["lm_head"],
         }
+        transform = hadamard_scheme(recipe)
+        return {**config, "transform_config": transform} if transform else config
 
 
-def _transform(recipe: Recipe) -> str:
-    """What is wrong with transform and smoothing, if anything."""
-    smoothing, rotation = recipe.smoothing, recipe.rotation
-    if transform_class(rotation) is not Identity:
-        return f"rotation.transform is {rotation.transform!r}, which compressed-tensors cannot say"
+def _smoothing(recipe: Recipe) -> str:
+    """What is wrong with smoothing, if anything."""
+    smoothing = recipe.smoothing
     if smoothing.subtract_mean:
         return "smoothing.subtract_mean is true, and compressed-tensors has no place for the means"
     if smoothing.enabled and smoothing.attention_output == "query_channel":

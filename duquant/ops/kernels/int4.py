@@ -110,16 +110,23 @@ def _is_right(library: ctypes.CDLL) -> bool:
     library.int4_linear.restype = ctypes.c_int
     rows, out, columns = 7, 11, 2306
     counted = torch.arange(columns, device="cpu")
+    ones = torch.ones(out, dtype=torch.float32, device="cpu")  # an engine may set the default
     q = torch.full((rows, columns), LARGEST_ACTIVATION, dtype=torch.uint8, device="cpu")
     w = torch.full((out, columns), 15, dtype=torch.uint8, device="cpu")
     q[1::2], w[1] = counted.remainder(16), counted.remainder(15)
     packed = pack(w, 4)
     expected = q.long() @ (w.long() - OFFSET).T
-    product, scaled = (torch.empty(rows, out, device="cpu") for _ in range(2))
+    product, scaled = ones.new_empty(rows, out), ones.new_empty(rows, out)
     _run(library, q, packed, LARGEST_ACTIVATION, product)
     zero = counted[:rows].unsqueeze(1)
     tokens = encode_tokens(q, AffineGrid(torch.full_like(zero, 0.5, dtype=torch.float32), zero))
-    ones, zeros = torch.ones(out, device="cpu"), torch.zeros(out, device="cpu")
-    _run(library, tokens, packed, LARGEST_ACTIVATION, scaled, [ones, zeros, ones, ones])
-    corrected = (expected - zero) * 0.5 + 1
+    _run(
+        library,
+        tokens,
+        packed,
+        LARGEST_ACTIVATION,
+        scaled,
+        [ones, torch.zeros_like(ones), ones, ones],
+    )
+    corrected = (expected - zero).float() * 0.5 + 1
     return torch.equal(product.long(), expected) and torch.equal(scaled, corrected)

@@ -143,7 +143,7 @@ def _library() -> ctypes.CDLL | None:
 
 def _is_right(library: ctypes.CDLL) -> bool:
     """Compare one small row with plain arithmetic; all functions must be there."""
-    x = torch.linspace(-3, 5, 77, device="cpu").square().reshape(7, 11) - 4
+    x = torch.linspace(-3, 5, 77, dtype=torch.float32, device="cpu").square().reshape(7, 11) - 4
     grid, out = affine_grid(x, 4, clip_high=0.8, clip_low=0.7), torch.empty_like(x)
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, *grid, out)]
     sizes = [ctypes.c_int64(size) for size in x.shape]

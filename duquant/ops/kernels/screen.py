@@ -103,7 +103,7 @@ def _is_right(library: ctypes.CDLL) -> bool:
     rows = torch.arange(count * size, dtype=torch.float32, device="cpu").view(1, count, size) % 50
     rows[0, 7, 3], rows[0, 11, 5] = 127, -126
     ranking = torch.arange(count, device="cpu").flip(0).view(1, count)
-    turned = torch.eye(size, device="cpu").roll(1, dims=1)
+    turned = torch.eye(size, dtype=torch.float32, device="cpu").roll(1, dims=1)
     state = _round_rows(library, rows, ranking)
     places = _find_extremes(library, turned.unsqueeze(0), True, state).tolist()
     fits = size <= library.largest_size()

@@ -63,4 +63,6 @@ KERNELS = (
 
 for _kernel in KERNELS:
     _kernel.operator.register_kernel(_kernel.device)(_kernel.function)
-    announce_kernel(_kernel.operator._qualname, _kernel.device, _kernel.is_available)
+    announce_kernel(
+        _kernel.operator._qualname, _kernel.device, _kernel.is_available, _kernel.function
+    )

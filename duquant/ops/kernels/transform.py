@@ -62,10 +62,9 @@ def _takes(library: ctypes.CDLL, x: Tensor, rotations: Tensor) -> bool:
 def _orders(permutations: Tensor, steps: int, width: int) -> Tensor:
     """Where every step reads its channels; C does not look whether they exist."""
     assert len(permutations) == steps - 1
-    orders = torch.empty(steps, width, dtype=torch.int32, device="cpu")
-    orders[0] = torch.arange(width, device="cpu")
-    if steps > 1:
-        orders[1:] = permutations
+    if steps == 1:
+        return _as_they_are(width)
+    orders = torch.cat([_as_they_are(width), permutations.to(torch.int32)])
     lowest, highest = orders.aminmax()
     if lowest < 0 or highest >= width:
         raise ValueError(
@@ -73,6 +72,11 @@ def _orders(permutations: Tensor, steps: int, width: int) -> Tensor:
             f"the model is damaged, quantize it again"
         )
     return orders
+
+
+@functools.lru_cache(maxsize=16)
+def _as_they_are(width: int) -> Tensor:
+    return torch.arange(width, dtype=torch.int32, device="cpu").view(1, width)
 
 
 @functools.cache
@@ -87,7 +91,7 @@ def _is_right(library: ctypes.CDLL) -> bool:
     size, tokens = library.panel_width(), 19
     width = 3 * size
     x = torch.arange(tokens * width, dtype=torch.float32, device="cpu").view(tokens, width)
-    turned = torch.eye(size, device="cpu").roll(1, dims=1)
+    turned = torch.eye(size, dtype=torch.float32, device="cpu").roll(1, dims=1)
     rotations = torch.stack([turned, turned]).unsqueeze(1).contiguous()
     forwards = torch.arange(width, dtype=torch.int32, device="cpu")
     orders = torch.stack([forwards, forwards.flip(0)])
