@@ -187,8 +187,7 @@ class _SummedDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, target: Tensor, decoder: Decoder) -> Tensor:
-        windows, tokens = target.shape[:2]
-        size = max(1, LOGITS_AT_ONCE // int(decoder.config.vocab_size) // windows)
+        size = max(1, LOGITS_AT_ONCE // int(decoder.config.vocab_size) // len(target))
         total, gradients = torch.zeros((), device=target.device), []
         for wanted, part in zip(target.split(size, 1), output.split(size, 1), strict=True):
             teacher = decoder.logits(wanted).float().log_softmax(dim=-1)

@@ -2,8 +2,7 @@
 
     python tests/emulated/scenarios.py NAME DIRECTORY
 
-prints one line of JSON; ``DIRECTORY`` is empty, to write into.
-"""
+prints one line of JSON; ``DIRECTORY`` is empty, to write into."""
 
 import contextlib
 import importlib
