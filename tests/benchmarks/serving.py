@@ -125,9 +125,13 @@ def seconds(generate: Generate, batch: Batch) -> float:
 
 def profile(generate: Generate, batch: Batch) -> list[tuple[str, float, int]]:
     """Operators by their own share of the time, and their calls."""
-    from torch.profiler import ProfilerActivity
+    from torch.profiler import ProfilerActivity, record_function
     from torch.profiler import profile as profiler
 
+    from duquant.ops.kernel_presence import _KERNELS
+
+    for key, kernel in _KERNELS.items():  # they are called without PyTorch, which names them else
+        _KERNELS[key] = record_function(key[0])(kernel)
     with profiler(activities=[ProfilerActivity.CPU]) as found:
         start = time.process_time()
         generate(batch.ids(), batch.new_tokens)
