@@ -195,7 +195,9 @@ def held_bytes(directory: Path) -> int:
 
 def picture_seconds(job: Job) -> float:
     """What drawing a block's pictures takes; a first, small one loads fonts."""
-    magnitudes = dict.fromkeys(TITLES, torch.rand(job.streams.hidden, device="cpu"))
+    magnitudes = dict.fromkeys(
+        TITLES, torch.rand(job.streams.hidden, dtype=torch.float32, device="cpu")
+    )
     draw_outliers({SITES[0].name: SiteReport({"original": magnitudes["original"]})}, "preflight")
     start = time.perf_counter()
     draw_outliers({site.name: SiteReport(magnitudes) for site in SITES}, "preflight")

@@ -17,7 +17,7 @@ def find_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float32, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"there is no device {device}: {in_one_line(error)}") from error

@@ -1,13 +1,16 @@
-"""Every tensor that the product makes says where it lies.
+"""Every tensor that the product makes says where it lies, and every float one what it is made of.
 
 A program may have set another default device, as notebooks do for their own work. A tensor without
 a device of its own then lies there: a C kernel reads a pointer that is none, and a calibration
-mixes devices. Here the default is "meta", whose tensors have no memory at all.
+mixes devices. Here the default is "meta", whose tensors have no memory at all. In the same way
+another default dtype, which vLLM sets while it loads a model, would mix dtypes.
 """
 
 import ast
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import duquant
-from duquant.config import LWCConfig, RotationConfig, RoundingConfig
+from duquant.config import DistillationConfig, LWCConfig, RotationConfig, RoundingConfig
 from duquant.export.conversion import QuantizedSource, export_model
 from duquant.export.targets.table import EXPORTERS
 from duquant.ops.kernels import int4, rows, screen, transform
@@ -44,6 +47,19 @@ def without_device(source: str) -> Iterator[str]:
                     yield f"line {node.lineno}: {ast.unparse(node)}"
 
 
+FLOATS = ("zeros", "ones", "empty", "full", "eye", "linspace", "logspace", "rand", "randn")
+"""Of these, those that make numbers of the default dtype."""
+
+
+def without_dtype(source: str) -> Iterator[str]:
+    """Calls of factories that leave the dtype to chance."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(func=ast.Attribute(ast.Name("torch"), name), keywords=named):
+                if name in FLOATS and all(keyword.arg != "dtype" for keyword in named):
+                    yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
 FILES = [REPOSITORY / "cli.py"]
 FILES += [file for name in ("duquant", "callbacks") for file in (REPOSITORY / name).rglob("*.py")]
 
@@ -53,6 +69,12 @@ def test_every_factory_names_a_device() -> None:
     assert not found
     named, unnamed = "torch.zeros(2, device='cpu')", "torch.zeros(2)"
     assert list(without_device(f"{named}\nx = [{unnamed}]")) == [f"line 2: {unnamed}"]
+
+
+def test_every_factory_of_floats_names_a_dtype() -> None:
+    found = [f"{file}, {call}" for file in FILES for call in without_dtype(file.read_text())]
+    assert not found
+    assert list(without_dtype("torch.eye(2, dtype=d)\ntorch.eye(2)")) == ["line 2: torch.eye(2)"]
 
 
 def test_none_hides_behind_an_import() -> None:
@@ -82,7 +104,7 @@ def test_kernels_are_checked_where_their_tensors_lie(
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "learns everything": {**LEARNS_ALL},
+    "learns everything": {**LEARNS_ALL, "distillation": DistillationConfig(epochs=1)},
     "GPTQ": {
         "rotation": RotationConfig(block_size=16, max_steps=4, rotate_values=True),
         "lwc": NO_LWC,
@@ -100,6 +122,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     directory = tmp_path_factory.mktemp("inputs")
     text = write_text(directory / "text.txt").read_text(encoding="utf-8")
     return write_small_model(directory / "model", blocks=1), text
+
+
+Expected = dict[str, list[torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def expected(inputs: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Expected:
+    """What PyTorch's own defaults give, by recipe."""
+    folder = tmp_path_factory.mktemp("expected")
+    return {n: made(inputs, duquant.Recipe(**r), folder / n) for n, r in RECIPES.items()}
 
 
 def stored(directory: Path) -> dict[str, torch.Tensor]:
@@ -142,18 +174,42 @@ def made(inputs: tuple[Path, str], recipe: duquant.Recipe, output: Path) -> list
     return [*calibrated, *used(directory), *exported(directory, output.with_suffix(".export"))]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_another_default_device_changes_no_bit(
-    name: str, inputs: tuple[Path, str], tmp_path: Path
-) -> None:
-    recipe = duquant.Recipe(**RECIPES[name])
-    expected = made(inputs, recipe, tmp_path / "expected")
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What numbers are that nobody gives a dtype: vLLM sets its model's while it loads."""
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def default_device_meta() -> Iterator[None]:
+    """A device whose tensors have no memory."""
     torch.set_default_device("meta")
     try:
-        found = made(inputs, recipe, tmp_path / "found")
+        yield
     finally:
         torch.set_default_device(None)
-    assert len(found) == len(expected)
-    for ours, theirs in zip(found, expected, strict=True):
+
+
+DEFAULTS = {
+    "meta": default_device_meta,
+    "bfloat16": partial(default_dtype, torch.bfloat16),
+    "float64": partial(default_dtype, torch.float64),
+}
+
+
+@pytest.mark.parametrize("default", DEFAULTS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_another_default_changes_no_bit(
+    name: str, default: str, expected: Expected, inputs: tuple[Path, str], tmp_path: Path
+) -> None:
+    with DEFAULTS[default]():
+        found = made(inputs, duquant.Recipe(**RECIPES[name]), tmp_path / "found")
+    assert len(found) == len(expected[name])
+    for ours, theirs in zip(found, expected[name], strict=True):
         assert ours.device.type == "cpu"
+        assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)

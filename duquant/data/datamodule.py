@@ -166,7 +166,7 @@ class CalibrationDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Samples of the current block in a fixed order; without LWC, one token step."""
         if self.samples is None:
-            return DataLoader(TensorDataset(torch.zeros(1, device="cpu")))
+            return DataLoader(TensorDataset(torch.zeros(1, dtype=torch.float32, device="cpu")))
         return DataLoader(
             self.samples,
             batch_size=self.samples_at_once // self.processes.count,

@@ -149,5 +149,9 @@ class BlockSamples(Dataset[BlockBatch]):
     def __getitem__(self, index: int) -> BlockBatch:
         """Sample ``index``."""
         augmented = self.augmented_target
-        extra = torch.zeros(0, device="cpu") if augmented is None else augmented[index]
+        extra = (
+            torch.zeros(0, dtype=torch.float32, device="cpu")
+            if augmented is None
+            else augmented[index]
+        )
         return BlockBatch(self.quantized_input[index], self.target[index], extra)

@@ -64,7 +64,7 @@ def search_activation_clips(
     for name, quantizer in quantizers.items():
         local = errors.get(name, torch.zeros(len(RATIOS), dtype=torch.float64, device="cpu"))
         ratio = RATIOS[int(processes.sum(local).argmin())]
-        quantizer.hold_clip_ends(torch.full((2,), ratio, device=device))
+        quantizer.hold_clip_ends(torch.full((2,), ratio, dtype=torch.float32, device=device))
 
 
 def _metrics(quantized: QuantizedBlock) -> Mapping[str, Tensor]:

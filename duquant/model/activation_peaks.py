@@ -37,7 +37,7 @@ def calibrate_peaks(
     }
     if not quantizers:
         return
-    peaks = {name: torch.zeros(1, device="cpu") for name in quantizers}
+    peaks = {name: torch.zeros(1, dtype=torch.float32, device="cpu") for name in quantizers}
 
     def look(name: str, inputs: tuple[Tensor, ...]) -> None:
         peak = inputs[0].abs().amax().float().cpu()

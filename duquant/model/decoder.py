@@ -183,7 +183,9 @@ class Decoder:
         try:
             on_device = {name: value.to(device) for name, value in inputs.items()}
             if not has_mask:  # four dimensions spare a look at the device whether texts are packed
-                on_device["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device)
+                on_device["attention_mask"] = torch.zeros(
+                    1, 1, 1, 1, dtype=torch.float32, device=device
+                )
             with torch.device(device):
                 return model(**on_device, use_cache=False), recorders
         finally:

@@ -120,7 +120,10 @@ def _new_transforms(widths: Mapping[str, int], recipe: Recipe) -> dict[str, nn.P
     shapes = {name: kind.learned_shapes(width, options) for name, width in widths.items()}
     return {
         name: nn.ParameterDict(
-            {n: nn.Parameter(torch.zeros(s, device="cpu")) for n, s in parts.items()}
+            {
+                n: nn.Parameter(torch.zeros(s, dtype=torch.float32, device="cpu"))
+                for n, s in parts.items()
+            }
         )
         for name, parts in shapes.items()
         if parts

@@ -65,7 +65,9 @@ class Distillation(Learner):
             for of_block in shapes
         )
         self.names = [tuple(of_block) for of_block in shapes]
-        self.register_buffer("units", torch.ones(sum(map(len, shapes)), device="cpu"))
+        self.register_buffer(
+            "units", torch.ones(sum(map(len, shapes)), dtype=torch.float32, device="cpu")
+        )
         self._stored: list[_Stored] = []
         self._blocks: list[nn.Module] = []
         self._contexts: Sequence[BlockContext] = ()
@@ -98,7 +100,7 @@ class Distillation(Learner):
         ]
         if not self.has_begun:
             units = [_unit(tensor) for block in stored for tensor in block.values()]
-            self.units.copy_(torch.tensor(units, device="cpu"))
+            self.units.copy_(torch.tensor(units, dtype=torch.float32, device="cpu"))
         units_left = iter(self.units.tolist())
         self._stored = [{n: (t.dtype, next(units_left)) for n, t in b.items()} for b in stored]
         if self.has_begun:
@@ -188,7 +190,7 @@ class _SummedDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, target: Tensor, decoder: Decoder) -> Tensor:
         size = max(1, LOGITS_AT_ONCE // int(decoder.config.vocab_size) // len(target))
-        total, gradients = torch.zeros((), device=target.device), []
+        total, gradients = torch.zeros((), dtype=torch.float32, device=target.device), []
         for wanted, part in zip(target.split(size, 1), output.split(size, 1), strict=True):
             teacher = decoder.logits(wanted).float().log_softmax(dim=-1)
             with torch.enable_grad():
@@ -217,7 +219,7 @@ def _tensors(block: nn.Module) -> dict[str, Tensor]:
 
 
 def _zeros(shape: Shape) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(shape, device="cpu"))
+    return nn.Parameter(torch.zeros(shape, dtype=torch.float32, device="cpu"))
 
 
 def _key(name: str) -> str:

@@ -175,7 +175,7 @@ class LanguageModel(MeasuredModel):
         """Zero, through a parameter if there is one: processes that train together expect that."""
         parameter = next(self.parameters(), None)
         if parameter is None:
-            return torch.zeros((), device=self.device, requires_grad=True)
+            return torch.zeros((), dtype=torch.float32, device=self.device, requires_grad=True)
         return parameter.sum() * 0
 
     def _learned_elsewhere(self, current: int) -> list[str]:

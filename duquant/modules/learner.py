@@ -26,7 +26,7 @@ class Learner(LightningModule):
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.register_buffer("has_begun", torch.zeros((), dtype=torch.bool, device="cpu"))
         self.processes = ALONE
-        self.step_loss = torch.zeros((), device="cpu")
+        self.step_loss = torch.zeros((), dtype=torch.float32, device="cpu")
 
     @abstractmethod
     def loss(self, batch: BlockBatch) -> Tensor:
@@ -68,7 +68,7 @@ class Learner(LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if not gradients:
             return
-        found = torch.zeros((), device=gradients[0].device)
+        found = torch.zeros((), dtype=torch.float32, device=gradients[0].device)
         torch._amp_foreach_non_finite_check_and_unscale_(
             [*gradients, self.step_loss.clone()], found, torch.ones_like(found)
         )

@@ -33,8 +33,8 @@ class ActivationQuantizer(ExactBuffers):
         self.form = form
         self.ratio = clip_ratio
         self.factors: ClipFactors | None = None
-        self.hold_clip_ends(torch.zeros(0, device="cpu"))
-        self.hold_peak(torch.zeros(0, device="cpu"))
+        self.hold_clip_ends(torch.zeros(0, dtype=torch.float32, device="cpu"))
+        self.hold_peak(torch.zeros(0, dtype=torch.float32, device="cpu"))
 
     @property
     def is_quantized(self) -> bool:

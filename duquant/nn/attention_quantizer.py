@@ -54,7 +54,9 @@ class AttentionQuantizer(ExactBuffers):
         self.head_dim = head_dim
         self.model_config: Any = None
         self.hadamard_size = largest_power_of_two_divisor(head_dim, block_size)
-        empty = torch.empty(self.hadamard_size, self.hadamard_size, device="cpu")
+        empty = torch.empty(
+            self.hadamard_size, self.hadamard_size, dtype=torch.float32, device="cpu"
+        )
         self.register_buffer("hadamard", empty, persistent=False)
         self.compute_hadamard()
         self.query = _quantizer(formats.queries, head_dim, clip_ratio)

@@ -29,8 +29,12 @@ class ClipFactors(nn.Module):
         super().__init__()
         self.moves_zero_point = moves_zero_point
         self.start = start
-        self.high_logit = nn.Parameter(torch.full((rows, 1), start, device="cpu"))
-        self.low_logit = nn.Parameter(torch.full((rows, 1), start, device="cpu"))
+        self.high_logit = nn.Parameter(
+            torch.full((rows, 1), start, dtype=torch.float32, device="cpu")
+        )
+        self.low_logit = nn.Parameter(
+            torch.full((rows, 1), start, dtype=torch.float32, device="cpu")
+        )
 
     def forward(self) -> Clip:
         """Factors on each row's maximum and minimum, both of shape ``(rows, 1)``."""

@@ -41,8 +41,8 @@ class SiteTransform(ExactBuffers):
         self.width = width
         self.quantizer = quantizer
         self.emits_integers = False
-        self.divide_online(torch.ones(0, device="cpu"))
-        self.subtract(torch.zeros(0, device="cpu"))
+        self.divide_online(torch.ones(0, dtype=torch.float32, device="cpu"))
+        self.subtract(torch.zeros(0, dtype=torch.float32, device="cpu"))
         self.transform: Transform = Identity(width)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -65,7 +65,7 @@ def greedy_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: boo
         The product after the step with the smallest peak, float32 ``(s, b, b)``.
     """
     size, rows = rows.shape[-1], _near_one(rows)
-    product = torch.eye(size, device=rows.device).repeat(len(rows), 1, 1)
+    product = torch.eye(size, dtype=torch.float32, device=rows.device).repeat(len(rows), 1, 1)
     active = _ActiveRows(rows, follow_row=follow_row)
     extremes = active.extremes(product)
     best, best_peak = product.clone(), extremes.peak

@@ -68,7 +68,7 @@ def spreading_matrix(size: int) -> Tensor:
         float32 of shape ``(size, size)``, on the CPU.
     """
     if size == 1:
-        return torch.ones(1, 1, device="cpu")
+        return torch.ones(1, 1, dtype=torch.float32, device="cpu")
     channels = [size - 1, *range(1, size - 1), 0] if size > 2 else [1, 0]
     matrix = torch.zeros(size, size, dtype=torch.float64, device="cpu")
     matrix[0] = size**-0.5
@@ -92,7 +92,7 @@ def random_base(generator: torch.Generator) -> BaseSource:
     """Source of base matrices ``B₀ · diag(1, Q)`` with random ``Q``."""
 
     def draw(count: int, size: int) -> Tensor:
-        stirred = torch.eye(size, device="cpu").repeat(count, 1, 1)
+        stirred = torch.eye(size, dtype=torch.float32, device="cpu").repeat(count, 1, 1)
         stirred[:, 1:, 1:] = random_orthogonal(count, size - 1, generator)
         return spreading_matrix(size) @ stirred
 
