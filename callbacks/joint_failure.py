@@ -24,7 +24,7 @@ from duquant.terminal import complain
 
 KEY = "duquant/failed"
 PATIENCE = timedelta(seconds=5)
-LOST = ("gloo", "NCCL")
+LOST = ("gloo", "NCCL communicator")
 """What errors of a lost connection name that are of no class of their own."""
 
 

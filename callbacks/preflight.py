@@ -31,7 +31,7 @@ from duquant.ops.process_memory import available_bytes
 from duquant.preflight.disk import disk_bytes
 from duquant.preflight.duration import Duration, estimate_duration
 from duquant.preflight.job import Job
-from duquant.preflight.memory import Phase, device_phase, host_phase, largest_phase
+from duquant.preflight.memory import device_phase, host_phase
 from duquant.progress_bar import clock
 from duquant.terminal import say
 
@@ -56,7 +56,7 @@ class Preflight(BlockObserver):
         if pl_module.is_calibrated or not trainer.is_global_zero:
             return
         job, before = describe_job(pl_module, data), _resident()
-        phase, disk = _host_phase(job), disk_bytes(job, clip_bytes(pl_module))
+        phase, disk = host_phase(job), disk_bytes(job, clip_bytes(pl_module))
         here = data.processes.local_count
         each = f" in each of {here} processes" if here > 1 else ""
         self._say(
@@ -160,7 +160,7 @@ def require_room(model: LanguageModel, data: CalibrationDataModule) -> None:
             f"free there: choose another --output_dir or fewer num_samples"
         )
     _require_device_room(job, torch.device(data.processes.device))
-    phase = _host_phase(job)
+    phase = host_phase(job)
     here, available = data.processes.local_count, available_bytes()
     if here * phase.num_bytes > available:
         shared = f", in {here} processes" if here > 1 else ""
@@ -177,10 +177,6 @@ def _require_device_room(job: Job, device: torch.device) -> None:
             f"the run needs about {_size(phase.num_bytes)} of the memory of {device} "
             f"({phase.name}), but {_size(free)} are free there: try {phase.remedy}"
         )
-
-
-def _host_phase(job: Job) -> Phase:
-    return host_phase(job) if job.on_gpu else largest_phase(job)
 
 
 def clip_bytes(model: LanguageModel) -> int:

@@ -118,9 +118,8 @@ class Decoder:
     def contexts(self, sequence_length: int, device: torch.device) -> list[BlockContext]:
         """What each block's forward needs beside hidden states, for one sequence length."""
         hidden = torch.zeros(1, sequence_length, self.hidden_size, dtype=self.dtype, device="cpu")
-        _, recorders = self._run_outside(
-            self.skeleton.model, device, has_mask=True, inputs_embeds=hidden
-        )
+        model = self.skeleton.model
+        _, recorders = self._run_outside(model, device, makes_masks=True, inputs_embeds=hidden)
         return [recorder.context for recorder in recorders]
 
     @torch.no_grad()
@@ -168,7 +167,7 @@ class Decoder:
         device: torch.device,
         *,
         replacement: Tensor | None = None,
-        has_mask: bool = False,
+        makes_masks: bool = False,
         **inputs: Tensor,
     ) -> tuple[Any, list[_Recorder]]:
         base, blocks = self.skeleton.model, self._blocks
@@ -182,7 +181,7 @@ class Decoder:
         base.layers = nn.ModuleList(recorders)
         try:
             on_device = {name: value.to(device) for name, value in inputs.items()}
-            if not has_mask:  # four dimensions spare a look at the device whether texts are packed
+            if not makes_masks:  # a mask of four dimensions is taken as it is, without a wait
                 on_device["attention_mask"] = torch.zeros(
                     1, 1, 1, 1, dtype=torch.float32, device=device
                 )

@@ -205,7 +205,7 @@ class _SummedDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad).to(gradient.dtype), None, None
+        return gradient * grad, None, None
 
 
 def _unit(start: Tensor) -> float:

@@ -45,7 +45,7 @@ def permute_channels(x: Tensor, permutation: Tensor) -> Tensor:
     Args:
         x: shape ``(..., width)``.
         permutation: of shape ``(width,)``, each channel once; int32 as files hold it, or int64,
-            which is all that older versions of PyTorch gather by.
+            by which every device gathers.
     """
     result: Tensor = _PermuteChannels.apply(x, permutation.long())
     return result

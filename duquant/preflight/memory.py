@@ -93,7 +93,9 @@ def device_phase(job: Job) -> Phase:
 
 
 def host_phase(job: Job) -> Phase:
-    """What the host keeps where a GPU computes."""
+    """What the host needs: all of it, or, where a GPU computes, what is kept and read."""
+    if not job.on_gpu:
+        return largest_phase(job)
     read = max(job.block_weights * job.item, _table(job)) + 2 * _chunk(job)
     count = LIBRARIES + distilled_bytes(job) + _streams(job) + read
     return Phase("streams", count, "--data.stream_memory_gb 0")
