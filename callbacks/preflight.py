@@ -141,6 +141,7 @@ def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
         has_full_precision=not data.validation.keys() <= model.known_full_precision.keys(),
         processes=count,
         on_gpu=torch.device(data.processes.device).type == "cuda",
+        gradient_checkpointing=model.gradient_checkpointing,
     )
 
 

@@ -12,8 +12,9 @@ of its root mean square, and one learning rate does for all. The transforms of a
 and weights do not follow: their codes are made for good. Nothing of this costs anything at run
 time.
 
-The blocks are borrowed and lie in memory packed. Every block's forward pass is computed again in
-the backward pass, so of all blocks only the hidden states between them are kept.
+The blocks are borrowed and lie in memory packed. With gradient checkpointing every block's forward
+pass is computed again in the backward pass, so of all blocks only the hidden states between them
+are kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,13 +54,21 @@ class Distillation(Learner):
     Args:
         shapes: of what learns in every block, by name.
         recipe: says for how long.
+        gradient_checkpointing: do not keep what blocks computed, but compute it again.
     """
 
     units: Tensor
 
-    def __init__(self, shapes: Sequence[Mapping[str, Shape]], recipe: Recipe) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[Mapping[str, Shape]],
+        recipe: Recipe,
+        *,
+        gradient_checkpointing: bool = True,
+    ) -> None:
         super().__init__()
         self.recipe = recipe
+        self.gradient_checkpointing = gradient_checkpointing
         self.values = nn.ModuleList(
             nn.ParameterDict({_key(name): _zeros(shape) for name, shape in of_block.items()})
             for of_block in shapes
@@ -116,7 +125,10 @@ class Distillation(Learner):
         assert self._decoder is not None, "enter first"
         hidden = self._decoder.embed(token_ids, self.device)
         for index in range(len(self._blocks)):
-            hidden = checkpoint(self._run, index, hidden, use_reentrant=False)
+            if self.gradient_checkpointing:
+                hidden = checkpoint(self._run, index, hidden, use_reentrant=False)
+            else:
+                hidden = self._run(index, hidden)
         return hidden
 
     def training_step(self, batch: BlockBatch, batch_idx: int) -> Tensor:

@@ -41,6 +41,9 @@ class LanguageModel(MeasuredModel):
         report_round_to_nearest: also measure plain rounding to the same bits.
         reuse_full_precision: take the original's perplexity from an earlier run where nothing that
             decides it has changed.
+        gradient_checkpointing: in the whole model's distillation, compute every block again in the
+            backward pass instead of keeping its activations: the same result in less memory;
+            without, a distillation step takes a fifth less time.
         recipe: fields of :class:`duquant.config.Recipe`, which declares and documents them.
 
     Raises:
@@ -55,6 +58,7 @@ class LanguageModel(MeasuredModel):
         seed: int = 2,
         report_round_to_nearest: bool = False,
         reuse_full_precision: bool = True,
+        gradient_checkpointing: bool = True,
         **recipe: Any,
     ) -> None:
         super().__init__()
@@ -62,6 +66,7 @@ class LanguageModel(MeasuredModel):
         self.seed = seed
         self.report_round_to_nearest = report_round_to_nearest
         self.reuse_full_precision = reuse_full_precision
+        self.gradient_checkpointing = gradient_checkpointing
         self.output_dir = user_path(output_dir)
         self.decoder = Decoder(pretrained, getattr(torch, dtype))
         require_fitting_widths(self.decoder.meta_block(), self.recipe)
@@ -169,7 +174,11 @@ class LanguageModel(MeasuredModel):
         if not self.recipe.distillation.epochs:
             return None
         blocks = [self.decoder.meta_block(index) for index in range(self.decoder.num_blocks)]
-        return Distillation([float_shapes(block, self.recipe) for block in blocks], self.recipe)
+        return Distillation(
+            [float_shapes(block, self.recipe) for block in blocks],
+            self.recipe,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
 
     def _idle_loss(self) -> Tensor:
         """Zero, through a parameter if there is one: processes that train together expect that."""

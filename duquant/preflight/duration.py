@@ -36,8 +36,8 @@ SEARCH_STEPS = 24
 
 PASSES_OF_DISTILLATION = 4
 """Of a token through a block: forward, once more, and backward, which takes two."""
-PASSES_OF_HEAD = 5
-"""The original's predictions twice, the quantized model's twice, and their gradient."""
+PASSES_OF_HEAD = 3
+"""The original's predictions, the quantized model's, and the gradient of its output."""
 PASSES_OF_ROUNDING = 3
 """Of all tokens through a quantized block, where every site's Gram is collected in turn."""
 
@@ -117,7 +117,8 @@ def estimate_duration(
 def _distillation(job: Job, part: BlockSeconds, size: float) -> float:
     sizes = job.streams
     tokens = job.recipe.distillation.epochs * sizes.samples * sizes.tokens
-    blocks = job.decoder.num_blocks * part.quantized * PASSES_OF_DISTILLATION
+    passes = PASSES_OF_DISTILLATION - (not job.gradient_checkpointing)
+    blocks = job.decoder.num_blocks * part.quantized * passes
     head = job.embeddings / job.block_weights * part.forward * PASSES_OF_HEAD
     return (blocks + head) * tokens * size
 

@@ -29,6 +29,7 @@ class Job:
         has_full_precision: whether full precision is; not where it is known.
         processes: how many share the run directory.
         on_gpu: whether blocks are computed in a GPU's memory.
+        gradient_checkpointing: whether distillation keeps the activations of one block at a time.
     """
 
     decoder: Decoder
@@ -42,6 +43,7 @@ class Job:
     has_full_precision: bool = True
     processes: int = 1
     on_gpu: bool = False
+    gradient_checkpointing: bool = True
 
     @property
     def item(self) -> int:

@@ -75,8 +75,11 @@ def memory_phases(job: Job) -> list[Phase]:
         remedy = batch if job.batch_size > 1 else stream_remedy
         phases.append(Phase("training", held + _training(job), remedy))
     if job.recipe.distillation.epochs:
-        batch = "a smaller --model.distillation.batch_size"
-        remedy = batch if job.distillation_batch > 1 else "--model.distillation.epochs 0"
+        remedy = "--model.distillation.epochs 0"
+        if not job.gradient_checkpointing:
+            remedy = "--model.gradient_checkpointing true"
+        elif job.distillation_batch > 1:
+            remedy = "a smaller --model.distillation.batch_size"
         phases.append(Phase("distillation", held + _distillation(job), remedy))
     always = LIBRARIES + distilled_bytes(job)
     return [Phase(p.name, always + p.num_bytes, p.remedy) for p in phases]
@@ -151,7 +154,7 @@ def _training(job: Job) -> int:
 
 
 def _distillation(job: Job) -> int:
-    """Every block packed; hidden states between blocks, and the activations of one block."""
+    """Every block packed; hidden states between blocks, the activations of one block or of all."""
     tokens = job.distillation_batch * job.streams.tokens
     blocks = job.decoder.num_blocks
     packed = sum(packed_bytes(block, job.recipe) for block in job.blocks)
@@ -159,6 +162,8 @@ def _distillation(job: Job) -> int:
     between = blocks * tokens * job.streams.hidden * WIDE
     activations = tokens * (14 * _mlp_width(job) + 36 * job.streams.hidden) * WIDE
     activations += SCORES * job.distillation_batch * job.attention_scores * WIDE * job.on_gpu
+    if not job.gradient_checkpointing:
+        activations *= blocks
     within = max(activations + 4 * job.largest_linear * WIDE, 2 * _logits(job))
     tables = _table(job) + job.embeddings * job.item
     return packed + before + 3 * distilled_bytes(job) + between + within + tables

@@ -119,10 +119,11 @@ COMMANDS = ("vllm", "api_server.py")
 
 @contextmanager
 def refusing_in_one_line() -> Iterator[None]:
-    """Let vLLM's command end with an error's message alone; other programs get the error."""
+    """Let vLLM's command end with an error's message alone and status 2; others get the error."""
     try:
         yield
     except ValueError as error:
         if Path(sys.argv[0]).name not in COMMANDS:
             raise
-        raise SystemExit(f"duquant: {error}") from error
+        print(f"duquant: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error

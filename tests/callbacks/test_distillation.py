@@ -92,6 +92,23 @@ def test_it_goes_on_where_it_stopped(
     assert not (tmp_path / "streams").exists()
 
 
+def test_activations_that_are_kept_give_the_same(
+    whole: dict[str, Path],
+    source: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def recompute(*_: Any, **__: Any) -> None:
+        pytest.fail("a block is computed again")
+
+    monkeypatch.setattr("duquant.modules.distillation.checkpoint", recompute)
+    options = {"distillation": DISTILLATION, "gradient_checkpointing": False, **LEARNS_ALL}
+    model = small_language_model(source, tmp_path, **options)
+    calibrate(model, small_data(source, text), LastCheckpoint(tmp_path))
+    assert_same_tensors(tmp_path, whole["learns all"])
+
+
 class Died(Exception):
     """The process is gone."""
 

