@@ -30,13 +30,13 @@ from callbacks.distillation_turn import (
     forget_steps,
 )
 from callbacks.losses import log_losses
-from callbacks.preflight import describe_streams
+from callbacks.preflight import describe_streams, stream_device
 from callbacks.run_checks import peak_memory_bytes, require_finished_blocks, require_one_run
 from callbacks.trainer_options import require_supported
 from duquant.calibration import BlockCalibration, open_streams
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.stream_shares import StreamShares
-from duquant.data.streams import Streams
+from duquant.data.streams import CPU, Streams
 from duquant.model.decoder import BlockContext
 from duquant.model.massive_tokens import name_massive_tokens
 from duquant.modules.language_model import LanguageModel
@@ -67,8 +67,11 @@ class BlockProgression(Callback):
         trainer.fit_loop.max_epochs = epochs
         trainer.check_val_every_n_epoch = epochs + 1  # half a model is not worth measuring
         sizes, in_memory = describe_streams(pl_module, data)
-        directory = pl_module.output_dir / "streams"
-        self.files = StreamShares(directory, data.processes, sizes, in_memory=in_memory)
+        device, directory = stream_device(pl_module, data), pl_module.output_dir / "streams"
+        in_memory = in_memory or device != CPU
+        self.files = StreamShares(
+            directory, data.processes, sizes, in_memory=in_memory, device=device
+        )
 
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -22,7 +22,7 @@ from callbacks.preflight_file import PREFLIGHT_FILE, read_preflight
 from duquant.atomic_files import write_json
 from duquant.checksum import with_checksum
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.data.streams import StreamSizes
+from duquant.data.streams import CPU, StreamSizes
 from duquant.model.site_report import SiteReport
 from duquant.model.structure import SITES
 from duquant.modules.language_model import LanguageModel
@@ -32,6 +32,7 @@ from duquant.preflight.disk import disk_bytes
 from duquant.preflight.duration import Duration, estimate_duration
 from duquant.preflight.job import Job
 from duquant.preflight.memory import device_phase, host_phase
+from duquant.preflight.placement import with_streams_placed
 from duquant.progress_bar import clock
 from duquant.terminal import say
 
@@ -125,11 +126,18 @@ def describe_streams(model: LanguageModel, data: CalibrationDataModule) -> tuple
     return sizes, data.holds_in_memory(sizes)
 
 
+def stream_device(model: LanguageModel, data: CalibrationDataModule) -> torch.device:
+    """Whose memory the streams are held in: the GPU's if they fit there, else the host's."""
+    device = torch.device(data.processes.device)
+    has_memory = free_device_bytes(device) is not None
+    return device if has_memory and describe_job(model, data).streams_on_gpu else CPU
+
+
 def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
     """What of model and data decides the costs."""
     sizes, in_memory = describe_streams(model, data)
-    count = data.processes.count
-    return Job(
+    count, device = data.processes.count, torch.device(data.processes.device)
+    job = Job(
         decoder=model.decoder,
         recipe=model.recipe,
         streams=sizes,
@@ -140,9 +148,11 @@ def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
         has_plain=model.report_round_to_nearest,
         has_full_precision=not data.validation.keys() <= model.known_full_precision.keys(),
         processes=count,
-        on_gpu=torch.device(data.processes.device).type == "cuda",
+        on_gpu=device.type == "cuda",
         gradient_checkpointing=model.gradient_checkpointing,
     )
+    is_wanted = in_memory or data.stream_memory_gb is None
+    return with_streams_placed(job, free_device_bytes(device)) if is_wanted else job
 
 
 def require_room(model: LanguageModel, data: CalibrationDataModule) -> None:

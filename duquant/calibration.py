@@ -58,9 +58,9 @@ def open_streams(
     hidden, windows = streams.full_precision, processes.share(windows)
     total = torch.zeros(1, *hidden.shape[1:], dtype=torch.float64, device="cpu")
     for chunk in _chunks(windows):
-        embedded = decoder.embed(windows[chunk], device).cpu()
+        embedded = decoder.embed(windows[chunk], device)
         hidden[chunk] = embedded
-        for sample in embedded:
+        for sample in embedded.cpu():
             total += sample
     streams.calibration_mean = processes.mean(total / len(hidden)).to(hidden.dtype)
     decoder.release()
@@ -225,7 +225,7 @@ class BlockCalibration:
         for chunk in _chunks(stream):
             values = layer(stream[chunk].to(self.device), **self.context)
             require_finite(values, "values of the block's output", values.dtype)
-            output[chunk] = values.cpu()
+            output[chunk] = values
 
 
 def _probe(inputs: Stream, targets: Stream, processes: Processes) -> Probe:

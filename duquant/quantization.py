@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from duquant.calibration import BlockCalibration, open_streams
 from duquant.compute_device import calibration_device
 from duquant.config import DistillationConfig, LWCConfig, Recipe
-from duquant.data.streams import BlockSamples, Streams, StreamSizes
+from duquant.data.streams import CPU, BlockSamples, Streams, StreamSizes
 from duquant.data.windows import draw_windows
 from duquant.export.float_tensors import float_shapes
 from duquant.export.model_directory import ModelDirectory
@@ -35,6 +35,9 @@ from duquant.model.tokenizer import load_tokenizer, require_matching_vocabulary
 from duquant.modules.block import QuantBlock, block_generator
 from duquant.modules.distillation import Distillation
 from duquant.modules.learner import Learner
+from duquant.ops.device_memory import free_device_bytes
+from duquant.preflight.job import Job
+from duquant.preflight.placement import with_streams_placed
 from duquant.run_lock import LOCK_FILE, RunLock
 from duquant.user_paths import user_path
 
@@ -114,12 +117,14 @@ def _calibrate(
     recipe, shapes = directory.recipe, linear_shapes(decoder.meta_block())
     samples, tokens = windows.shape
     sizes = StreamSizes.of(recipe, samples, tokens, decoder.hidden_size, decoder.dtype)
-    streams = Streams.draft(sizes, at_start=True)
+    place = _stream_device(decoder, recipe, sizes, device)
+    streams = Streams.draft(sizes, place, at_start=True)
     open_streams(decoder, windows, streams, device)
     contexts = decoder.contexts(windows.shape[1], device)
     for index, context in enumerate(contexts):
         block, generator = QuantBlock(shapes, recipe, index), block_generator(seed, index)
-        calibration = BlockCalibration(block, streams, Streams.draft(sizes), context, device)
+        draft = Streams.draft(sizes, place)
+        calibration = BlockCalibration(block, streams, draft, context, device)
         calibration.enter(decoder.load_block(index), generator)
         if calibration.samples is not None:
             _train(block, calibration.samples, recipe.lwc, device)
@@ -131,6 +136,24 @@ def _calibrate(
             on_block(index, decoder.num_blocks)
     if recipe.distillation.epochs:
         _distil(decoder, directory, BlockSamples(windows, streams.full_precision), contexts, device)
+
+
+def _stream_device(
+    decoder: Decoder, recipe: Recipe, sizes: StreamSizes, device: torch.device
+) -> torch.device:
+    """Where the streams are held: with the blocks, if there is room for both."""
+    job = Job(
+        decoder,
+        recipe,
+        sizes,
+        streams_in_memory=True,
+        batch_size=recipe.lwc.batch_size,
+        windows=(),
+        validation_chunk=1,
+        on_gpu=device.type == "cuda",
+    )
+    placed = with_streams_placed(job, free_device_bytes(device))
+    return device if placed.streams_on_gpu else CPU
 
 
 def _distil(

@@ -43,8 +43,8 @@ class CalibrationDataModule(LightningDataModule):
         batch_size: calibration samples per LWC step (set by model.lwc.batch_size).
         seed: draws the calibration windows (and the model's random rotations).
         stream_memory_gb: memory for the activations between blocks, in each process; if they need
-            more, they stay on disk, in the run's directory (default: a quarter of the available
-            memory, shared by all processes).
+            more, they stay on disk, in the run's directory (default: on a GPU what its work leaves
+            free, else a quarter of the available memory, shared by all processes).
         add_special_tokens: begin each text with the tokenizer's special tokens (a BOS), as the
             papers' LLaMA numbers do.
     """

@@ -3,9 +3,9 @@
 A resumed run reads them instead of recomputing the blocks before: that is faster, and it makes the
 continuation exact. Each carries a checksum, which is checked before a run goes on from it.
 
-Small streams are drafted in memory and then written. Large ones are never whole in memory: their
-draft is the file of the next boundary itself, published under its name when it is full, and chunks
-of it are mapped when they are needed.
+Small streams are drafted in memory, the host's or a GPU's, and then written. Large ones are never
+whole in memory: their draft is the file of the next boundary itself, published under its name when
+it is full, and chunks of it are mapped when they are needed.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,11 @@ import torch
 
 from duquant.atomic_files import partial, publish
 from duquant.checksum import CHECKSUM, RESTORE, UNSET, check_tensors, set_tensors_checksum
-from duquant.data.streams import Stream, Streams, StreamSizes
+from duquant.data.streams import CPU, Stream, Streams, StreamSizes
 from duquant.model.file_tensor import FileTensor, lay_out, open_tensors
+
+BYTES_AT_ONCE = 1 << 28
+"""Of a stream on a GPU, on its way to a file."""
 
 
 class StreamFiles:
@@ -29,12 +32,21 @@ class StreamFiles:
         directory: folder of the files.
         sizes: what a boundary holds.
         in_memory: whether streams are held in memory as well; else they are read where they lie.
+        device: in whose memory.
     """
 
-    def __init__(self, directory: Path, sizes: StreamSizes, *, in_memory: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        sizes: StreamSizes,
+        *,
+        in_memory: bool = True,
+        device: torch.device = CPU,
+    ) -> None:
         self.directory = directory
         self.sizes = sizes
         self.in_memory = in_memory
+        self.device = device
 
     def path(self, block: int) -> Path:
         """File of the streams that enter ``block``."""
@@ -43,7 +55,7 @@ class StreamFiles:
     def draft(self, block: int) -> Streams:
         """Room for the streams that enter ``block``, to be filled and then saved."""
         if self.in_memory:
-            return Streams.draft(self.sizes, at_start=block == 0)
+            return Streams.draft(self.sizes, self.device, at_start=block == 0)
         opened = self._lay_out(block)
         full_precision = opened["full_precision"]
         augmented = None
@@ -93,10 +105,10 @@ class StreamFiles:
             raise ValueError(f"{self.path(block)} is damaged: it holds other streams; {RESTORE}")
         full_precision: Stream = opened["full_precision"]
         if self.in_memory:
-            full_precision = full_precision[:]
+            full_precision = full_precision[:].to(self.device)
         quantized = self._quantized(opened, full_precision)
         if self.in_memory and quantized is not full_precision:
-            quantized = quantized[:]
+            quantized = quantized[:].to(self.device)
         return Streams(full_precision, quantized, opened["statistic"][:])
 
     def remove(self) -> None:
@@ -124,9 +136,12 @@ class StreamFiles:
 
     def _write(self, block: int, streams: Streams) -> None:
         opened = self._lay_out(block)
-        opened["full_precision"][:] = streams.full_precision[:]
-        if "quantized" in opened:
-            opened["quantized"][:] = streams.quantized[:]
+        parts = {"full_precision": streams.full_precision, "quantized": streams.quantized}
+        size = max(1, BYTES_AT_ONCE // self.sizes.sample_bytes)
+        for name in parts.keys() & opened.keys():
+            for start in range(0, self.sizes.samples, size):
+                part = slice(start, min(start + size, self.sizes.samples))
+                opened[name][part] = parts[name][part]
 
     def _quantized(self, opened: dict[str, FileTensor], full_precision: Stream) -> Stream:
         """The stored quantized stream, the full-precision one it equals, or an empty one."""

@@ -11,8 +11,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from duquant.data.stream_files import StreamFiles
-from duquant.data.streams import Stream, Streams, StreamSizes
+from duquant.data.streams import CPU, Stream, Streams, StreamSizes
 from duquant.processes import Processes
 
 FOLDER = re.compile("process_(0|[1-9][0-9]*)_of_([1-9][0-9]*)")
@@ -26,16 +28,23 @@ class StreamShares:
         processes: this process among those that share the samples.
         sizes: of this process's share.
         in_memory: see :class:`StreamFiles`.
+        device: likewise.
     """
 
     def __init__(
-        self, directory: Path, processes: Processes, sizes: StreamSizes, *, in_memory: bool = True
+        self,
+        directory: Path,
+        processes: Processes,
+        sizes: StreamSizes,
+        *,
+        in_memory: bool = True,
+        device: torch.device = CPU,
     ) -> None:
         self.directory = directory
         self.processes = processes
         self.sizes = sizes
         own = self._folder(processes.rank, processes.count)
-        self._own = StreamFiles(own, sizes, in_memory=in_memory)
+        self._own = StreamFiles(own, sizes, in_memory=in_memory, device=device)
 
     def hold(self, block: int) -> bool:
         """Whether the streams that enter ``block`` are there, of all samples."""

@@ -8,7 +8,8 @@ Three tensors meet every block boundary:
   leaves a block with the weights' initial clip factors, so it does not depend on training.
 
 A block turns the streams before it into a *draft* of those behind it, chunk by chunk. Whether they
-lie in memory or on disk is decided by :mod:`duquant.data.stream_files`; the numbers are the same.
+lie in the memory of the device that computes, in the host's or on disk changes no number
+(:mod:`duquant.preflight.placement`, :mod:`duquant.data.stream_files`).
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from duquant.model.file_tensor import FileTensor
 
 Stream = Tensor | FileTensor
 """``(samples, tokens, hidden)``, in memory or on disk; read and written by slices of samples."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,13 @@ class StreamSizes:
 
 @dataclass
 class Streams:
-    """Hidden states entering one block, on the CPU.
+    """Hidden states entering one block.
 
     Attributes:
         full_precision: ``(samples, tokens, hidden)``.
         quantized: likewise; the same object as ``full_precision`` before block 0, and empty where
             nothing reads it (without LWC, GPTQ or calibrated peaks).
-        calibration_mean: ``(1, tokens, hidden)``.
+        calibration_mean: ``(1, tokens, hidden)``, on the CPU.
         augmented: in a draft, room for the augmented loss's target, which no boundary needs.
     """
 
@@ -108,19 +110,22 @@ class Streams:
     augmented: Stream | None = None
 
     @classmethod
-    def draft(cls, sizes: StreamSizes, *, at_start: bool = False) -> "Streams":
+    def draft(
+        cls, sizes: StreamSizes, device: torch.device = CPU, *, at_start: bool = False
+    ) -> "Streams":
         """Streams in memory, to be filled; ``at_start`` there is one, as all begin as embeddings.
 
-        Memory is taken as they are filled.
+        The host's memory is taken as they are filled.
         """
-        full_precision = torch.empty(sizes.shape, dtype=sizes.dtype, device="cpu")
+        full_precision = torch.empty(sizes.shape, dtype=sizes.dtype, device=device)
         quantized = full_precision if sizes.has_quantized else full_precision[:0]
+        mean = torch.empty(0, *sizes.shape[1:], dtype=sizes.dtype, device="cpu")
         if at_start:
-            return cls(full_precision, quantized, full_precision[:0])
+            return cls(full_precision, quantized, mean)
         return cls(
             full_precision,
             torch.empty_like(quantized),
-            full_precision[:0],
+            mean,
             torch.empty_like(full_precision) if sizes.has_augmented else None,
         )
 
@@ -150,7 +155,7 @@ class BlockSamples(Dataset[BlockBatch]):
         """Sample ``index``."""
         augmented = self.augmented_target
         extra = (
-            torch.zeros(0, dtype=torch.float32, device="cpu")
+            torch.zeros(0, dtype=torch.float32, device=self.target.device)
             if augmented is None
             else augmented[index]
         )

@@ -38,6 +38,11 @@ class FileTensor:
         self.dtype = dtype
         self._start = start
 
+    @property
+    def device(self) -> torch.device:
+        """Where values are once they are read."""
+        return torch.device("cpu")
+
     def __len__(self) -> int:
         """Size of the first dimension."""
         return self.shape[0]

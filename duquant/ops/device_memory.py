@@ -5,7 +5,8 @@ import torch
 
 def free_device_bytes(device: torch.device) -> int | None:
     """Bytes that are free on a GPU; ``None`` where the memory is the host's, or nobody says."""
-    if device.type != "cuda":
+    module = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):
         return None
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free, _ = module.mem_get_info(device)
+    return int(free) + int(module.memory_reserved(device)) - int(module.memory_allocated(device))

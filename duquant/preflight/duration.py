@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from duquant.calibration import BlockCalibration, open_streams
-from duquant.data.streams import BlockSamples, Streams, StreamSizes
+from duquant.data.streams import CPU, BlockSamples, Streams, StreamSizes
 from duquant.export.model_directory import ModelDirectory
 from duquant.model.batch import BlockBatch
 from duquant.model.block_error import num_probed
@@ -145,15 +145,15 @@ class _Probe:
         self.directory = ModelDirectory(folder / "model", self.recipe)
         most = MOST_TOKENS if is_host else MOST_TOKENS_ON_A_GPU
         length = min(job.streams.tokens, most // 2)
-        batch = min(job.batch_size, max(1, most // length))
+        self.batch = batch = min(job.batch_size, max(1, most // length))
         self.asked = job.batch_size * job.streams.tokens
         samples = max(batch, min(job.streams.samples, most // length))
         self.sizes = StreamSizes.of(
             self.recipe, samples, length, self.decoder.hidden_size, self.decoder.dtype
         )
-        self.batch = batch
         self.context: BlockContext = self.decoder.contexts(length, device)[0]
-        self.streams = Streams.draft(self.sizes, at_start=True)
+        place = device if job.streams_on_gpu else CPU
+        self.streams = Streams.draft(self.sizes, place, at_start=True)
         ids = torch.arange(samples * length, device="cpu").view(samples, length)
         open_streams(self.decoder, ids % int(self.decoder.config.vocab_size), self.streams, device)
         self.streams.full_precision[:][..., ::97] *= 10  # channels that a search has to spread
@@ -198,7 +198,7 @@ class _Probe:
         rotation = replace(self.recipe.rotation, max_steps=steps)
         recipe = replace(self.recipe, rotation=rotation)
         self.block = QuantBlock(linear_shapes(self.decoder.meta_block()), recipe)
-        draft = Streams.draft(self.sizes)
+        draft = Streams.draft(self.sizes, self.streams.full_precision.device)
         self.calibration = BlockCalibration(
             self.block, self.streams, draft, self.context, self.device
         )

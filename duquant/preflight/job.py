@@ -21,7 +21,8 @@ class Job:
         decoder: the model.
         recipe: how it is quantized.
         streams: sizes of the activations between blocks, of one process.
-        streams_in_memory: whether they are held in memory.
+        streams_in_memory: whether they are held in the host's memory.
+        streams_on_gpu: whether they are held in the GPU's instead.
         batch_size: samples of an LWC step, in one process.
         windows: validation windows of every corpus, in one process.
         validation_chunk: windows that are measured together.
@@ -43,6 +44,7 @@ class Job:
     has_full_precision: bool = True
     processes: int = 1
     on_gpu: bool = False
+    streams_on_gpu: bool = False
     gradient_checkpointing: bool = True
 
     @property

@@ -16,8 +16,9 @@ of the MLP, and numbers of ``i`` bytes (4 in everything that is quantized):
 
 The counts of temporary tensors are those of the code; a benchmark compares them with the resident
 memory that the operating system reports (``tests/benchmarks/preflight.py``). On a GPU the phases
-lie there, and training has the matrices of attention too (:mod:`duquant.nn.attention`); the host
-keeps the streams and reads one block, or the embeddings (:func:`host_phase`).
+lie there, and training has the matrices of attention too (:mod:`duquant.nn.attention`); the streams
+stay there as well if there is room (:mod:`duquant.preflight.placement`), else the host keeps them.
+It reads one block, or the embeddings (:func:`host_phase`).
 """
 
 from dataclasses import dataclass, replace
@@ -91,8 +92,8 @@ def largest_phase(job: Job) -> Phase:
 
 
 def device_phase(job: Job) -> Phase:
-    """The same of a GPU's memory, where streams pass through in chunks."""
-    return largest_phase(replace(job, streams_in_memory=False))
+    """The same of a GPU's memory, where streams that the host holds pass through in chunks."""
+    return largest_phase(replace(job, streams_in_memory=job.streams_on_gpu))
 
 
 def host_phase(job: Job) -> Phase:
@@ -100,7 +101,8 @@ def host_phase(job: Job) -> Phase:
     if not job.on_gpu:
         return largest_phase(job)
     read = max(job.block_weights * job.item, _table(job)) + 2 * _chunk(job)
-    count = LIBRARIES + distilled_bytes(job) + _streams(job) + read
+    held = 0 if job.streams_on_gpu else _streams(job)
+    count = LIBRARIES + distilled_bytes(job) + held + read
     return Phase("streams", count, "--data.stream_memory_gb 0")
 
 

@@ -13,8 +13,30 @@ from tests.emulated.device import NAME, EmulatedTensor, attention, dispatch
 aten = torch.ops.aten
 
 
+class Memory:
+    """What the device says of its memory.
+
+    Attributes:
+        free: bytes.
+    """
+
+    free = 1 << 36
+
+
 class _Module:
     """What ``torch.emulated`` is."""
+
+    @staticmethod
+    def mem_get_info(device: Any = None) -> tuple[int, int]:
+        return Memory.free, 1 << 37
+
+    @staticmethod
+    def memory_reserved(device: Any = None) -> int:
+        return 0
+
+    @staticmethod
+    def memory_allocated(device: Any = None) -> int:
+        return 0
 
     @staticmethod
     def is_initialized() -> bool:

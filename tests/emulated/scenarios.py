@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-import cli
 import duquant
 from duquant.config import DistillationConfig, LWCConfig, RoundingConfig
 from duquant.export.conversion import QuantizedSource, export_model
@@ -31,7 +30,7 @@ from tests.in_process import (
     ROTATION,
     write_text,
 )
-from tests.small_run import arguments, stored_tensors, write_small_model
+from tests.small_run import stored_tensors, write_small_model
 
 Facts = dict[str, Any]
 SCENARIOS: dict[str, Callable[[Path], Facts]] = {}
@@ -201,46 +200,14 @@ def searched_start(folder: Path) -> Facts:
     return _calibrated(folder, "searched_start")
 
 
-@scenario
-def a_run(folder: Path) -> Facts:
-    """``fit`` on the command line: once at a stretch, and once stopped within a block."""
-    source, _ = sources(folder)
-    options = ["--trainer.accelerator", device.NAME, "--model.lwc.epochs", "2"]
-    options += ["--model.distillation.epochs", "1"]
-    begin = ["fit", *arguments(source, folder / "whole", *options)]
-    stopped = ["fit", *arguments(source, folder / "parts", *options)]
-    statuses = [
-        _command(*begin),
-        _command(*stopped, "--trainer.max_steps", "6"),
-        _command(*stopped),
-    ]
-    whole, parts = stored_tensors(folder / "whole"), stored_tensors(folder / "parts")
-    summary = json.loads((folder / "whole" / "summary.json").read_text(encoding="utf-8"))
-    return {
-        "statuses": statuses,
-        "equal": whole.keys() == parts.keys()
-        and all(torch.equal(whole[name], parts[name]) for name in whole),
-        "perplexities": sorted(summary["perplexity"]["topics"]),
-        "blocks": len(summary["blocks"]),
-    }
-
-
-def _command(*options: str) -> int:
-    sys.argv = ["cli.py", *options]
-    try:
-        cli.main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 def main() -> None:
     """Run one scenario."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     warnings.simplefilter("ignore")
     backend.install()
     trainer.install()
-    importlib.import_module("tests.emulated.steps")  # more scenarios
+    for more in ("steps", "runs"):
+        importlib.import_module(f"tests.emulated.{more}")
     with contextlib.redirect_stdout(io.StringIO()):  # standard output is for the facts
         facts = SCENARIOS[name](folder)
     print(json.dumps(facts))

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.skipif(
     reason="this PyTorch has no place for devices written in Python",
 )
 KERNELS_OF_A_STEP = {"LWC": 1050, "everything": 1700, "distillation": 1200}
+UPLOADS_OF_A_STEP = {"block": 0, "distillation": 2}
+"""Streams lie on the device; token ids come from the host."""
 KERNELS_OF_A_TOKEN = {"dynamic": 210, "static": 255, "beams": 280, "packed": 300}
 """Per layer. Most are definitions of operators that would be one kernel each in CUDA."""
 
@@ -65,6 +67,7 @@ def test_a_model_is_calibrated_exported_loaded_and_writes(name: str, tmp_path: P
 def test_a_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
     facts = run("a_run", tmp_path)
     assert facts["statuses"] == [0, 2, 0]
+    assert facts["streams"] == [["emulated"], ["emulated"], ["cpu"]]  # the last: preflight's
     assert facts["equal"]
     assert facts["perplexities"] == ["full_precision", "quantized"]
     assert facts["blocks"] == 2
@@ -78,6 +81,7 @@ def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
         for epoch in learning:
             assert epoch["steps"] == 4
             assert epoch["waits"] == 0, epoch["waited_at"]
+            assert epoch["uploads"] <= UPLOADS_OF_A_STEP[turn] * epoch["steps"]
             assert epoch["fused attention"] == 0, "its backward pass repeats no bits"
         kernels = learning[-1]["kernels"] / learning[-1]["steps"]
         assert kernels <= KERNELS_OF_A_STEP[recipe], (recipe, kernels)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from callbacks import preflight
-from callbacks.preflight import describe_job, require_room
+from callbacks.preflight import describe_job, require_room, stream_device
+from duquant.data.streams import CPU
 from duquant.preflight.memory import device_phase, host_phase, largest_phase, memory_phases
 from duquant.preflight.thin_model import thin_config
 from duquant.processes import Processes
@@ -16,15 +17,17 @@ from tests.small_run import write_small_model
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> tuple[Any, Any]:
-    """Model and data of a run whose process has a GPU."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """Model and data of a run whose process has a GPU, without room for the streams."""
+    free(monkeypatch, 0)
     source = write_small_model(tmp_path / "source", blocks=1)
     data = small_data(source, write_text(tmp_path / "text.txt"))
     data.processes = Processes(device=torch.device("cuda", 1))
+    data.num_samples = 1 << 13  # streams are larger than all else
     return small_language_model(source, tmp_path / "run"), data
 
 
-def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def free(monkeypatch: pytest.MonkeyPatch, count: int | None) -> None:
     monkeypatch.setattr(preflight, "free_device_bytes", lambda device: count)
 
 
@@ -34,6 +37,7 @@ def test_a_gpu_that_is_too_small_is_refused(
     needed = device_phase(describe_job(*run)).num_bytes
     free(monkeypatch, needed)
     require_room(*run)
+    assert stream_device(*run) == CPU
     free(monkeypatch, needed - 1)
     with pytest.raises(ValueError, match=r"of the memory of cuda:1 \(\w+\), but .* free there"):
         require_room(*run)
@@ -50,15 +54,42 @@ def test_the_host_needs_no_room_for_what_the_gpu_does(
     free(monkeypatch, 1 << 60)
     require_room(model, data)
     data.processes = Processes()
+    free(monkeypatch, None)
     assert not describe_job(model, data).on_gpu
     with pytest.raises(ValueError, match="more memory"):
         require_room(model, data)
 
 
-def test_training_on_a_gpu_holds_the_matrices_of_attention(run: tuple[Any, Any]) -> None:
+def test_streams_lie_on_a_gpu_that_has_room_for_them(
+    run: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, data = run
+    device, beside = data.processes.device, describe_job(model, data)
+    free(monkeypatch, 1 << 60)
+    job = describe_job(model, data)
+    assert stream_device(model, data) == device
+    needed, held = device_phase(job).num_bytes, job.streams.bytes_at_once
+    assert needed > device_phase(beside).num_bytes
+    assert host_phase(beside).num_bytes - host_phase(job).num_bytes == held
+    free(monkeypatch, needed)
+    assert stream_device(model, data) == device
+    free(monkeypatch, needed - 1)
+    assert stream_device(model, data) == CPU
+    data.stream_memory_gb = held / 1e9
+    free(monkeypatch, needed)
+    assert stream_device(model, data) == device
+    data.stream_memory_gb = held / 2e9
+    assert stream_device(model, data) == CPU
+
+
+def test_training_on_a_gpu_holds_the_matrices_of_attention(
+    run: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = run
+    data.stream_memory_gb = 0.0  # in files, on either
     there = {each.name: each.num_bytes for each in memory_phases(describe_job(model, data))}
     data.processes = Processes()
+    free(monkeypatch, None)
     here = {each.name: each.num_bytes for each in memory_phases(describe_job(model, data))}
     scores = model.decoder.config.num_attention_heads * data.sequence_length**2
     assert there.pop("training") - here.pop("training") == 4 * 4 * data.batch_size * scores
