@@ -129,8 +129,10 @@ def test_bad_input_is_one_line(
     (copied / LOGITS).write_text(json.dumps(content))
     assert "do not belong together" in complaint(copied)
     (copied / LOGITS).unlink()
-    assert "has no logits.json: an earlier release" in complaint(copied)
-    assert "has no logits.json" in complaint(tmp_path / "nowhere")
+    assert "export --run RUN --to native" in complaint(copied)
+    nowhere = complaint(tmp_path / "nowhere")
+    assert "nowhere is no directory" in nowhere
+    assert "earlier release" not in nowhere
     assert "invalid choice: 'fast'" in complaint(copied, "--backend", "fast")
     shutil.copy(quantized.path / LOGITS, copied)
     block = copied / "model-block-00000.safetensors"

@@ -149,10 +149,15 @@ def read_first_tokens(directory: Path) -> FirstTokens:
     """Read them.
 
     Raises:
-        ValueError: if the file is missing or damaged.
+        ValueError: if the directory or the file is missing, or the file is damaged.
     """
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is no directory: give that of a quantized model, RUN/model")
     if not (directory / LOGITS).exists():
-        raise ValueError(f"{directory} has no {LOGITS}: an earlier release quantized the model")
+        raise ValueError(
+            f"{directory} has no {LOGITS}: it is no quantized model, or one of an earlier release, "
+            f"of which `python cli.py export --run RUN --to native` writes a copy that has it"
+        )
     return read_json(directory / LOGITS, FirstTokens)
 
 
