@@ -19,6 +19,7 @@ from duquant.ops.kernels import int4, rows, screen, transform
 from duquant.ops.packed_product import packed_linear, packed_product
 from duquant.ops.quantized_tokens import quantized_tokens
 from duquant.ops.screen import screen_rows
+from duquant.ops.triton_kernels import int4 as triton_int4
 
 
 class Operator(Protocol):
@@ -59,6 +60,8 @@ KERNELS = (
     Kernel(packed_product, "cpu", int4.packed_product, int4.is_available),
     Kernel(packed_linear, "cpu", int4.packed_linear, int4.is_available),
     Kernel(screen_rows, "cpu", screen.screen_rows, screen.is_available),
+    Kernel(packed_product, "cuda", triton_int4.packed_product, triton_int4.is_available),
+    Kernel(packed_linear, "cuda", triton_int4.packed_linear, triton_int4.is_available),
 )
 
 for _kernel in KERNELS:

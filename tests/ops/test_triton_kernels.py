@@ -1,0 +1,42 @@
+"""The Triton kernels: their numbers in Triton's interpreter, and that a GPU's compiler takes them.
+
+Each part runs in a process of its own, because Triton decides when it is imported whether it
+interprets. The machine needs no GPU, but the package triton, which comes with PyTorch for CUDA;
+continuous integration has it beside vLLM.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.assets import REPOSITORY
+
+FILES = sorted(file.name for file in Path(__file__).parent.glob("interpreted_*.py"))
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs the package triton"
+)
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = ":".join([str(REPOSITORY), *sys.path])
+    return subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@needs_triton
+@pytest.mark.parametrize("file", FILES)
+def test_numbers_in_the_interpreter(file: str) -> None:
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", f"tests/ops/{file}"]
+    process = run("-m", "pytest", *options, TRITON_INTERPRET="1")
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "skipped" not in process.stdout
