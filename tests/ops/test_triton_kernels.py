@@ -1,6 +1,6 @@
 """The Triton kernels: their numbers in Triton's interpreter, and that a GPU's compiler takes them.
 
-Each part runs in a process of its own, because Triton decides when it is imported whether it
+Each of the two is a process of its own, because Triton decides when it is imported whether it
 interprets. The machine needs no GPU, but the package triton, which comes with PyTorch for CUDA;
 continuous integration has it beside vLLM.
 """
@@ -15,7 +15,7 @@ import pytest
 
 from tests.assets import REPOSITORY
 
-FILES = sorted(file.name for file in Path(__file__).parent.glob("interpreted_*.py"))
+FILES = sorted(map(str, Path(__file__).parent.glob("interpreted_*.py")))
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs the package triton"
 )
@@ -34,9 +34,8 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_triton
-@pytest.mark.parametrize("file", FILES)
-def test_numbers_in_the_interpreter(file: str) -> None:
-    options = ["-q", "-n", "0", "-p", "no:cacheprovider", f"tests/ops/{file}"]
-    process = run("-m", "pytest", *options, TRITON_INTERPRET="1")
+def test_numbers_in_the_interpreter() -> None:
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "--no-header"]
+    process = run("-m", "pytest", *options, *FILES, TRITON_INTERPRET="1")
     assert process.returncode == 0, process.stdout + process.stderr
     assert "skipped" not in process.stdout

@@ -114,7 +114,8 @@ def _few_tokens(pairs: Tensor, packed: Tensor, rows: _Rows | None, output: Tenso
         OUTPUTS=FEW_OUTPUTS, ROWS=FEW_ROWS, BLOCK=FEW_BLOCK, num_warps=4, num_stages=3,
     )  # fmt: skip
     source.add_parts[-(-out // ADDED_OUTPUTS), count](
-        *(pairs, partial, token_sums, *(rows or [None] * 4), output, count, out, half, stride, parts),
+        *(pairs, partial, token_sums, *(rows or [None] * 4)),
+        *(output, count, out, half, stride, parts),
         HAS_GRID=rows is not None, HAS_BIAS=rows is not None and rows.bias is not None,
         OUTPUTS=ADDED_OUTPUTS, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
