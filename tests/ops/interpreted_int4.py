@@ -34,7 +34,8 @@ def arguments(rows: int, columns: int, out: int, largest: int = 15) -> tuple[tor
     return q, tokens, pack(w, 4), scale, zeros.round(), sums.round(), bias
 
 
-def test_the_check_before_the_first_use() -> None:
+@pytest.fixture(autouse=True)
+def _kernels_that_are_right() -> None:
     assert int4.is_available()
 
 

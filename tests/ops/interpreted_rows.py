@@ -16,6 +16,11 @@ from tests.outliers import outlier_activation
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinities
 
 
+@pytest.fixture(autouse=True)
+def _kernels_that_are_right() -> None:
+    assert rows.is_available()
+
+
 def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], atol: float = 0) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4 if atol else 0, atol=atol, equal_nan=True)
 
