@@ -7,6 +7,9 @@ Triton comes with PyTorch's CUDA wheels; nothing here imports it before a kernel
 * :mod:`duquant.ops.triton_kernels.rows`: quantization, fake and real, and its gradient;
 * :mod:`duquant.ops.triton_kernels.transform`: rotations and permutations of a site.
 
-Tiles are fixed, never chosen by a clock: a result depends on nothing but its arguments. Products
-and sums of floats stay apart (``enable_fp_fusion=False``) wherever a definition rounds in between.
+Tiles are fixed, never chosen by a clock: a result depends on nothing but its arguments. Where a
+definition rounds between a product and a sum, ``enable_fp_fusion=False`` keeps the two apart.
+
+They were written without a GPU at hand: their numbers are tested in Triton's interpreter, and its
+compiler takes them for GPUs of capability 8.0, 9.0, 10.0 and 12.0. On a GPU they have never run.
 """

@@ -111,7 +111,8 @@ def _few_tokens(pairs: Tensor, packed: Tensor, rows: _Rows | None, output: Tenso
     token_sums = pairs.new_empty(parts, count, dtype=torch.int32)
     source.few_tokens[across, parts](
         *(pairs, packed, partial, token_sums, count, out, half, stride, steps),
-        OUTPUTS=FEW_OUTPUTS, ROWS=FEW_ROWS, BLOCK=FEW_BLOCK, num_warps=4, num_stages=3,
+        OUTPUTS=FEW_OUTPUTS, ROWS=FEW_ROWS, BLOCK=FEW_BLOCK,
+        num_warps=4, num_stages=3, enable_fp_fusion=False,
     )  # fmt: skip
     source.add_parts[-(-out // ADDED_OUTPUTS), count](
         *(pairs, partial, token_sums, *(rows or [None] * 4)),
@@ -130,7 +131,8 @@ def _many_tokens(pairs: Tensor, packed: Tensor, rows: _Rows | None, output: Tens
     grids = pairs.new_empty(3, count, dtype=torch.float32)
     source.lay_out_tokens[(-(-count // LAID_OUT_ROWS),)](
         *(pairs, planes, grids, count, stride, half, width),
-        HAS_GRID=rows is not None, ROWS=LAID_OUT_ROWS, BLOCK=LAID_OUT_BLOCK, num_warps=4,
+        HAS_GRID=rows is not None, ROWS=LAID_OUT_ROWS, BLOCK=LAID_OUT_BLOCK,
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     tokens, outputs, warps = _tile(count)
     source.many_tokens[-(-count // tokens), -(-out // outputs)](

@@ -75,7 +75,7 @@ def _rotate(x: Tensor, rotation: Tensor, order: Tensor | None, y: Tensor) -> Non
         *(x, rotation, order, y, tokens, width, size, size * size if matrices > 1 else 0),
         *(*x.stride(), *y.stride()),
         HAS_ORDER=order is not None, WIDENS=is_interpreted(),
-        TOKENS=rows, CHANNELS=channels, BLOCK=block, num_warps=4,
+        TOKENS=rows, CHANNELS=channels, BLOCK=block, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
 
 
