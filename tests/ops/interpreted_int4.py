@@ -45,15 +45,16 @@ def test_it_is_the_definition(size: tuple[int, int, int]) -> None:
     expected = product_in_steps(q, packed, 15)
     assert torch.equal(int4.packed_product(q, packed, 15), expected)
     kinds = [(bias, torch.float32), (None, torch.float16), (bias, torch.bfloat16)]
-    for each, dtype in kinds[: 3 if size[0] < 18 else 1]:
+    for each, dtype in kinds[: 3 if size[0] in (1, 5, 17) else 1]:
         found = int4.packed_linear(tokens, packed, *rows, each, 15, dtype)
         expected = linear_in_steps(tokens, packed, *rows, each, 15, dtype)
         error = TRUNCATED if dtype == torch.bfloat16 else 0
         torch.testing.assert_close(found, expected, rtol=error, atol=0)
 
 
-def test_the_largest_sums_are_exact() -> None:
+def test_the_largest_sums_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond ``2**24`` float32 rounds them, once, as the definition does."""
+    monkeypatch.setattr(int4, "FEW_BLOCK", 2048)  # or the interpreter takes seconds
     q, packed = torch.full((2, 16_602), 127, dtype=torch.uint8), torch.zeros(3, 8301).byte()
     q[0, 0] = 126
     expected = product_in_steps(q, packed, 127)
