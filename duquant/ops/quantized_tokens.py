@@ -44,10 +44,9 @@ def quantize_tokens(
     Returns:
         ``uint8 (..., width + 6)``.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if is_inlined("quantize_tokens", x.device):
-        return quantize_tokens_in_steps(wide, bits, clip_ratio, clip_ends, symmetric)
-    tokens: Tensor = call(quantized_tokens, wide, bits, clip_ratio, clip_ends, symmetric)
+        return quantize_tokens_in_steps(x, bits, clip_ratio, clip_ends, symmetric)
+    tokens: Tensor = call(quantized_tokens, x, bits, clip_ratio, clip_ends, symmetric)
     return tokens
 
 
@@ -55,6 +54,7 @@ def quantize_tokens_in_steps(
     x: Tensor, bits: int, clip_ratio: float, clip_ends: Tensor | None, symmetric: bool
 ) -> Tensor:
     """The definition of the operator; arguments are those of :func:`quantize_tokens`."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     high, low = (clip_ratio, clip_ratio) if clip_ends is None else clip_ends
     grid = affine_grid(x, bits, symmetric=symmetric, clip_high=high, clip_low=low)
     return encode_tokens(quantize(x, grid, bits), grid)

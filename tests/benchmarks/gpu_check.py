@@ -29,13 +29,13 @@ from typing import Any
 import torch
 
 from tests.assets import REPOSITORY
-from tests.benchmarks.gpu import calibrated, right, timed
+from tests.benchmarks.gpu import calibrated, kernels, right, timed
 from tests.benchmarks.gpu.bench import CHECKS, Bench
 
 Line = dict[str, Any]
 ORDER = [
     name
-    for module in (right, calibrated, timed)
+    for module in (right, kernels, calibrated, timed)
     for name, (work, _) in CHECKS.items()
     if work.__module__ == module.__name__
 ]

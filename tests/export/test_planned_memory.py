@@ -6,6 +6,7 @@ import torch
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
 from duquant.ops.integer_product import engine
+from duquant.ops.kernel_presence import _ANNOUNCED
 from duquant.ops.kernels import int4
 from tests.quantized_directory import QuantizedDirectory, logits, write_quantized
 from tests.tiny_models import FAMILIES, token_ids
@@ -78,9 +79,13 @@ def test_memory_is_planned_for_values_beside_the_packed_weight(
     assert_planned(llama, (9, 10.5))
 
 
-@pytest.mark.parametrize(("capability", "times"), [((8, 0), 2), ((7, 0), 1 + 8)])
+@pytest.mark.parametrize(
+    ("capability", "has_kernel", "times"),
+    [((8, 0), True, 1), ((8, 0), False, 2), ((7, 0), False, 1 + 8)],
+)
 def test_memory_is_planned_for_the_gpu(
     capability: tuple[int, int],
+    has_kernel: bool,
     times: int,
     wide: QuantizedDirectory,
     monkeypatch: pytest.MonkeyPatch,
@@ -88,6 +93,7 @@ def test_memory_is_planned_for_the_gpu(
     model = wide.load()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setitem(_ANNOUNCED, ("duquant::packed_linear", "cuda"), lambda: has_kernel)
     name = "model.layers.0.mlp.up_proj.packed"
     assert model.hf_quantizer.param_element_size(model, name, model.get_buffer(name)) == times
 

@@ -2,7 +2,8 @@
 
 A row of ``KERNELS`` needs an entry of ``CASES``, by the name of its operator; a new kernel of an
 operator that is there needs nothing. The definition is the operator itself with the kernel of that
-device disabled, so gradients are compared as well.
+device disabled, so gradients are compared as well. It computes on the CPU, whose arithmetic kernels
+on a GPU repeat.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,9 @@ from duquant.ops.kernel_presence import _KERNELS, call
 from duquant.ops.kernels.table import KERNELS, Kernel
 from tests.ops.kernel_cases import CASES, Case
 
+LEFT_TO_PYTORCH = (torch.float64, torch.bfloat16)
+"""What most kernels on a GPU leave to the definition, which is rounded there in its own way: a
+division by a number is a product with its reciprocal."""
 UNTRACED = {"screen_rows"}
 """Operators that no graph holds."""
 
@@ -65,14 +69,17 @@ def kernel(request: pytest.FixtureRequest) -> Kernel:
 
 
 def test_every_kernel_is_its_operator(kernel: Kernel) -> None:
+    on_cpu = kernel._replace(device="cpu")
     for case in CASES[name_of(kernel)]():
+        if kernel.device == "cuda" and case.arguments[0].dtype in LEFT_TO_PYTORCH:
+            continue
         found = results(kernel, case, nullcontext())
-        expected = results(kernel, case, disabled(kernel))
+        expected = results(on_cpu, case, disabled(on_cpu))
         for ours, theirs, error in zip(found, expected, case.error, strict=True):
             for one, other in zip(ours, theirs, strict=True):
                 assert one.stride() == other.stride(), case.name
                 torch.testing.assert_close(
-                    one,
+                    one.cpu(),
                     other,
                     rtol=1e-4 if error else 0,
                     atol=error,

@@ -79,6 +79,7 @@ def quantize_tokens(
     x: Tensor, bits: int, clip_ratio: float, clip_ends: Tensor | None, symmetric: bool
 ) -> Tensor:
     """:func:`duquant.ops.quantized_tokens.quantize_tokens_in_steps` on a processor."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     if bits > BYTE or not _takes(x):
         return quantize_tokens_in_steps(x, bits, clip_ratio, clip_ends, symmetric)
     x = x.contiguous()

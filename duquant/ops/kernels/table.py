@@ -19,6 +19,9 @@ from duquant.ops.kernels import int4, rows, screen, transform
 from duquant.ops.packed_product import packed_linear, packed_product
 from duquant.ops.quantized_tokens import quantized_tokens
 from duquant.ops.screen import screen_rows
+from duquant.ops.triton_kernels import int4 as triton_int4
+from duquant.ops.triton_kernels import rows as triton_rows
+from duquant.ops.triton_kernels import transform as triton_transform
 
 
 class Operator(Protocol):
@@ -59,6 +62,12 @@ KERNELS = (
     Kernel(packed_product, "cpu", int4.packed_product, int4.is_available),
     Kernel(packed_linear, "cpu", int4.packed_linear, int4.is_available),
     Kernel(screen_rows, "cpu", screen.screen_rows, screen.is_available),
+    Kernel(transform_rows, "cuda", triton_transform.transform_rows, triton_transform.is_available),
+    Kernel(quantize_rows, "cuda", triton_rows.fake_quantize_rows, triton_rows.is_available),
+    Kernel(rows_gradient, "cuda", triton_rows.quantize_rows_gradient, triton_rows.is_available),
+    Kernel(quantized_tokens, "cuda", triton_rows.quantize_tokens, triton_rows.is_available),
+    Kernel(packed_product, "cuda", triton_int4.packed_product, triton_int4.is_available),
+    Kernel(packed_linear, "cuda", triton_int4.packed_linear, triton_int4.is_available),
 )
 
 for _kernel in KERNELS:

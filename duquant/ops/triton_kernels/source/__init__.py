@@ -1,0 +1,1 @@
+"""What Triton compiles; these modules import it, and are imported where a kernel is launched."""

@@ -1,0 +1,185 @@
+"""The Triton source of :mod:`duquant.ops.triton_kernels.int4`.
+
+A packed byte holds the weights of an even input (low half) and of the odd one behind it. Taking
+them apart in registers gives two tiles, which meet the even and the odd activations in two products
+of int8. Weights are the left factor, which tensor cores take from registers.
+
+Tiles are (outputs, bytes of a packed row) and (bytes, tokens). Every sum of products is an int32,
+so that neither the order nor the number of parts changes a result.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _packed_tile(packed, outputs, at, out, half):
+    """Bytes ``(outputs, bytes)``; 0 where there are none."""
+    inside = (outputs < out)[:, None] & (at < half)[None, :]
+    return tl.load(packed + outputs.to(tl.int64)[:, None] * half + at[None, :], inside, other=0)
+
+
+@triton.jit
+def _multiply(total, weights, even, odd):
+    """Add the products of packed weights with activations ``(bytes, tokens)``."""
+    low = ((weights & 15).to(tl.int8) - 8).to(tl.int8)
+    high = ((weights >> 4).to(tl.int8) - 8).to(tl.int8)
+    total = tl.dot(low, even, total, out_dtype=tl.int32)
+    return tl.dot(high, odd, total, out_dtype=tl.int32)
+
+
+@triton.jit
+def _token_grid(pairs, rows, stride, half, inside):
+    """Scale and zero point behind the integers of a token, which lies as 16-bit numbers."""
+    behind = pairs + rows.to(tl.int64) * stride + half
+    low = tl.load(behind, inside, other=0).to(tl.int32) & 0xFFFF
+    high = tl.load(behind + 1, inside, other=0).to(tl.int32) << 16
+    zero = tl.load(behind + 2, inside, other=0).to(tl.float32)
+    return (low | high).to(tl.float32, bitcast=True), zero
+
+
+@triton.jit
+def _finished(product, token_scale, token_zero, token_sum, scale, zero, weight_sum):
+    """The formula of :mod:`duquant.ops.integer_product`, rounded where its definition rounds."""
+    correction = token_zero * weight_sum + token_sum * zero
+    return (product - correction) * scale * token_scale
+
+
+@triton.jit(do_not_specialize=["rows"])
+def lay_out_tokens(
+    pairs, planes, grids, rows, stride, half, width,
+    HAS_GRID: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Even and odd activations of a token side by side, padded with zeros; scale, zero and sum.
+
+    Args:
+        pairs: int16, two activations each; a row every ``stride``.
+        planes: int8 ``(rows, 2, width)``.
+        grids: float32 ``(3, rows)``, where ``HAS_GRID``.
+        rows: tokens.
+        stride: of the rows of ``pairs``.
+        half: pairs of a row.
+        width: of a plane.
+        HAS_GRID: whether rows are encoded tokens.
+        ROWS: tokens at a time.
+        BLOCK: pairs at a time.
+    """
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    is_token = token < rows
+    source = pairs + token.to(tl.int64)[:, None] * stride
+    target = planes + token.to(tl.int64)[:, None] * 2 * width
+    total = tl.zeros((ROWS,), dtype=tl.int32)
+    for start in range(0, width, BLOCK):
+        at = start + tl.arange(0, BLOCK)[None, :]
+        pair = tl.load(source + at, is_token[:, None] & (at < half), other=0)
+        even, odd = pair.to(tl.int8), (pair >> 8).to(tl.int8)
+        inside = is_token[:, None] & (at < width)
+        tl.store(target + at, even, inside)
+        tl.store(target + width + at, odd, inside)
+        total += tl.sum(even.to(tl.int32) + odd.to(tl.int32), 1)
+    if HAS_GRID:
+        scale, zero = _token_grid(pairs, token, stride, half, is_token)
+        tl.store(grids + token, scale, is_token)
+        tl.store(grids + rows + token, zero, is_token)
+        tl.store(grids + 2 * rows + token, total.to(tl.float32), is_token)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def many_tokens(
+    planes, grids, packed, scale, zero, sums, bias, output, rows, out, half, width,
+    HAS_GRID: tl.constexpr, HAS_BIAS: tl.constexpr,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A tile ``(ROWS, OUTPUTS)`` of the result, from tokens as :func:`lay_out_tokens` lays them."""
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    is_token, is_channel = token < rows, channel < out
+    source = planes + token.to(tl.int64)[None, :] * 2 * width
+    total = tl.zeros((OUTPUTS, ROWS), dtype=tl.int32)
+    for start in range(0, width, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        even = tl.load(source + at[:, None], is_token[None, :], other=0)
+        odd = tl.load(source + width + at[:, None], is_token[None, :], other=0)
+        total = _multiply(total, _packed_tile(packed, channel, at, out, half), even, odd)
+    result = total.to(tl.float32)
+    if HAS_GRID:
+        grid = grids + token
+        result = _finished(
+            result,
+            tl.load(grid, is_token, other=0)[None, :],
+            tl.load(grid + rows, is_token, other=0)[None, :],
+            tl.load(grid + 2 * rows, is_token, other=0)[None, :],
+            tl.load(scale + channel, is_channel, other=0)[:, None],
+            tl.load(zero + channel, is_channel, other=0)[:, None],
+            tl.load(sums + channel, is_channel, other=0)[:, None],
+        )
+    if HAS_BIAS:
+        result += tl.load(bias + channel, is_channel, other=0)[:, None]
+    target = output + token.to(tl.int64)[None, :] * out + channel[:, None]
+    tl.store(target, result, is_channel[:, None] & is_token[None, :])
+
+
+@triton.jit(do_not_specialize=["rows", "steps"])
+def few_tokens(
+    pairs, packed, partial, token_sums, rows, out, half, stride, steps,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Products of a part of the inputs, of at most ``ROWS`` tokens.
+
+    Args:
+        pairs: int16, two activations each; a row every ``stride``.
+        packed: the weight, uint8 ``(out, half)``.
+        partial: int32 ``(parts, rows, out)``.
+        token_sums: int32 ``(parts, rows)``, sums of the activations.
+        rows: tokens.
+        out: outputs.
+        half: bytes of a packed row.
+        stride: of the rows of ``pairs``.
+        steps: blocks of a part.
+        OUTPUTS: weight rows at a time.
+        ROWS: tokens at a time.
+        BLOCK: bytes at a time.
+    """
+    channel = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    part, token = tl.program_id(1), tl.arange(0, ROWS)
+    total = tl.zeros((OUTPUTS, ROWS), dtype=tl.int32)
+    sums = tl.zeros((ROWS,), dtype=tl.int32)
+    for step in range(steps):
+        at = (part * steps + step) * BLOCK + tl.arange(0, BLOCK)
+        inside = (at < half)[:, None] & (token < rows)[None, :]
+        pair = tl.load(pairs + token[None, :] * stride + at[:, None], inside, other=0)
+        even, odd = pair.to(tl.int8), (pair >> 8).to(tl.int8)
+        sums += tl.sum(even.to(tl.int32) + odd.to(tl.int32), 0)
+        total = _multiply(total, _packed_tile(packed, channel, at, out, half), even, odd)
+    target = partial + (part * rows + token)[None, :].to(tl.int64) * out + channel[:, None]
+    tl.store(target, total, (channel < out)[:, None] & (token < rows)[None, :])
+    if tl.program_id(0) == 0:
+        tl.store(token_sums + part * rows + token, sums, token < rows)
+
+
+@triton.jit(do_not_specialize=["rows", "parts"])
+def add_parts(
+    pairs, partial, token_sums, scale, zero, sums, bias, output, rows, out, half, stride, parts,
+    HAS_GRID: tl.constexpr, HAS_BIAS: tl.constexpr, OUTPUTS: tl.constexpr,
+):  # fmt: skip
+    """One token's results from the parts that :func:`few_tokens` has left."""
+    channel = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    row, inside = tl.program_id(1), channel < out
+    total = tl.zeros((OUTPUTS,), dtype=tl.int32)
+    token_sum = 0
+    for part in range(parts):
+        at = part * rows + row
+        total += tl.load(partial + at.to(tl.int64) * out + channel, inside, other=0)
+        token_sum += tl.load(token_sums + at)
+    result = total.to(tl.float32)
+    if HAS_GRID:
+        token_scale, token_zero = _token_grid(pairs, row, stride, half, row >= 0)
+        result = _finished(
+            result, token_scale, token_zero, token_sum.to(tl.float32),
+            tl.load(scale + channel, inside, other=0),
+            tl.load(zero + channel, inside, other=0),
+            tl.load(sums + channel, inside, other=0),
+        )  # fmt: skip
+    if HAS_BIAS:
+        result += tl.load(bias + channel, inside, other=0)
+    tl.store(output + row.to(tl.int64) * out + channel, result, inside)

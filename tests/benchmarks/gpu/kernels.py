@@ -1,0 +1,135 @@
+"""Every kernel of ours for the device beside its operator's definition: numbers and times of both.
+
+On CUDA these are the Triton kernels; a rehearsal on the CPU looks at those in C.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from duquant.ops.affine import AffineGrid, dequantize
+from duquant.ops.dual_transform import transform_rows
+from duquant.ops.fake_quantize import quantize_rows, rows_gradient
+from duquant.ops.kernels.table import KERNELS
+from duquant.ops.packed_product import packed_linear
+from duquant.ops.quantized_tokens import decode_tokens, encode_tokens, quantized_tokens
+from duquant.ops.rotation import random_orthogonal
+from duquant.ops.triton_kernels.presence import LEAST_CAPABILITY
+from tests.benchmarks.gpu.bench import Bench, Figures, check, generator
+
+FEW = 1e-4
+"""Share of entries that may be far apart: a value between two codes falls to either."""
+Look = Callable[[Any], list[Tensor]]
+
+
+def compared(
+    bench: Bench, operator: Any, arguments: tuple[Any, ...], near: float, look: Look = list
+) -> Figures:
+    """One operator by its kernel and by its definition, both on the device.
+
+    Args:
+        bench: where.
+        operator: what is computed.
+        arguments: of it.
+        near: largest difference that is none, as a share of the largest entry.
+        look: what of the results is compared.
+    """
+    kernel = next(
+        row for row in KERNELS if row.operator is operator and row.device == bench.device.type
+    )
+    if not kernel.is_available():
+        is_due = (
+            bench.is_cuda and torch.cuda.get_device_capability(bench.device) >= LEAST_CAPABILITY
+        )
+        return {"ok": not is_due, "skipped": "no kernel here, see the message"}
+    with operator.set_kernel_enabled(kernel.device, enabled=False):
+        expected = look(operator(*arguments))
+        slow = bench.mean_ms(lambda: operator(*arguments), 5)
+    found = look(operator(*arguments))
+    fast = bench.mean_ms(lambda: kernel.function(*arguments))
+    shares = []
+    for one, other in zip(found, expected, strict=True):
+        apart = (one.double() - other.double()).abs() / other.double().abs().max().clamp(min=1e-30)
+        shares.append(float((~(apart <= near)).double().mean()))
+    return {"ok": max(shares) <= FEW, "share_apart": shares, "kernel_ms": fast, "torch_ms": slow}
+
+
+def summed(rows: dict[str, Figures]) -> Figures:
+    """Lines of several sizes as one check."""
+    return {"ok": all(row["ok"] for row in rows.values()), **rows}
+
+
+def drawn(bench: Bench, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal numbers with a few large channels, on the device."""
+    x = torch.randn(shape, generator=generator(shape[0]))
+    x[..., :: max(2, shape[-1] // 6)] *= 20
+    return x.to(bench.device, dtype)
+
+
+@check(120)
+@torch.no_grad()
+def packed_linear_kernel(bench: Bench) -> Figures:
+    """Linears of packed weights, for few and for many tokens."""
+    rows = {}
+    sizes = ((96, 130),) if bench.small else ((4096, 4096), (4096, 11008), (11008, 4096))
+    for out, columns in sizes:
+        for tokens in (1, 16, 20) if bench.small else (1, 16, 64, 2048):
+            shape = (out, columns // 2)
+            packed = torch.randint(0, 256, shape, generator=generator(1), dtype=torch.uint8)
+            q = torch.randint(0, 16, (tokens, columns), generator=generator(2), dtype=torch.uint8)
+            grid = AffineGrid(torch.full((tokens, 1), 0.1), torch.full((tokens, 1), 7.0))
+            scale, zero, sums, bias = drawn(bench, 4, out)
+            tensors = (each.to(bench.device) for each in (encode_tokens(q, grid), packed))
+            arguments = (*tensors, scale, zero.round(), sums.round(), bias, 15, torch.float32)
+            name = f"{tokens} × {columns} × {out}"
+            rows[name] = compared(bench, packed_linear, arguments, 1e-6, lambda y: [y])
+    return summed(rows)
+
+
+@check(60)
+@torch.no_grad()
+def fake_quantization_kernels(bench: Bench) -> Figures:
+    """Weight rows, whole and in groups of 128, and what their clip factors learn from."""
+    rows = {}
+    shapes = ((40, 130),) if bench.small else ((4096, 4096), (4096, 11008), (131072, 128))
+    for shape in shapes:
+        x, clip = drawn(bench, *shape), torch.full((shape[0], 1), 0.9, device=bench.device)
+        arguments = (x, clip, clip, 1.0, 1.0, 4, False, False)
+        rows[f"values {shape}"] = compared(bench, quantize_rows, arguments, 1e-5)
+        ends = quantize_rows(*arguments)[1:]
+        for wants_input in (False, True):
+            given = (x, x.flip(0), *ends, 4, wants_input)
+            name = f"gradient {shape}, {wants_input=}"
+            rows[name] = compared(
+                bench, rows_gradient, given, 1e-4, lambda y: [each for each in y[:3] if len(each)]
+            )
+    return summed(rows)
+
+
+@check(60)
+@torch.no_grad()
+def site_kernels(bench: Bench) -> Figures:
+    """The transform of a site, and the quantization of its tokens."""
+    rows = {}
+    width, size = (192, 64) if bench.small else (4096, 128)
+    rotations = random_orthogonal(2 * (width // size), size, generator(3))
+    made = rotations.view(2, -1, size, size), torch.randperm(width, generator=generator(4))
+    moved = [made[0].to(bench.device), made[1].view(1, width).to(bench.device)]
+    for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 2.0**-6)):
+        for tokens in (1, 20) if bench.small else (1, 16, 2048):
+            x, name = drawn(bench, tokens, width, dtype=dtype), f"{tokens} tokens, {dtype}"
+            arguments = (x, *moved)
+            rows[f"transform, {name}"] = compared(
+                bench, transform_rows, arguments, near, lambda y: [y]
+            )
+            given = (x, 4, 0.9, None, False)
+            rows[f"quantization, {name}"] = compared(bench, quantized_tokens, given, 1e-5, decoded)
+    return summed(rows)
+
+
+def decoded(tokens: Tensor) -> list[Tensor]:
+    """What encoded tokens stand for."""
+    q, grid = decode_tokens(tokens)
+    return [dequantize(q.float(), grid)]
