@@ -8,7 +8,7 @@ import pytest
 import cli
 import duquant
 from callbacks import help_texts
-from tests.small_run import run_anew
+from tests import small_run
 
 HELP: dict[str, list[str]] = {
     "": ["Quantize language models to few bits", "fit", "validate", "evaluate", "mtbench",
@@ -105,7 +105,7 @@ def test_completion(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
 
 def test_help_of_a_process_of_its_own() -> None:
-    shown = run_anew("report", "--help")
+    shown = small_run.run("report", "--help")
     assert shown.returncode == 0, shown.stderr
     assert shown.stderr == ""
     assert "run directories" in shown.stdout
