@@ -1,9 +1,9 @@
 """The command line in a process of its own, without the seconds that its imports take.
 
-A server imports ``cli.py`` once and forks whenever a test starts a command, be it ``cli.py`` or a
-script of the tests. The fork is a process like any other, with a number, an environment and a
-standard error of its own, and it can be killed. What differs: imports are over when it begins
-(``tests/test_interrupts.py`` has those), and forks of one server hash strings alike.
+A server imports ``cli.py`` once and forks whenever a test starts a command, be it ``cli.py``, a
+script of the tests or ``-c`` and code. The fork is a process like any other, with a number, an
+environment and a standard error of its own, and it can be killed. What differs: imports are over
+when it begins (``tests/test_interrupts.py`` has those), and forks of one server hash strings alike.
 """
 
 import atexit
@@ -28,6 +28,8 @@ import tensorboard.summary, torch.utils.tensorboard, transformers.models.llama.m
 serve(int(sys.argv[1]))
 if sys.argv[0].endswith("cli.py"):  # what serve() returns to is a fork
     cli.main()
+elif sys.argv[0] == "-c":
+    exec(sys.argv.pop(1), {"__name__": "__main__"})
 else:
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -102,6 +104,14 @@ class ForkedProcess:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         self.wait()
         return printed[0], printed[1]
+
+
+def run_forked(args: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """What ``subprocess.run`` would be of this command."""
+    process = ForkedProcess(args, environment)
+    out, err = process.communicate()
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
 @functools.cache

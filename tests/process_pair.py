@@ -91,7 +91,9 @@ def run_pair(source: Path, text: Path, output: Path) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["tests.process_pair"])  # one import for both
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
         futures = [pool.submit(work, rank, port, source, text, output) for rank in range(2)]
         return [future.result(timeout=300) for future in futures]
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from duquant.quickstart import MODEL_DIRECTORY
 from tests.assets import REPOSITORY
-from tests.forked_process import ForkedProcess
+from tests.forked_process import ForkedProcess, run_forked
 from tests.tiny_models import write_tiny_model
 
 VOCABULARY = 1024
@@ -55,12 +55,9 @@ def start(*arguments: str, **environment: str) -> ForkedProcess:
     return ForkedProcess(command, {**one_thread(), **environment})
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run the command line to its end, in such a process."""
-    process = start(*arguments)
-    out, err = process.communicate()
-    assert process.returncode is not None
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return run_forked([str(REPOSITORY / "cli.py"), *arguments], {**one_thread(), **environment})
 
 
 def run_anew(*arguments: str) -> "subprocess.CompletedProcess[str]":

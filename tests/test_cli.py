@@ -11,6 +11,7 @@ import cli
 from duquant.config import Recipe
 from duquant.quickstart import MODEL_DIRECTORY
 from tests.assets import REPOSITORY
+from tests.parsed_command import parsed
 from tests.small_run import arguments, run_anew, write_small_model
 from tests.tiny_models import REFUSED, write_tiny_model
 
@@ -258,14 +259,14 @@ def test_mistakes_end_a_real_process_with_status_2(model: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_parses(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_configuration_parses(config: Path) -> None:
     """Every file of configs/ is accepted, together with a recipe where it names a model only."""
     recipe = REPOSITORY / "configs" / "w4a4_lwc.yaml"
     options = ["-c", str(config), *(["-c", str(recipe)] if config.parent.name == "models" else [])]
     if "pretrained" not in yaml.safe_load(config.read_text())["model"]:
         options += ["--model.pretrained", str(MODEL_DIRECTORY)]
-    parsed = parse("fit", *options, monkeypatch=monkeypatch)
-    values = {key: parsed["model"][key] for key in Recipe.__dataclass_fields__}
+    model = parsed("fit", *options)["model"]
+    values = {key: model[key] for key in Recipe.__dataclass_fields__}
     assert Recipe.from_dict(values).weight_bits <= 16
 
 
@@ -274,12 +275,3 @@ def test_every_line_of_a_configuration_says_what_it_does(config: Path) -> None:
     for line in config.read_text().splitlines():
         is_value = ":" in line and not line.rstrip().endswith(":")
         assert line.startswith("#") or not is_value or "# " in line, line
-
-
-def parse(*options: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
-    """What the command line makes of its arguments, without instantiating anything."""
-    monkeypatch.setattr(cli.DuQuantCLI, "instantiate_classes", lambda self: None)
-    monkeypatch.setattr(cli.DuQuantCLI, "_run_subcommand", lambda self, subcommand: None)
-    monkeypatch.setattr(sys, "argv", ["cli.py", *options])
-    parsed = cli.build()
-    return parsed.config["fit"].as_dict()  # type: ignore[no-any-return]

@@ -14,7 +14,6 @@ from callbacks.defaults import default_callbacks
 from callbacks.run_directory import is_finished, prepare_fit
 from callbacks.run_summary import show_finished
 from duquant.config import RotationConfig
-from duquant.reporting.pictures import SIGNATURE
 from duquant.run_lock import RunLock
 from tests.in_process import (
     LIGHTNING_WARNINGS,
@@ -22,6 +21,7 @@ from tests.in_process import (
     small_data,
     small_language_model,
     small_trainer,
+    without_pictures,
     write_text,
 )
 from tests.small_run import write_small_model
@@ -79,8 +79,7 @@ class Runs:
     """Runs of one model, as the command line does them, but for the pictures, which take long."""
 
     def __init__(self, directory: Path, patched: pytest.MonkeyPatch) -> None:
-        for place in ("tensorboard_views", "preflight"):
-            patched.setattr(f"callbacks.{place}.draw_outliers", lambda *_: SIGNATURE)
+        without_pictures(patched)
         self.source = write_small_model(directory / "source", blocks=2)
         self.text = write_text(directory / "text.txt")
 

@@ -28,6 +28,7 @@ from tests.in_process import (
     small_data,
     small_language_model,
     small_trainer,
+    without_pictures,
     write_text,
 )
 from tests.small_run import write_small_model
@@ -95,7 +96,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     progression = BlockProgression()
     callbacks = [Preflight(output), progression, Stop(), LastCheckpoint(output)]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("callbacks.preflight.draw_outliers", lambda *_: b"")
+        without_pictures(patched)
         small_trainer(*callbacks).fit(model, datamodule=data)
     return Interrupted(output, model, progression.files)
 

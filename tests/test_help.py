@@ -8,7 +8,7 @@ import pytest
 import cli
 import duquant
 from callbacks import help_texts
-from tests.small_run import run_anew
+from tests import small_run
 
 HELP: dict[str, list[str]] = {
     "": ["Quantize language models to few bits", "fit", "validate", "evaluate", "mtbench",
@@ -96,16 +96,17 @@ def test_what_most_runs_set_comes_first(
     assert out.index("what most runs set:") < 250, "no wall before it"
 
 
-def test_completion(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completion() -> None:
+    """In a process that knows no classes of tests: options of all callbacks would be listed."""
     pytest.importorskip("shtab")
-    status, script, _ = run(["--print_completion", "shtab-bash"], monkeypatch, capsys)
-    assert status == 0
-    assert "--model.rotation.selector" in script
-    assert script.endswith("complete -o bashdefault -F _shtab_cli_py cli.py\n")
+    shown = small_run.run("--print_completion", "shtab-bash")
+    assert shown.returncode == 0, shown.stderr
+    assert "--model.rotation.selector" in shown.stdout
+    assert shown.stdout.endswith("complete -o bashdefault -F _shtab_cli_py cli.py\n")
 
 
 def test_help_of_a_process_of_its_own() -> None:
-    shown = run_anew("report", "--help")
+    shown = small_run.run("report", "--help")
     assert shown.returncode == 0, shown.stderr
     assert shown.stderr == ""
     assert "run directories" in shown.stdout

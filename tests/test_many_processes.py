@@ -55,13 +55,17 @@ def two_machines(
 ) -> tuple[Path, list["subprocess.CompletedProcess[str]"]]:
     """The same run on two machines, and what each of them printed."""
     output = tmp_path_factory.mktemp("two") / "run"
+    return output, run_on_two_machines(*options, "--output_dir", str(output))
+
+
+def run_on_two_machines(*command: str) -> list["subprocess.CompletedProcess[str]"]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    command = [*options, "--output_dir", str(output), *DDP, "--trainer.num_nodes", "2"]
+    command = (*command, *DDP, "--trainer.num_nodes", "2")
     machines = [start("fit", *command, **meeting, NODE_RANK=rank) for rank in ("0", "1")]
     printed = [machine.communicate(timeout=PATIENCE) for machine in machines]
-    return output, [
+    return [
         subprocess.CompletedProcess(machine.args, machine.wait(), *texts)
         for machine, texts in zip(machines, printed, strict=True)
     ]
@@ -108,13 +112,12 @@ def test_two_processes_distil_the_same_model(
     directory = tmp_path_factory.mktemp("distilled")
     whole_model = ["--model.distillation.epochs", "2", "--model.distillation.batch_size", "2"]
     command = [*options, *whole_model, "--data.validation", "{}", "--model.lwc.epochs", "0"]
-    records = []
-    for name, processes in (("one", DDP[:2]), ("two", TWO)):
-        output = directory / name
-        finished = run("fit", *command, "--output_dir", str(output), *processes)
-        assert finished.returncode == 0, finished.stderr
-        records += BlockRecord.load_all(output, BLOCKS + 1)[BLOCKS:]
-    one, two = records
+    finished = [run("fit", *command, "--output_dir", str(directory / "one"), *DDP[:2])]
+    finished += run_on_two_machines(*command, "--output_dir", str(directory / "two"))
+    assert [each.returncode for each in finished] == [0, 0, 0], finished[-1].stderr
+    one, two = (
+        BlockRecord.load_all(directory / name, BLOCKS + 1)[BLOCKS] for name in ("one", "two")
+    )
     assert len(one.lwc_losses) == 2
     assert two.lwc_losses == pytest.approx(one.lwc_losses, rel=0.02)
 

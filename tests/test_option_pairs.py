@@ -27,6 +27,7 @@ from tests.in_process import (
     small_data,
     small_language_model,
     small_trainer,
+    without_pictures,
 )
 from tests.option_pairs import OPTIONS, Choice, covering_choices, recipe_options
 
@@ -42,8 +43,14 @@ def test_every_pair_is_in_some_row() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: ", ".join(value for _, value in row))
-def test_a_recipe_holds_up(row: tuple[Choice, ...], tmp_path: Path) -> None:
-    """One run to its end; the same stopped inside and resumed; in a loop; loaded in every way."""
+def test_a_recipe_holds_up(
+    row: tuple[Choice, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run to its end; the same stopped inside and resumed; in a loop; loaded in every way.
+
+    Pictures are drawn alike whatever the recipe is: ``tests/callbacks/test_outlier_picture.py``.
+    """
+    without_pictures(monkeypatch)
     options = recipe_options(row)
     run = finish_run(tmp_path, **options)
     _is_reported(run)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import small_run
 from tests.forked_process import ForkedProcess
+from tests.in_process import write_text
 from tests.small_run import (
-    arguments,
     run,
     run_anew,
     start,
@@ -26,7 +27,16 @@ about as long, so kills fall into every phase: entering, training, finishing, wr
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_model(tmp_path_factory.mktemp("model"), blocks=4)
+    directory = tmp_path_factory.mktemp("inputs")
+    write_text(directory / "text.txt")
+    return write_small_model(directory / "model", blocks=4)
+
+
+def arguments(model: Path, output: Path, *extra: str) -> list[str]:
+    """Options of a small run on the text beside the model."""
+    text = model.parent / "text.txt"
+    texts = ["--data.calibration", str(text), "--data.validation", f"{{topics: {text}}}"]
+    return small_run.arguments(model, output, *texts, *extra)
 
 
 @pytest.fixture(scope="module")

@@ -2,33 +2,30 @@
 
 import fcntl
 import logging
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from duquant.run_lock import LOCK_FILE, RunLock
-from tests.assets import REPOSITORY
+from tests.forked_process import ForkedProcess
 
 HOLD = """
-import sys
+import sys, time
 from pathlib import Path
 from duquant.run_lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)
-sys.stdin.read()
+time.sleep(600)
 """
 
 
-def hold(directory: Path) -> "subprocess.Popen[str]":
-    """Another process that holds the lock until its standard input ends."""
-    command = [sys.executable, "-c", HOLD, str(directory)]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=REPOSITORY, **pipes)
-    assert process.stdout is not None
+def hold(directory: Path) -> ForkedProcess:
+    """Another process that holds the lock until it is killed."""
+    process = ForkedProcess(["-c", HOLD, str(directory)], dict(os.environ))
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -41,7 +38,7 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     assert str(refused.value).startswith(f"another run is writing into {tmp_path / 'run'} (")
     assert f"process {holder.pid} on " in str(refused.value)
     assert "\n" not in str(refused.value)
-    holder.kill()
+    holder.send_signal(signal.SIGKILL)
     holder.communicate()
     assert (tmp_path / "run" / LOCK_FILE).is_file()
     with RunLock(tmp_path / "run") as lock:

@@ -7,6 +7,7 @@ names are looked for by a plain scan of these files; only groups and tags need t
 """
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -75,7 +76,9 @@ def find_tasks(
     elsewhere = [name for name in wanted if name not in local]
     scanned = _Scan()
     if elsewhere:
-        scanned = _scan([Path(lm_eval.__file__).parent / "tasks", tasks_dir])
+        scanned = _scan_of_lm_eval()
+        if tasks_dir is not None:
+            scanned = scanned.joined(_scan(tasks_dir))
         _require_known(elsewhere, local | scanned.names)
     found = TaskList()
     for name in wanted:
@@ -120,11 +123,21 @@ class _Scan:
     names: set[str] = field(default_factory=set)
     files: dict[str, Path] = field(default_factory=dict)
 
+    def joined(self, later: "_Scan") -> "_Scan":
+        """Both, and the later files where both have a task."""
+        return _Scan(self.names | later.names, {**self.files, **later.files})
 
-def _scan(folders: Iterable[Path | None]) -> _Scan:
-    """Look through folders of definitions without parsing them."""
+
+@functools.cache
+def _scan_of_lm_eval() -> _Scan:
+    """lm-eval's own definitions: thousands of files, the same ones while a process lives."""
+    return _scan(Path(lm_eval.__file__).parent / "tasks")
+
+
+def _scan(folder: Path) -> _Scan:
+    """Look through a folder of definitions without parsing them."""
     scan = _Scan()
-    for file in (file for folder in folders if folder for file in folder.rglob("*.yaml")):
+    for file in folder.rglob("*.yaml"):
         text = file.read_text(encoding="utf-8", errors="replace")
         scan.names.update(NAMED.findall(text))
         scan.files.update(dict.fromkeys(TASK.findall(text), file))

@@ -2,15 +2,12 @@
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import cli
 from duquant.config import Recipe
 from duquant.modules.variants import round_to_nearest
 from duquant.quickstart import MODEL_DIRECTORY
@@ -19,24 +16,11 @@ from tests.benchmarks.real_models import measuring, weights
 from tests.benchmarks.real_models.rows import FULL_PRECISION, RECIPES, SETTINGS, SUBJECTS, Job
 from tests.benchmarks.real_models.table import as_table
 from tests.in_process import write_text
+from tests.parsed_command import parsed
 from tests.small_run import run, write_small_model
 
 Measured = list[list[str]]
 REFUSED = {("w4a4_best", "mxfp4"), ("w4a4_best", "nvfp4")}
-
-
-@pytest.fixture
-def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], dict[str, Any]]:
-    """The command line's reading of a command, without doing it."""
-    monkeypatch.setattr(cli.DuQuantCLI, "instantiate_classes", lambda self: None)
-    monkeypatch.setattr(cli.DuQuantCLI, "_run_subcommand", lambda self, subcommand: None)
-
-    def read(command: list[str]) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", ["cli.py", *command])
-        values: dict[str, Any] = cli.build().config[command[0]].as_dict()
-        return values
-
-    return read
 
 
 def job(**changes: Any) -> Job:
@@ -45,22 +29,20 @@ def job(**changes: Any) -> Job:
     return replace(Job(MODEL_DIRECTORY, Path("work"), subject, "c4", texts), **changes)
 
 
-def recipe_of(command: list[str], parse: Callable[[list[str]], dict[str, Any]]) -> Recipe:
-    model = parse(command)["model"]
+def recipe_of(command: list[str]) -> Recipe:
+    model = parsed(*command)["model"]
     return Recipe.from_dict({key: model[key] for key in Recipe.__dataclass_fields__})
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_and_settings_are_accepted(
-    recipe: str, parse: Callable[[list[str]], dict[str, Any]]
-) -> None:
+def test_recipes_and_settings_are_accepted(recipe: str) -> None:
     for setting in SETTINGS:
         (command,) = job().commands(recipe, setting)
         if (recipe, setting) in REFUSED:
             with pytest.raises(ValueError, match="integer"):
-                recipe_of(command, parse)
+                recipe_of(command)
             continue
-        made = recipe_of(command, parse)
+        made = recipe_of(command)
         assert made.rotation.block_size == 64
         expected = {
             "w4a4": (4, 4, None), "qkv16": (4, 4, 16), "w6a6": (6, 6, None), "w4a8": (4, 8, None),
@@ -76,17 +58,17 @@ def test_recipes_and_settings_are_accepted(
             assert made.rotation.selector == "none"
 
 
-def test_the_protocol_is_in_every_command(parse: Callable[[list[str]], dict[str, Any]]) -> None:
+def test_the_protocol_is_in_every_command() -> None:
     asked = job(tasks=["--tasks", "piqa", "--limit", "3"])
     fit, evaluate = asked.commands("w4a4", "w4a4")
-    data = parse(fit)["data"]
+    data = parsed(*fit)["data"]
     assert (data["num_samples"], data["sequence_length"], data["seed"]) == (16, 512, 0)
     assert (data["calibration"], data["validation_windows"]) == ("c4", 40)
     assert data["validation"] == {"wikitext2": "wikitext2", "c4": "c4"}
-    options = parse(evaluate)
+    options = parsed(*evaluate)
     assert (options["run"], options["tasks"], options["limit"]) == ("work/w4a4-w4a4", "piqa", 3)
     (full,) = asked.commands(FULL_PRECISION, "float32")
-    options = parse(full)
+    options = parsed(*full)
     assert options["perplexity"] == data["validation"]
     assert (options["sequence_length"], options["perplexity_windows"]) == (512, 40)
     assert (options["dtype"], options["tasks"]) == ("float32", "piqa")

@@ -1,13 +1,11 @@
 """The run directory: whose it is, what is refused before any long work, and what it will hold."""
 
-import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from callbacks.block_events import BlockObserver
 from callbacks.checkpointing import LastCheckpoint
@@ -35,6 +33,7 @@ from tests.in_process import (
     small_data,
     small_language_model,
     small_trainer,
+    without_pictures,
     write_text,
 )
 from tests.small_run import write_small_model
@@ -297,13 +296,6 @@ def test_the_documented_files_are_there(finished_run: FinishedRun) -> None:
 # A directory that is removed while a run writes into it
 
 
-def one_pixel() -> bytes:
-    """A picture, as small as can be."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(buffer, format="png")
-    return buffer.getvalue()
-
-
 class Remove(BlockObserver):
     """Removes a directory when a hook is called for the second time."""
 
@@ -336,7 +328,7 @@ def test_a_directory_that_is_removed_is_named(
     stream_memory_gb: float | None,
 ) -> None:
     """And no half of it is made anew; TensorBoard's thread keeps its traceback to itself."""
-    monkeypatch.setattr("callbacks.tensorboard_views.draw_outliers", lambda *_: one_pixel())
+    without_pictures(monkeypatch)
     output = tmp_path / "run"
     model, data = small_language_model(source, output), small_data(source, text, num_samples=4)
     data.stream_memory_gb = stream_memory_gb

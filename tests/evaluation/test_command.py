@@ -1,8 +1,6 @@
 """``cli.py evaluate``: results, resuming, comparing, and every bad input in one line."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +14,8 @@ from duquant.evaluation import evaluation
 from duquant.evaluation.command import Evaluate
 from duquant.evaluation.silence import silence
 from duquant.scores.statistics import Measurement
-from tests.assets import REPOSITORY
 from tests.in_process import LIGHTNING_WARNINGS, FinishedRun, write_text
-from tests.small_run import write_small_model
+from tests.small_run import run, write_small_model
 from tests.task_files import write_mmlu_files, write_task_files
 from tests.tiny_models import write_tiny_model
 
@@ -388,22 +385,11 @@ def test_the_bar_is_not_silenced_with_the_libraries(
     assert capsys.readouterr().err == "a bar\n"
 
 
-def run_process(*options: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "cli.py"), "evaluate", *map(str, options)],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        check=False,
-    )
-
-
 def test_a_small_run_in_a_process_of_its_own(data: Path, tmp_path: Path) -> None:
     model = write_small_model(tmp_path / "model", blocks=1)
-    done = run_process(
-        *("--model", model, "--tasks", "winogrande,lambada_openai", "--data_dir", data),
-        *("--output_dir", tmp_path / "out"),
+    done = run(
+        *("evaluate", "--model", str(model), "--tasks", "winogrande,lambada_openai"),
+        *("--data_dir", str(data), "--output_dir", str(tmp_path / "out")),
     )
     assert done.returncode == 0, done.stderr
     assert "winogrande" in done.stdout

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +25,8 @@ from duquant.model.decoder import Decoder
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
 from duquant.ops.integer_product import engine
-from tests.assets import REPOSITORY
 from tests.block_by_block import small_recipe
+from tests.forked_process import run_forked
 from tests.quantized_directory import (
     QuantizedDirectory,
     logits,
@@ -173,7 +171,7 @@ def test_shards_of_any_size_load(llama: QuantizedDirectory, tmp_path: Path) -> N
     assert torch.equal(logits(again, IDS), llama.logits_block_by_block(IDS))
 
 
-FRESH = """
+LOAD_AND_COMPARE = """
 import sys, torch, duquant
 from transformers import AutoModelForCausalLM
 torch.set_num_threads(1)
@@ -186,16 +184,10 @@ print(model.generate(ids[:1], max_new_tokens=3, do_sample=False)[0, -3:].tolist(
 """
 
 
-def test_a_fresh_process_computes_the_same(llama: QuantizedDirectory, tmp_path: Path) -> None:
+def test_another_process_computes_the_same(llama: QuantizedDirectory, tmp_path: Path) -> None:
     torch.save((IDS, llama.logits_block_by_block(IDS)), tmp_path / "expected.pt")
-    process = subprocess.run(
-        [sys.executable, "-c", FRESH, str(llama.path), str(tmp_path / "expected.pt")],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
+    arguments = [str(llama.path), str(tmp_path / "expected.pt")]
+    process = run_forked(["-c", LOAD_AND_COMPARE, *arguments], dict(os.environ))
     assert process.returncode == 0, process.stderr
     tokens = reference(llama.load()).generate(IDS[:1], max_new_tokens=3, do_sample=False)
     assert process.stdout.strip() == str(tokens[0, -3:].tolist())

@@ -3,10 +3,9 @@
 import copy
 import os
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from duquant.ops.integer_product import columns_at_once, engine
 from duquant.ops.packing import packed_width
 from duquant.ops.quantized_tokens import encode_tokens
 from duquant.rounding.nearest import Nearest
-from tests.assets import REPOSITORY
+from tests.forked_process import run_forked
 from tests.outliers import outlier_activation, random_weight
 
 ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -277,7 +276,9 @@ def test_a_copy_computes_the_same_without_its_original() -> None:
 
 UNPICKLE = """
 import pickle, sys, torch
-linear, tokens, expected, state = pickle.load(sys.stdin.buffer)
+torch.set_num_threads(1)
+with open(sys.argv[1], "rb") as opened:
+    linear, tokens, expected, state = pickle.load(opened)
 assert linear.panels is None and linear._dequantized is None
 for _ in range(2):
     assert torch.equal(linear(tokens), expected)
@@ -289,22 +290,16 @@ for name, tensor in linear.state_dict().items():
 @integers_needed
 @pytest.mark.parametrize("group_size", [None, 8])
 def test_a_pickle_computes_the_same_in_another_process(
-    group_size: int | None, without_kernel: None
+    group_size: int | None, without_kernel: None, tmp_path: Path
 ) -> None:
     linear = packed_linear(group_size=group_size, bias=True)
     linear.execution = INTEGER
     tokens, state = quantized_input(linear, outlier_activation(3, 24, seed=0)), linear.state_dict()
     expected = linear(tokens)
     assert linear.packed is None, "the engine's layout is all there is"
-    process = subprocess.run(
-        [sys.executable, "-c", UNPICKLE],
-        input=pickle.dumps((linear, tokens, expected, state)),
-        capture_output=True,
-        check=False,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert process.returncode == 0, process.stderr.decode()
+    (tmp_path / "pickle").write_bytes(pickle.dumps((linear, tokens, expected, state)))
+    process = run_forked(["-c", UNPICKLE, str(tmp_path / "pickle")], dict(os.environ))
+    assert process.returncode == 0, process.stderr
     assert linear.packed is None
     assert torch.equal(linear(tokens), expected), "the original goes on as it was"
 

@@ -13,6 +13,7 @@ from duquant.ops.affine import AffineGrid
 from duquant.ops.kernels import int4
 from duquant.ops.packing import pack
 from duquant.ops.quantized_tokens import encode_tokens
+from tests.forked_process import run_forked
 from tests.outliers import seeds
 
 pytestmark = pytest.mark.skipif(
@@ -125,13 +126,7 @@ def test_it_may_be_off_or_missing_and_says_so_once(setting: dict[str, str], reas
     kernels = "int4, rows, screen, transform"
     code = f"from duquant.ops.kernels import {kernels}; int4.is_available(); rows.is_available();"
     code += "transform.panel_width(); print(int4.is_available())"
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(sys.path), **setting},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert process.stdout.strip() == "False"
+    process = run_forked(["-c", code], {"PATH": os.environ["PATH"], **setting})
+    assert (process.returncode, process.stdout.strip()) == (0, "False"), process.stderr
     assert process.stderr.count("C kernels are off") == bool(reason)
     assert reason in process.stderr

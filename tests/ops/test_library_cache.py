@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from duquant.ops.kernels import compiler, int4
 from duquant.ops.kernels.compiler import load_library
 from duquant.ops.kernels.library_cache import cache_directory, publish, sound_libraries
+from tests.forked_process import run_forked
 
 pytestmark = pytest.mark.skipif(
     not int4.is_available(), reason="needs an x86 processor with AVX2 and a C compiler"
@@ -251,16 +251,8 @@ def load():
 children = [os.fork() or load() for _ in range(4)]
 print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
 """
-    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
-    environment["XDG_CACHE_HOME"] = str(tmp_path)
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert process.stdout.strip() == "[42, 42, 42, 42]"
+    process = run_forked(["-c", code], {**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+    assert process.stdout.strip() == "[42, 42, 42, 42]", process.stderr
     libraries = list((tmp_path / "duquant").iterdir())
     assert libraries
     assert set(sound_libraries(tmp_path / "duquant", "answer")) == set(libraries)

@@ -1,8 +1,6 @@
 """The command line: every subcommand as a process, every bad input in one line."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,6 @@ import pytest
 
 import cli
 from duquant.evaluation.mt_bench import commands
-from tests.assets import REPOSITORY
 from tests.chat_bench import (
     read_lines,
     write_bench,
@@ -21,19 +18,9 @@ from tests.chat_bench import (
     write_references,
 )
 from tests.judge_server import KEY, judge_server
+from tests.small_run import run
 
 Outcome = tuple[int, str, str]
-
-
-def process(*options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "cli.py"), "mtbench", *options],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
-    )
 
 
 @pytest.fixture
@@ -65,16 +52,16 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
 def test_answer_judge_show(tmp_path: Path) -> None:
     model, bench = write_chat_model(tmp_path / "tiny"), str(tmp_path / "bench")
     questions, references = write_questions(tmp_path), write_references(tmp_path)
-    answered = process(
-        *("answer", "--pretrained", str(model), "--questions", str(questions)),
+    answered = run(
+        *("mtbench", "answer", "--pretrained", str(model), "--questions", str(questions)),
         *("--output_dir", bench, "--chat_template", "mistral", "--max_new_tokens", "4"),
     )
     assert answered.returncode == 0, answered.stderr
     assert "3/3, about 0:00 left" in answered.stderr
     assert len(read_lines(tmp_path / "bench" / "model_answer" / "tiny.jsonl")) == 3
     with judge_server("[[3]]", 429, "[[5]]") as server:
-        judged = process(
-            *("judge", "--endpoint", server.url, "--judge_model", "judge"),
+        judged = run(
+            *("mtbench", "judge", "--endpoint", server.url, "--judge_model", "judge"),
             *("--reference_answers", str(references), "--output_dir", bench),
             *("--request.first_delay", "0"),
             OPENAI_API_KEY=KEY,
@@ -84,10 +71,10 @@ def test_answer_judge_show(tmp_path: Path) -> None:
     assert KEY not in judged.stdout + judged.stderr
     files = [file for file in (tmp_path / "bench").rglob("*") if file.is_file()]
     assert not any(KEY in file.read_text(encoding="utf-8") for file in files)
-    shown = process("show", "--output_dir", bench, COLUMNS="120")
+    shown = run("mtbench", "show", "--output_dir", bench, COLUMNS="120")
     assert shown.returncode == 0, shown.stderr
     assert "tiny" in shown.stdout
-    as_json = process("show", "--output_dir", bench, "--json")
+    as_json = run("mtbench", "show", "--output_dir", bench, "--json")
     (judge,) = json.loads(as_json.stdout)["judges"]
     assert judge == json.loads((tmp_path / "bench" / "results_judge.json").read_text())
     assert "the same as JSON" in as_json.stderr
