@@ -29,7 +29,7 @@ class WeightIntegers(NamedTuple):
 
     Attributes:
         packed: ``uint8 (out, packed width)``, or ``None`` where only other layouts are left.
-        signed: makes ``int8 (out, in)`` of it: the codes minus half of their range.
+        codes: makes ``uint8 (out, in)`` of it.
         scale: ``(out, groups)``.
         zero: likewise.
         columns: inputs.
@@ -39,7 +39,7 @@ class WeightIntegers(NamedTuple):
     """
 
     packed: Tensor | None
-    signed: Callable[[], Tensor]
+    codes: Callable[[], Tensor]
     scale: Tensor
     zero: Tensor
     columns: int
@@ -88,10 +88,10 @@ def make_panels(weight: WeightIntegers, chosen: Kernels | None = None) -> list[P
         packed = PackedWeight(weight.packed, largest=2**weight.activation_bits - 1)
         part: IntegerWeight = packed
         if other is not None:
-            laid_out = prepare_weight(weight.signed(), **bits, kernel=other)
+            laid_out = prepare_weight(_signed(weight), **bits, kernel=other)
             part = ChosenWeight(packed, laid_out, kernels)
         return [_panel(weight, slice(0, weight.columns), 0, part)]
-    signed, widest = weight.signed(), columns_at_once(weight.activation_bits, weight.bits)
+    signed, widest = _signed(weight), columns_at_once(weight.activation_bits, weight.bits)
     panels = []
     for group in range(weight.scale.shape[1]):
         first, last = group * weight.group_size, (group + 1) * weight.group_size
@@ -100,6 +100,11 @@ def make_panels(weight: WeightIntegers, chosen: Kernels | None = None) -> list[P
             part = prepare_weight(signed[:, columns].contiguous(), **bits, kernel=other)
             panels.append(_panel(weight, columns, group, part))
     return panels
+
+
+def _signed(weight: WeightIntegers) -> Tensor:
+    signed: Tensor = (weight.codes().to(torch.int16) - 2 ** (weight.bits - 1)).to(torch.int8)
+    return signed
 
 
 def _panel(weight: WeightIntegers, columns: slice, group: int, integers: IntegerWeight) -> Panel:

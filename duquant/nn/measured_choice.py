@@ -140,11 +140,11 @@ def _candidates(
 ) -> dict[str, Callable[[int], Run]]:
     """For every candidate what makes a run of so many tokens."""
     dtype: torch.dtype = getattr(torch, kind.dtype)
-    signed = torch.ones(outputs, kind.inputs, dtype=torch.int8, device=CPU)
+    codes = _filled((outputs, kind.inputs), torch.uint8)
     groups = kind.inputs // kind.columns
     integers = WeightIntegers(
         packed=_filled((outputs, packed_width(kind.inputs, kind.bits)), torch.uint8),
-        signed=lambda: signed,
+        codes=lambda: codes,
         scale=_filled((outputs, groups), torch.float32),
         zero=_filled((outputs, groups), torch.int16),
         columns=kind.inputs,

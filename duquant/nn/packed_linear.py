@@ -213,7 +213,7 @@ class PackedLinear(ExactBuffers):
     def _integers(self) -> WeightIntegers:
         return WeightIntegers(
             packed=self.packed,
-            signed=self._signed,
+            codes=self.codes,
             scale=self.scale,
             zero=self.zero,
             columns=self.in_features,
@@ -221,10 +221,6 @@ class PackedLinear(ExactBuffers):
             bits=self.form.bits,
             activation_bits=self.activations.bits,
         )
-
-    def _signed(self) -> Tensor:
-        signed: Tensor = (self.codes().to(torch.int16) - 2 ** (self.form.bits - 1)).to(torch.int8)
-        return signed
 
     def __getstate__(self) -> dict[str, Any]:
         """The packed form: engines' layouts belong to the process that made them."""
