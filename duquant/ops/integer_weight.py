@@ -81,7 +81,7 @@ class ChosenWeight:
 
     def product(self, q: Tensor) -> Tensor:
         """Exact integers as float32."""
-        return self.packed.product(q)
+        return self.at(q.shape[0]).product(q)
 
     def integers(self) -> Tensor:
         """Unpacked, signed."""
