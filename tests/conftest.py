@@ -1,5 +1,6 @@
 """Settings of every test: one thread, reproducible examples; and one finished run to look at."""
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 # One thread adds floats in one order on every machine, and two cores are shared with other work.
 torch.set_num_threads(1)
+
+# No test depends on how fast something is: the fixed rule decides what runs, in children too.
+os.environ["DUQUANT_MEASURE"] = "0"
 
 let_children_be_interrupted()
 

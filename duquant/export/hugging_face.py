@@ -6,6 +6,8 @@ Here every decoder block gets the modules its stored tensors describe; after tha
 tensors, places them and dispatches devices as for any model. No code comes with the directory.
 """
 
+import functools
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,13 +31,15 @@ from duquant.export.packed_block import OLD_SITE_NAMES, unpack_block
 from duquant.export.quantization_config import FORMAT_VERSION, QUANT_METHOD, DuquantConfig
 from duquant.export.stored_values import require_sensible_files
 from duquant.model.checkpoint import BASE, HEAD, full_names, meta_tensors
-from duquant.model.execution import configure_execution
+from duquant.model.execution import configure_execution, describe_kernels
 from duquant.model.notice import NOTICE, NOTICE_FIELD, drop_notice
 from duquant.nn.attention import register_attention, require_implementation
 from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.execution import Backend, Execution, WeightsInMemory
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.planned_memory import bytes_at_work
+
+logger = logging.getLogger(__name__)
 
 
 class DuquantQuantizer(HfQuantizer):
@@ -166,19 +170,33 @@ def set_execution(
     model: nn.Module,
     backend: Backend = "auto",
     weights_in_memory: WeightsInMemory = "fast",
-) -> None:
+) -> str:
     """Choose how a loaded model computes; see :class:`duquant.nn.execution.Execution`.
+
+    What is faster on this machine is measured once for each kind of linear, in less than a second,
+    and kept in the user's cache directory; ``DUQUANT_MEASURE=0`` does without.
 
     Args:
         model: a quantized model.
         backend: ``auto``, ``reference`` or ``integer``.
         weights_in_memory: ``fast`` or ``packed``.
 
+    Returns:
+        What runs, in words; the log says it too, at level ``INFO``.
+
     Raises:
         ValueError: for an unknown choice, or integers where they cannot run.
     """
-    execution = Execution(backend, weights_in_memory)
-    configure_execution(_blocks(model), execution)
+    execution, blocks = Execution(backend, weights_in_memory), _blocks(model)
+    configure_execution(blocks, execution)
+    how = describe_kernels(blocks)
+    _say(how)
+    return how
+
+
+@functools.cache
+def _say(how: str) -> None:
+    logger.info("linears: %s", how)
 
 
 def register() -> None:

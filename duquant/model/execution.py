@@ -6,8 +6,10 @@ from torch import nn
 
 from duquant.model.structure import SITES, Site
 from duquant.nn.execution import Execution
+from duquant.nn.measured_choice import choose
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
+from duquant.ops.integer_weight import ROW_COUNTS
 
 
 def configure_execution(blocks: Iterable[nn.Module], execution: Execution) -> None:
@@ -41,7 +43,10 @@ def configure_site(
         if isinstance(linear, PackedLinear):
             linear.restore()
             linear.execution = execution
+            linear.choice = choose(linear, execution, linear.grid_device)
     transform.emits_integers = all(_takes_integers(linear, execution) for linear in linears)
+    packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
+    transform.reader = packed[0].reader() if packed and len(packed) == len(linears) else None
 
 
 def describe_execution(model: nn.Module) -> str:
@@ -53,6 +58,30 @@ def describe_execution(model: nn.Module) -> str:
     integer, count = sum(linear.is_integer for linear in linears), len(linears)
     mixed = f"integer in {integer} of {count} linears, reference in the others"
     return f"{ {0: 'reference', count: 'integer'}.get(integer, mixed) }, {dtype}"
+
+
+def describe_kernels(modules: Iterable[nn.Module]) -> str:
+    """What runs the linears in these modules, in words: by kernel and number of tokens."""
+    found: dict[str, dict[int, None]] = {}
+    for linear in (each for module in modules for each in module.modules()):
+        if isinstance(linear, PackedLinear):
+            found.setdefault(_described(linear), {})[linear.in_features] = None
+    if len(found) < 2:
+        return next(iter(found), "no quantized linears")
+    parts = [f"{how} ({', '.join(map(str, inputs))} inputs)" for how, inputs in found.items()]
+    return "; ".join(parts)
+
+
+def _described(linear: PackedLinear) -> str:
+    if not linear.is_integer:
+        return f"reference in {str(linear.output_like.dtype).removeprefix('torch.')}"
+    kernels = linear.planned_kernels(linear.grid_device)
+    if len(set(kernels)) == 1:
+        return f"integer by {kernels[0]}"
+    each = ", ".join(
+        f"{kernel} at {rows}" for rows, kernel in zip(ROW_COUNTS, kernels, strict=True)
+    )
+    return f"integer by {each} tokens"
 
 
 def _without_adapter(linear: nn.Module) -> nn.Module:

@@ -9,11 +9,28 @@ from torch import nn
 from duquant.formats.integer import Integer
 from duquant.formats.number_format import NumberFormat
 from duquant.ops.integer_product import WIDEST_BITS, engine
+from duquant.ops.integer_weight import Kernels
 
 Backend = Literal["auto", "reference", "integer"]
 WeightsInMemory = Literal["fast", "packed"]
 FEWEST_INPUTS_PER_SCALE = 512
-"""With fewer the integer product falls into chunks that cost more than they save."""
+"""The rule where nothing was measured: with fewer, the integer product falls into chunks that cost
+more than they save."""
+MEASURED_DEVICE = "cpu"
+"""Elsewhere nothing is measured yet."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was faster on this machine, for linears of one kind.
+
+    Args:
+        is_integer: whether ``auto`` takes integers.
+        kernels: for integers, by ``ROW_COUNTS`` of :mod:`duquant.ops.integer_weight`.
+    """
+
+    is_integer: bool
+    kernels: Kernels
 
 
 @dataclass(frozen=True)
@@ -23,7 +40,7 @@ class Execution:
     Args:
         backend: ``reference`` dequantizes and multiplies in floating point, as calibration did;
             ``integer`` multiplies the integers themselves; ``auto`` takes ``integer`` where the
-            device has int8 units and the widths fit, else ``reference``.
+            device has int8 units, the widths fit and it is faster, else ``reference``.
         weights_in_memory: ``fast`` keeps the form that the backend multiplies by (int8, or floats);
             ``packed`` keeps what the file holds and unpacks it at every use.
     """
@@ -47,6 +64,7 @@ class Execution:
         activations: NumberFormat,
         weights: NumberFormat,
         columns: int,
+        choice: Choice | None = None,
     ) -> bool:
         """Whether a linear computes in integers.
 
@@ -55,28 +73,68 @@ class Execution:
             activations: number format of its input.
             weights: number format of its weight.
             columns: inputs that share a scale.
+            choice: what was measured on this device; without it a fixed rule decides.
 
         Raises:
             ValueError: if integers were asked for and are impossible, with the reason.
         """
         if self.backend == "reference":
             return False
-        reason = None
-        if engine(device) is None:
-            reason = f"{device} has no int8 matrix product"
-        elif max(activations.bits, weights.bits) > WIDEST_BITS:
-            reason = (
-                f"weights of {weights.bits} and activations of {activations.bits} bits do not both "
-                f"fit into {WIDEST_BITS}"
-            )
-        elif not (isinstance(weights, Integer) and isinstance(activations, Integer)):
-            reason = f"{weights.name} and {activations.name} are not both integers"
-        elif activations.group_size is not None:
-            reason = f"groups of {activations.group_size} activations have scales of their own"
-        if reason is not None and self.backend == "integer":
+        reason = obstacle(device, activations, weights)
+        if self.backend == "integer" and reason is not None:
             raise ValueError(f"the integer backend cannot run here: {reason}; use 'reference'")
-        is_worthwhile = self.backend == "integer" or columns >= FEWEST_INPUTS_PER_SCALE
-        return reason is None and is_worthwhile
+        if reason is not None or self.backend == "integer":
+            return reason is None
+        return columns >= FEWEST_INPUTS_PER_SCALE if choice is None else choice.is_integer
+
+
+def obstacle(device: torch.device, activations: NumberFormat, weights: NumberFormat) -> str | None:
+    """Why integers of these formats cannot be multiplied on a device, if so."""
+    if engine(device) is None:
+        return f"{device} has no int8 matrix product"
+    if max(activations.bits, weights.bits) > WIDEST_BITS:
+        return (
+            f"weights of {weights.bits} and activations of {activations.bits} bits do not both "
+            f"fit into {WIDEST_BITS}"
+        )
+    if not (isinstance(weights, Integer) and isinstance(activations, Integer)):
+        return f"{weights.name} and {activations.name} are not both integers"
+    if activations.group_size is not None:
+        return f"groups of {activations.group_size} activations have scales of their own"
+    return None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What decides whether a linear takes integers; all readers of a site agree.
+
+    Args:
+        execution: the user's choice.
+        activations: number format of the input.
+        weights: number format of the weight.
+        columns: inputs that share a scale.
+        choice: what was measured, if something was.
+    """
+
+    execution: Execution
+    activations: NumberFormat
+    weights: NumberFormat
+    columns: int
+    choice: Choice | None = None
+
+    def is_integer_on(self, device: torch.device) -> bool:
+        """Whether it takes integers on a device.
+
+        Raises:
+            ValueError: as :meth:`Execution.is_integer`.
+        """
+        return self.execution.is_integer(
+            device,
+            activations=self.activations,
+            weights=self.weights,
+            columns=self.columns,
+            choice=self.choice if device.type == MEASURED_DEVICE else None,
+        )
 
 
 def is_offloaded(module: nn.Module) -> bool:

@@ -31,19 +31,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from duquant.formats.number_format import Grid, NumberFormat, split_rows
-from duquant.nn.execution import Execution, is_offloaded
+from duquant.nn.execution import MEASURED_DEVICE, Choice, Execution, Reader, is_offloaded
+from duquant.nn.layouts import WeightIntegers, make_panels, planned_kernels
 from duquant.nn.site import SiteTransform
 from duquant.ops.freed_memory import return_freed_memory
 from duquant.ops.frozen_linear import frozen_linear
 from duquant.ops.gradient import records_gradient
 from duquant.ops.integer_linear import Panel, integer_linear
-from duquant.ops.integer_product import (
-    IntegerWeight,
-    columns_at_once,
-    prepare_packed,
-    prepare_weight,
-    weight_sums,
-)
+from duquant.ops.integer_weight import ChosenWeight, Kernels
 from duquant.ops.packing import pack
 from duquant.transforms.exact_buffers import ExactBuffers
 
@@ -92,6 +87,7 @@ class PackedLinear(ExactBuffers):
         self.out_features = stored["packed"].shape[0]
         self.site = site
         self.execution = Execution()
+        self.choice: Choice | None = None
         self.panels: list[Panel] | None = None
         self._dequantized: Tensor | None = None
 
@@ -117,8 +113,16 @@ class PackedLinear(ExactBuffers):
 
     def is_integer_on(self, device: torch.device) -> bool:
         """Whether this linear would take integers on a device."""
+        return self.reader().is_integer_on(device)
+
+    def reader(self) -> Reader:
+        """What decides whether it takes integers."""
         forms = {"activations": self.activations, "weights": self.form}
-        return self.execution.is_integer(device, **forms, columns=self.group_size)
+        return Reader(self.execution, **forms, columns=self.group_size, choice=self.choice)
+
+    def planned_kernels(self, device: torch.device) -> Kernels:
+        """Kernels of its integer products on a device, for each of ``ROW_COUNTS``."""
+        return planned_kernels(self._integers(), self._chosen(device), device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in)``, floats or encoded integers, to ``(..., out)``."""
@@ -149,8 +153,8 @@ class PackedLinear(ExactBuffers):
     def prepare(self) -> list[Panel]:
         """Lay the weight out for the int8 units, and keep that where it is to be kept.
 
-        A layout that takes memory of its own replaces the packed weight, unless the packed one is
-        to stay in memory or on the disk; then it serves once.
+        A layout that takes memory of its own replaces the packed weight, unless that is multiplied
+        too. Where the packed one is to stay alone in memory or on the disk, it serves once.
         """
         if self.panels is not None:
             return self.panels
@@ -159,7 +163,7 @@ class PackedLinear(ExactBuffers):
         if is_offloaded(self) or (takes_memory and self.execution.weights_in_memory == "packed"):
             return panels
         self.panels = panels
-        if takes_memory:
+        if takes_memory and not any(isinstance(panel.weight, ChosenWeight) for panel in panels):
             self.packed = None
             return_freed_memory()
         return panels
@@ -198,27 +202,25 @@ class PackedLinear(ExactBuffers):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _make_panels(self) -> list[Panel]:
-        width = self.form.bits
-        bits: dict[str, int] = {"activation_bits": self.activations.bits, "weight_bits": width}
-        if self.packed is not None and self.scale.shape[1] == 1:
-            weight = prepare_packed(self.packed, **bits, columns=self.in_features)
-            if weight is not None:
-                return [self._panel(slice(0, self.in_features), 0, weight)]
-        signed = (self.codes().to(torch.int16) - 2 ** (width - 1)).to(torch.int8)
-        widest = columns_at_once(self.activations.bits, width)
-        panels = []
-        for group in range(self.scale.shape[1]):
-            first, last = group * self.group_size, (group + 1) * self.group_size
-            for start in range(first, last, widest):
-                columns = slice(start, min(start + widest, last))
-                weight = prepare_weight(signed[:, columns].contiguous(), **bits)
-                panels.append(self._panel(columns, group, weight))
-        return panels
+        return make_panels(self._integers(), self._chosen(self.grid_device))
 
-    def _panel(self, columns: slice, group: int, weight: IntegerWeight) -> Panel:
-        zero = self.zero[:, group].float() - 2 ** (self.form.bits - 1)
-        sums = weight_sums(weight, columns.stop - columns.start, zero)
-        return Panel(columns, weight, sums, zero, self.scale[:, group])
+    def _chosen(self, device: torch.device) -> Kernels | None:
+        """Where weights are to stay packed, nothing is laid out beside them."""
+        holds_more = self.execution.weights_in_memory == "fast" and not is_offloaded(self)
+        is_measured = holds_more and device.type == MEASURED_DEVICE
+        return self.choice.kernels if self.choice is not None and is_measured else None
+
+    def _integers(self) -> WeightIntegers:
+        return WeightIntegers(
+            packed=self.packed,
+            codes=self.codes,
+            scale=self.scale,
+            zero=self.zero,
+            columns=self.in_features,
+            group_size=self.group_size,
+            bits=self.form.bits,
+            activation_bits=self.activations.bits,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """The packed form: engines' layouts belong to the process that made them."""

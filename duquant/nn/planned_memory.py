@@ -5,15 +5,16 @@ A file holds half a byte per weight. The first token lays the weight out as its 
 | backend | then there are |
 |---|---|
 | integer, by a kernel that reads packed weights | the packed bytes |
-| integer, by the device's int8 units | a byte per weight instead of the packed bytes |
+| integer, by a kernel for weights laid out | a byte per weight instead of the packed bytes |
+| integer, by both, for few and for many tokens | the packed bytes, and a byte per weight |
 | reference | the packed bytes, and values in the model's dtype |
 | any, ``weights_in_memory="packed"`` | the packed bytes |
 """
 
 import torch
 
+from duquant.nn.measured_choice import choose
 from duquant.nn.packed_linear import PackedLinear
-from duquant.ops.integer_product import reads_packed
 
 
 def bytes_at_work(linear: PackedLinear, device: torch.device) -> int:
@@ -27,12 +28,9 @@ def bytes_at_work(linear: PackedLinear, device: torch.device) -> int:
     packed = linear.qweight.nbytes
     if linear.execution.weights_in_memory == "packed":
         return packed
+    linear.choice = choose(linear, linear.execution, device)
     if not linear.is_integer_on(device):
         return packed + weights * linear.output_like.dtype.itemsize
-    is_read = linear.scale.shape[1] == 1 and reads_packed(
-        activation_bits=linear.activations.bits,
-        weight_bits=linear.form.bits,
-        columns=linear.in_features,
-        device_type=device.type,
-    )
-    return packed if is_read else weights
+    kernels = linear.planned_kernels(device)
+    is_packed, is_laid_out = "packed" in kernels, any(kernel != "packed" for kernel in kernels)
+    return packed * is_packed + weights * is_laid_out

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from duquant.nn.activation import ActivationQuantizer
+from duquant.nn.execution import Reader
 from duquant.ops.chunks import in_chunks
 from duquant.ops.gradient import records_gradient
 from duquant.ops.integer_product import engine
@@ -41,15 +42,21 @@ class SiteTransform(ExactBuffers):
         self.width = width
         self.quantizer = quantizer
         self.emits_integers = False
+        self.reader: Reader | None = None
         self.divide_online(torch.ones(0, dtype=torch.float32, device="cpu"))
         self.subtract(torch.zeros(0, dtype=torch.float32, device="cpu"))
         self.transform: Transform = Identity(width)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Move; where there are no int8 units, the linears behind take floats again."""
+        """Move; the linears behind may take integers on one device and floats on another."""
+        before = self.online_scale.device.type
         super()._apply(fn, recurse)
-        if self.emits_integers:
-            self.emits_integers = engine(self.online_scale.device) is not None
+        device = self.online_scale.device
+        if device.type != before and self.reader is not None:
+            has_units = engine(device) is not None
+            self.emits_integers = has_units and self.reader.is_integer_on(device)
+        elif self.emits_integers:
+            self.emits_integers = engine(device) is not None
         return self
 
     def divide_online(self, scale: Tensor) -> None:

@@ -10,30 +10,32 @@ with ``q'_w = q_w − 2**(w-1)`` and ``z'_w = z_w − 2**(w-1)``, because int8 u
 activations by *signed* weights. Only the first sum is a matrix product; the second is known when
 the weight is prepared, the third is a row sum.
 
-Engines: for packed 4-bit weights on x86 our own (:mod:`duquant.ops.packed_product`); otherwise
-PyTorch's FBGEMM kernels on x86 (AVX2, AVX512, VNNI) and ``torch._int_mm`` on CUDA. Two limits of
-FBGEMM decide how the work is cut:
+Kernels, all exact, so that none changes a bit of what another computes:
 
-* it returns float32, which counts exactly to ``2**24``: ``columns_at_once`` keeps every sum below;
+| kernel | where | the weight lies there |
+|---|---|---|
+| ``packed`` | x86 with AVX2 and a C compiler (:mod:`duquant.ops.packed_product`) | packed, 4 bits |
+| ``fbgemm`` | x86, PyTorch's FBGEMM (AVX2, AVX512, VNNI) | as bytes, laid out |
+| ``onednn`` | x86, PyTorch's oneDNN (the same, and AMX), if its self-test passes | likewise |
+| ``cuda`` | CUDA, ``torch._int_mm`` | as bytes |
+
+Without a choice, ``packed`` is taken where it can be, else ``fbgemm`` or ``cuda``. Two limits
+decide how the work is cut:
+
+* results are float32, which counts exactly to ``2**24``: ``columns_at_once`` keeps every sum below;
 * without VNNI two neighbouring products share a signed 16-bit register, which 8-bit times 8-bit
   overflows: such activations are split into halves of four bits, ``q_x = 16 h + l``.
 """
-
-import warnings
-import weakref
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from duquant.ops.kernel_presence import call, has_kernel
-from duquant.ops.packed_product import (
-    LARGEST_ACTIVATION,
-    PACKED_BITS,
-    packed_integers,
-    packed_product,
-)
+from duquant.ops.fbgemm_product import FbgemmWeight
+from duquant.ops.integer_weight import IntegerWeight, KernelName
+from duquant.ops.kernel_presence import has_kernel
+from duquant.ops.onednn_product import OnednnWeight, exact_bits
+from duquant.ops.packed_product import LARGEST_ACTIVATION, PACKED_BITS
 
 WIDEST_BITS = 8
 """Widest integers these units multiply."""
@@ -44,19 +46,6 @@ MULTIPLE, SMALLEST_ROWS = 8, 17
 
 UNSIGNED_SHIFT = 128
 """It multiplies signed by signed: ``0 … 255`` is shifted to ``-128 … 127``."""
-
-
-class IntegerWeight(Protocol):
-    """A weight in the layout of an engine."""
-
-    num_bytes: int
-    """What it takes in memory."""
-
-    def product(self, q: Tensor) -> Tensor:
-        """``uint8 (rows, in)`` -> exact integers as float32 ``(rows, out)``."""
-
-    def integers(self) -> Tensor:
-        """The signed integers, ``int8 (out, in)``, as they were given."""
 
 
 def engine(device: torch.device) -> str | None:
@@ -78,44 +67,51 @@ def columns_at_once(activation_bits: int, weight_bits: int) -> int:
     return (EXACT_FLOAT32 - 1) // largest_product
 
 
-def prepare_weight(q: Tensor, *, activation_bits: int, weight_bits: int) -> IntegerWeight:
-    """Lay out a weight for the int8 engine of its device.
+def layout_kernels(device: torch.device) -> list[KernelName]:
+    """Kernels that multiply a weight laid out as bytes; the first is taken without a choice."""
+    kind = engine(device)
+    if kind is None:
+        return []
+    if kind == "cuda":
+        return ["cuda"]
+    return ["fbgemm", "onednn"] if exact_bits() else ["fbgemm"]
+
+
+def prepare_weight(
+    q: Tensor, *, activation_bits: int, weight_bits: int, kernel: KernelName | None = None
+) -> IntegerWeight:
+    """Lay out a weight for an int8 engine of its device.
 
     Args:
         q: signed integers ``int8 (out, in)``.
         activation_bits: width of the integers it will meet.
         weight_bits: width of its own.
+        kernel: one of :func:`layout_kernels`; the first if it is none of them.
 
     Raises:
         ValueError: if the device has no such engine.
     """
-    kind = engine(q.device)
-    if kind is None:
+    kernels = layout_kernels(q.device)
+    if not kernels:
         raise ValueError(f"{q.device} has no int8 matrix product; use backend='reference'")
-    if kind == "cuda":
+    kernel = kernel if kernel in kernels else kernels[0]
+    bits = activation_bits + weight_bits
+    if kernel == "cuda":
         return _CudaWeight(q)
-    return _FbgemmWeight(q, split=activation_bits + weight_bits > REGISTER_BITS)
-
-
-def prepare_packed(
-    packed: Tensor, *, activation_bits: int, weight_bits: int, columns: int
-) -> IntegerWeight | None:
-    """A weight multiplied as it is packed; ``None`` where there is no kernel for it.
-
-    Args:
-        packed: ``uint8 (out, packed width)``, kept as it is and not copied.
-        activation_bits: width of the integers it will meet.
-        weight_bits: width of its own.
-        columns: inputs, all of which share a scale.
-    """
-    bits: dict[str, int] = {"activation_bits": activation_bits, "weight_bits": weight_bits}
-    if not reads_packed(**bits, columns=columns, device_type=packed.device.type):
-        return None
-    return PackedWeight(packed, largest=2**activation_bits - 1)
+    if kernel == "onednn":
+        return OnednnWeight(q, split=bits > exact_bits())
+    return FbgemmWeight(q, split=bits > REGISTER_BITS)
 
 
 def reads_packed(*, activation_bits: int, weight_bits: int, columns: int, device_type: str) -> bool:
-    """Whether :func:`prepare_packed` takes such a weight on such a device."""
+    """Whether a kernel multiplies such a weight as it is packed.
+
+    Args:
+        activation_bits: width of the integers it meets.
+        weight_bits: width of its own.
+        columns: inputs, all of which share a scale.
+        device_type: where it is.
+    """
     return (
         weight_bits == PACKED_BITS
         and 2**activation_bits - 1 <= LARGEST_ACTIVATION
@@ -135,82 +131,6 @@ def weight_sums(weight: IntegerWeight, columns: int, zero: Tensor) -> Tensor:
     """
     ones = torch.ones(1, columns, dtype=torch.uint8, device=zero.device)
     return weight.product(ones).squeeze(0) - columns * zero
-
-
-class PackedWeight:
-    """Multiplied where it lies.
-
-    Args:
-        packed: ``uint8 (out, packed width)``, not copied.
-        largest: largest activation it will meet.
-    """
-
-    num_bytes = 0
-    """Nothing beside the packed weight."""
-
-    def __init__(self, packed: Tensor, *, largest: int) -> None:
-        self.packed = packed
-        self.largest = largest
-
-    def product(self, q: Tensor) -> Tensor:
-        """Exact integers as float32."""
-        product: Tensor = call(packed_product, q, self.packed, self.largest)
-        return product
-
-    def integers(self) -> Tensor:
-        """Unpacked, signed."""
-        return packed_integers(self.packed, 2 * self.packed.shape[1])
-
-
-class _FbgemmWeight:
-    """Packed for FBGEMM; the packed object is opaque, so compiled graphs know it by a number.
-
-    The number holds in this process: :class:`duquant.nn.packed_linear.PackedLinear` copies and
-    pickles its packed integers instead.
-    """
-
-    def __init__(self, q: Tensor, *, split: bool) -> None:
-        self.split = split
-        self.out_features = q.shape[0]
-        self.num_bytes = q.nbytes
-        ones = torch.ones(q.shape[0], dtype=torch.float64, device=q.device)
-        zeros = torch.zeros(q.shape[0], dtype=torch.int64, device=q.device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch marks eager quantization as frozen
-            weight = torch._make_per_channel_quantized_tensor(q, ones, zeros, 0)
-            self.packed = torch.ops.quantized.linear_prepack(weight, None)
-        self.number = id(self)
-        _PACKED[self.number] = self
-
-    def product(self, q: Tensor) -> Tensor:
-        if not self.split:
-            return self._multiply(q)
-        return self._multiply(q & 15).add_(self._multiply(q >> 4), alpha=16)
-
-    def _multiply(self, q: Tensor) -> Tensor:
-        product: Tensor = _fbgemm_product(q, self.number, self.out_features)
-        return product
-
-    def integers(self) -> Tensor:
-        weight, _ = torch.ops.quantized.linear_unpack(self.packed)
-        integers: Tensor = weight.int_repr()
-        return integers
-
-
-_PACKED: weakref.WeakValueDictionary[int, _FbgemmWeight] = weakref.WeakValueDictionary()
-
-
-@torch.library.custom_op("duquant::fbgemm_product", mutates_args=())
-def _fbgemm_product(q: Tensor, number: int, out_features: int) -> Tensor:
-    result: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        q.float(), 1.0, 0, _PACKED[number].packed
-    )
-    return result
-
-
-@_fbgemm_product.register_fake
-def _(q: Tensor, number: int, out_features: int) -> Tensor:
-    return q.new_empty(*q.shape[:-1], out_features, dtype=torch.float32)
 
 
 class _CudaWeight:

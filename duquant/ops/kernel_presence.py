@@ -79,9 +79,10 @@ def is_inlined(operator: str, device: torch.device) -> bool:
         operator: its name without ``duquant::``.
         device: of its tensors.
     """
-    return torch.compiler.is_compiling() and not _is_present(operator, device.type)
+    return torch.compiler.is_compiling() and not is_present(operator, device.type)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_present(operator: str, device: str) -> bool:
+def is_present(operator: str, device: str) -> bool:
+    """:func:`has_kernel`, which a compiled graph takes for a constant."""
     return has_kernel(operator, device)

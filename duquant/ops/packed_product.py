@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from duquant.ops.packing import unpack
-from duquant.ops.quantized_tokens import decode_tokens
+from duquant.ops.quantized_tokens import GRID_BYTES
+from duquant.ops.scaled_sums import scaled_sums_in_steps
 
 PACKED_BITS = 4
 OFFSET = 8
@@ -74,14 +75,8 @@ def linear_in_steps(
     Returns:
         ``(rows, out)``, computed in float32.
     """
-    q, grid = decode_tokens(tokens)
-    of_tokens = q.sum(dim=-1, keepdim=True, dtype=torch.int32).float()
-    correction = grid.zero * sums.float() + of_tokens * zero.float()
-    output = product_in_steps(q, packed, largest).sub_(correction)
-    output.mul_(scale.float()).mul_(grid.scale)
-    if bias is not None:
-        output.add_(bias.float())
-    return output.to(dtype)
+    product = product_in_steps(tokens[:, :-GRID_BYTES], packed, largest)
+    return scaled_sums_in_steps(product, tokens, scale, zero, sums, bias, dtype)
 
 
 packed_linear = torch.library.custom_op("duquant::packed_linear", linear_in_steps, mutates_args=())

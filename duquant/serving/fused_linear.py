@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from duquant.model.execution import configure_site
+from duquant.model.execution import configure_site, describe_kernels
 from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.execution import Execution
 from duquant.nn.linear import QuantLinear
@@ -76,7 +76,7 @@ class FusedLinear(nn.Module):
                 linear.float_weight(linear.output_like.dtype)
         if not packed:
             return "weights that are not quantized, in floating point"
-        return "integer products" if packed[0].is_integer else "products of dequantized values"
+        return describe_kernels(packed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(tokens, in)`` to ``(tokens, sum of outputs)``; V comes quantized."""
@@ -106,7 +106,7 @@ class FusedLinear(nn.Module):
             in_features=first.in_features,
             dtype=first.output_like.dtype,
         )
-        joined.execution = first.execution
+        joined.execution, joined.choice = first.execution, first.choice
         self.linears = nn.ModuleDict({"all": joined})
         return [joined]
 

@@ -7,6 +7,7 @@ LLaMA-2-7B's shapes, random weights, one process, everything in one run: prefill
 decoding of one token behind it. With ``--compiled`` both sides run eagerly and compiled; the faster
 counts. Both sides take turns, numbers are medians, and ratios are times of the baseline over times
 of the quantized block. The roofline is the integer matrix product alone over the baseline's.
+Integers are multiplied by the kernels that were measured to be fastest here; then by each alone.
 """
 
 import argparse
@@ -23,12 +24,14 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 from duquant.config import LWCConfig, Recipe, RotationConfig
 from duquant.export.packed_block import pack_block, unpack_block
-from duquant.model.execution import configure_execution
+from duquant.model.execution import configure_execution, describe_kernels
 from duquant.model.structure import LINEARS, SITES
 from duquant.nn.attention_quantizer import ATTENTION_NAME
-from duquant.nn.execution import Execution
+from duquant.nn.execution import Choice, Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
+from duquant.ops.integer_product import layout_kernels
+from duquant.ops.integer_weight import ROW_COUNTS, KernelName
 from tests.benchmarks.loading import quantize
 
 Run = Callable[[], object]
@@ -81,13 +84,13 @@ class Bench:
         position = (cos[:, :tokens], sin[:, :tokens])
         return lambda: block(hidden, position_embeddings=position)
 
-    def linears(self, block: nn.Module) -> Run:
+    def linears(self, block: nn.Module, tokens: int | None = None) -> Run:
         """The seven linears with their transforms, without attention and norms."""
 
         def run() -> None:
             for site in SITES:
                 first = block.get_submodule(site.linears[0])
-                x = self.inputs[first.in_features]
+                x = self.inputs[first.in_features][:tokens]
                 norm = block.get_submodule(site.producer)
                 x = norm.site(x) if isinstance(norm, SiteNorm) else x
                 for name in site.linears:
@@ -118,6 +121,20 @@ class Bench:
             "transform": lambda: [site.transformed(wide[site.width]) for site in sites],
             "quantization": lambda: [site.quantizer.encoded(wide[site.width]) for site in sites],
         }
+
+
+def compare_kernels(ours: nn.Module, bench: Bench, repeats: int) -> None:
+    """Print what every kernel takes for the seven linears, with all tokens and with one."""
+    linears = [ours.get_submodule(name) for name in LINEARS]
+    kernels: list[KernelName] = ["packed", *layout_kernels(torch.device("cpu"))]
+    for kernel in kernels:
+        for linear in linears:
+            linear.restore()
+            linear.choice = Choice(True, (kernel,) * len(ROW_COUNTS))
+        (prefill,) = seconds(bench.linears(ours), repeats=repeats)
+        (decode,) = seconds(bench.linears(ours, 1), repeats=20 * repeats)
+        print(f"{f'linears alone, by {kernel}: prefill, decode':44s}", end=" ")
+        print(f"{prefill * 1e3:10.1f} ms {decode * 1e3:10.2f} ms", flush=True)
 
 
 def resident_bytes(block: nn.Module) -> int:
@@ -181,6 +198,7 @@ def measure(options: Any) -> None:
     print(f"{'':44s} {'baseline':>13s} {'W4A4':>13s}   ratio")
     ours = quantized_block(ours_config, torch.bfloat16)
     configure_execution([ours], Execution("integer"))
+    print(describe_kernels([ours]))
     plain = plain_block(config, torch.bfloat16)
     compare(ours, bench, plain, bench, options)
     wide = Bench(config, options.tokens, torch.float32)
@@ -191,6 +209,7 @@ def measure(options: Any) -> None:
     linears = [ours.get_submodule(name) for name in LINEARS]
     bf16 = sum(2 * linear.in_features * linear.out_features for linear in linears)
     print(f"weights in memory, fast:   {resident_bytes(ours) / bf16:.3f} x bfloat16")
+    compare_kernels(ours, bench, options.repeats)
     configure_execution([ours], Execution("integer", "packed"))
     print(f"weights in memory, packed: {resident_bytes(ours) / bf16:.3f} x bfloat16")
     row(

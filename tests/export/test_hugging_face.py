@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeli
 import duquant
 from duquant.config import Recipe, RotationConfig
 from duquant.evaluation.perplexity import window_losses
+from duquant.export import hugging_face
 from duquant.export.checksums import RECIPE, recipe_checksum
 from duquant.export.hugging_face import register
 from duquant.export.quantization_config import QUANT_METHOD, DuquantConfig
@@ -403,6 +404,19 @@ def test_weights_that_are_not_quantized_have_no_integers(tmp_path: Path) -> None
 def test_an_unknown_backend_is_named(llama: QuantizedDirectory) -> None:
     with pytest.raises(ValueError, match="backend is 'fastest'; it must be one of auto, ref"):
         duquant.set_execution(llama.load(), "fastest")  # type: ignore[arg-type]
+
+
+def test_what_runs_comes_back_in_words_and_is_logged_once(
+    llama: QuantizedDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = llama.load()
+    hugging_face._say.cache_clear()
+    with caplog.at_level("INFO", logger="duquant"):
+        for _ in range(2):
+            assert duquant.set_execution(model, "reference") == "reference in float32"
+        if HAS_INTEGERS:
+            assert duquant.set_execution(model, "integer").startswith("integer by ")
+    assert caplog.messages.count("linears: reference in float32") == 1
 
 
 @pytest.mark.parametrize("memory", ["fast", "packed"])

@@ -135,6 +135,23 @@ def linear_cases() -> Iterator[Case]:
             yield Case(f"{name}, {dtype}, {has_bias=}", (tokens, packed, *rows, 15, dtype))
 
 
+def scaled_cases() -> Iterator[Case]:
+    """More columns than the kernel takes at once; sums beyond what float32 counts."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    for rows, columns, has_bias, dtype in itertools.product(
+        (0, 1, 9), (5, 2049), (False, True), dtypes
+    ):
+        generator = torch.Generator().manual_seed(columns)
+        zero = torch.arange(rows).view(rows, 1) * 3000 - 5
+        q = torch.randint(0, 256, (rows, 37), generator=generator, dtype=torch.uint8)
+        tokens = encode_tokens(q, AffineGrid(zero.abs() / 7e6 + 1e-5, zero))
+        product = torch.randint(-(2**23), 2**23, (rows, columns), generator=generator).float()
+        scale, zeros, sums, bias = outlier_activation(4, columns, seed=2)
+        each = (scale, zeros.round(), (sums * 99).round(), bias if has_bias else None)
+        label = f"{rows} tokens, {columns} columns, {dtype}, {has_bias=}"
+        yield Case(label, (product, tokens, *each, dtype))
+
+
 def screen_cases() -> Iterator[Case]:
     for size, both in itertools.product((SIZE, 24, 8 * SIZE), (False, True)):
         generator = torch.Generator().manual_seed(size)
@@ -174,5 +191,6 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "quantize_tokens": token_cases,
     "packed_product": product_cases,
     "packed_linear": linear_cases,
+    "scaled_sums": scaled_cases,
     "screen_rows": screen_cases,
 }

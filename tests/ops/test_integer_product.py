@@ -1,5 +1,7 @@
 """Integer products against int64 arithmetic: not one unit may be off."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,18 +9,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from duquant.ops.affine import AffineGrid
+from duquant.ops.fbgemm_product import FbgemmWeight
 from duquant.ops.integer_linear import scaled_product
 from duquant.ops.integer_product import (
     EXACT_FLOAT32,
     columns_at_once,
     engine,
+    layout_kernels,
     prepare_weight,
 )
+from duquant.ops.integer_weight import KernelName
 from tests.outliers import seeds
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(engine(CPU) is None, reason="this processor has no int8 engine")
 BITS = range(2, 9)
+KERNELS = layout_kernels(CPU)
+every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 SHAPES = ((1, 1, 1), (1, 64, 16), (3, 7, 5), (2, 129, 33), (33, 48, 1))
 """Rows, columns, outputs: single ones, odd ones, and some that fill vectors."""
 
@@ -32,8 +39,11 @@ def signed(q: Tensor, bits: int) -> Tensor:
     return (q.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
 
 
-def assert_exact(q: Tensor, q_weight: Tensor, activation_bits: int, weight_bits: int) -> None:
-    weight = prepare_weight(q_weight, activation_bits=activation_bits, weight_bits=weight_bits)
+def assert_exact(
+    q: Tensor, q_weight: Tensor, activation_bits: int, weight_bits: int, kernel: KernelName
+) -> None:
+    bits = {"activation_bits": activation_bits, "weight_bits": weight_bits}
+    weight = prepare_weight(q_weight, **bits, kernel=kernel)
     product = weight.product(q)
     assert product.dtype == torch.float32
     assert torch.equal(product.long(), q.long() @ q_weight.long().T)
@@ -41,32 +51,39 @@ def assert_exact(q: Tensor, q_weight: Tensor, activation_bits: int, weight_bits:
     assert weight.num_bytes >= q_weight.numel()
 
 
+@every_kernel
 @pytest.mark.parametrize("weight_bits", BITS)
 @pytest.mark.parametrize("activation_bits", BITS)
-def test_every_pair_of_widths_is_exact(activation_bits: int, weight_bits: int) -> None:
+def test_every_pair_of_widths_is_exact(
+    activation_bits: int, weight_bits: int, kernel: KernelName
+) -> None:
     for seed, (rows, columns, outputs) in enumerate(SHAPES):
         q = integers(rows, columns, activation_bits, seed)
         q_weight = signed(integers(outputs, columns, weight_bits, seed + 100), weight_bits)
-        assert_exact(q, q_weight, activation_bits, weight_bits)
+        assert_exact(q, q_weight, activation_bits, weight_bits, kernel)
 
 
+@every_kernel
 @pytest.mark.parametrize("weight_bits", BITS)
 @pytest.mark.parametrize("activation_bits", BITS)
-def test_extremes_saturate_nothing(activation_bits: int, weight_bits: int) -> None:
+def test_extremes_saturate_nothing(
+    activation_bits: int, weight_bits: int, kernel: KernelName
+) -> None:
     """Neighbouring products of the largest numbers are what overflows a 16-bit register."""
     columns = min(columns_at_once(activation_bits, weight_bits), 1024)
     q = torch.full((3, columns), 2**activation_bits - 1, dtype=torch.uint8)
     for extreme in (0, 2**weight_bits - 1):
         q_weight = signed(torch.full((5, columns), extreme, dtype=torch.uint8), weight_bits)
-        assert_exact(q, q_weight, activation_bits, weight_bits)
+        assert_exact(q, q_weight, activation_bits, weight_bits, kernel)
 
 
+@every_kernel
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 40), seeds)
 def test_eight_times_eight_bits_is_exact_for_every_shape(
-    rows: int, columns: int, outputs: int, seed: int
+    kernel: KernelName, rows: int, columns: int, outputs: int, seed: int
 ) -> None:
     q_weight = signed(integers(outputs, columns, 8, seed + 1), 8)
-    assert_exact(integers(rows, columns, 8, seed), q_weight, 8, 8)
+    assert_exact(integers(rows, columns, 8, seed), q_weight, 8, 8, kernel)
 
 
 @pytest.mark.parametrize("weight_bits", BITS)
@@ -77,11 +94,18 @@ def test_as_many_columns_as_float32_counts(activation_bits: int, weight_bits: in
     assert columns * largest < EXACT_FLOAT32 <= (columns + 1) * largest
 
 
-def test_the_widest_panel_of_eight_bits_is_exact() -> None:
+@every_kernel
+@pytest.mark.parametrize("rows", [1, 4, 130])
+def test_the_widest_panel_of_eight_bits_is_exact(rows: int, kernel: KernelName) -> None:
     """Every sum lies just below ``2**24``."""
     columns = columns_at_once(8, 8)
-    q = torch.full((1, columns), 255, dtype=torch.uint8)
-    assert_exact(q, torch.full((1, columns), -128, dtype=torch.int8), 8, 8)
+    q = torch.full((rows, columns), 255, dtype=torch.uint8)
+    assert_exact(q, torch.full((33, columns), -128, dtype=torch.int8), 8, 8, kernel)
+
+
+@every_kernel
+def test_no_tokens_give_no_products(kernel: KernelName) -> None:
+    assert_exact(integers(0, 64, 4, 0), signed(integers(5, 64, 4, 1), 4), 4, 4, kernel)
 
 
 @pytest.mark.parametrize("weight_bits", [2, 4, 8])
@@ -109,10 +133,33 @@ def test_some_columns_of_a_wider_tensor_need_no_copy() -> None:
     assert torch.equal(weight.product(q[:, 10:30]).long(), q[:, 10:30].long() @ q_weight.long().T)
 
 
-def test_the_product_is_an_operator_that_compiled_graphs_may_hold() -> None:
-    weight = prepare_weight(signed(integers(4, 16, 4, 1), 4), activation_bits=4, weight_bits=4)
+@every_kernel
+def test_the_product_is_an_operator_that_compiled_graphs_may_hold(kernel: KernelName) -> None:
+    bits = {"activation_bits": 4, "weight_bits": 4}
+    weight: Any = prepare_weight(signed(integers(4, 16, 4, 1), 4), **bits, kernel=kernel)
     arguments = (integers(2, 16, 4, 0), weight.number, 4)
-    torch.library.opcheck(torch.ops.duquant.fbgemm_product.default, arguments)
+    operator = getattr(torch.ops.duquant, f"{kernel}_product").default
+    torch.library.opcheck(operator, arguments)
+
+
+def test_a_kernel_that_is_not_there_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the machine that a pickled model is loaded on."""
+    monkeypatch.setattr("duquant.ops.integer_product.exact_bits", lambda: 0)
+    q_weight = signed(integers(4, 16, 4, 1), 4)
+    weight = prepare_weight(q_weight, activation_bits=4, weight_bits=4, kernel="onednn")
+    assert isinstance(weight, FbgemmWeight)
+
+
+@pytest.mark.parametrize(("safe", "split"), [(15, True), (16, False)])
+def test_eight_times_eight_bits_are_split_where_they_would_saturate(
+    safe: int, split: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("duquant.ops.integer_product.exact_bits", lambda: safe)
+    q_weight = signed(integers(4, 16, 8, 1), 8)
+    weight: Any = prepare_weight(q_weight, activation_bits=8, weight_bits=8, kernel="onednn")
+    assert weight.split is split
+    weight = prepare_weight(q_weight, activation_bits=7, weight_bits=8, kernel="onednn")
+    assert not weight.split
 
 
 def test_a_device_without_int8_units_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

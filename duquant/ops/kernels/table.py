@@ -16,8 +16,10 @@ from duquant.ops.dual_transform import transform_rows
 from duquant.ops.fake_quantize import quantize_rows, rows_gradient
 from duquant.ops.kernel_presence import announce_kernel
 from duquant.ops.kernels import int4, rows, screen, transform
+from duquant.ops.kernels import scaled_sums as sums
 from duquant.ops.packed_product import packed_linear, packed_product
 from duquant.ops.quantized_tokens import quantized_tokens
+from duquant.ops.scaled_sums import scaled_sums
 from duquant.ops.screen import screen_rows
 from duquant.ops.triton_kernels import int4 as triton_int4
 from duquant.ops.triton_kernels import rows as triton_rows
@@ -61,6 +63,7 @@ KERNELS = (
     Kernel(quantized_tokens, "cpu", rows.quantize_tokens, rows.is_available),
     Kernel(packed_product, "cpu", int4.packed_product, int4.is_available),
     Kernel(packed_linear, "cpu", int4.packed_linear, int4.is_available),
+    Kernel(scaled_sums, "cpu", sums.scaled_sums, sums.is_available),
     Kernel(screen_rows, "cpu", screen.screen_rows, screen.is_available),
     Kernel(transform_rows, "cuda", triton_transform.transform_rows, triton_transform.is_available),
     Kernel(quantize_rows, "cuda", triton_rows.fake_quantize_rows, triton_rows.is_available),

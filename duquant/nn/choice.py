@@ -1,0 +1,74 @@
+"""From measured times to what runs: integers or the reference, and by which kernel.
+
+Kernels for integers give the same bits, so among them the faster one is taken for each number of
+tokens. Between integers and the reference roundings differ. So that is decided once, over all
+measured numbers of tokens together, and never call by call: a model does not change its mind within
+a generation or with the size of a batch.
+
+What the fixed rule takes goes on unless something else is clearly faster, by its median and by its
+best time alike. So a machine that was busy changes nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from duquant.nn.execution import FEWEST_INPUTS_PER_SCALE, Choice
+from duquant.ops.integer_weight import ROW_COUNTS, KernelName, Kernels
+
+REFERENCE = "reference"
+CLEARLY = 1.1
+"""How many times as fast something must be to take the place of what runs without a measurement."""
+
+Times = Mapping[str, Sequence[Sequence[float]]]
+"""Median and best seconds, of the reference and of every kernel, for each of ``ROW_COUNTS``; empty
+where the time did not suffice."""
+
+
+def decide(times: Times, kernels: Sequence[KernelName], columns: int) -> Choice:
+    """Choose between what was measured.
+
+    Args:
+        times: of the candidates.
+        kernels: those for integers, first the one that runs without a measurement.
+        columns: inputs that share a scale.
+    """
+    is_rule = columns >= FEWEST_INPUTS_PER_SCALE
+    usual: Kernels = (kernels[0],) * len(ROW_COUNTS)
+    if not times:
+        return Choice(is_rule, usual)
+    by_median, by_best = (
+        {name: [timing[which] for timing in each] for name, each in times.items()}
+        for which in (0, 1)
+    )
+    pairs = zip(fastest_kernels(by_median, kernels), fastest_kernels(by_best, kernels), strict=True)
+    chosen: Kernels = tuple(a if a == b else kernels[0] for a, b in pairs)
+    gains = [
+        _mean_ratio(each[REFERENCE], [each[kernel][row] for row, kernel in enumerate(chosen)])
+        for each in (by_median, by_best)
+    ]
+    is_integer = max(gains) >= 1 / CLEARLY if is_rule else min(gains) > CLEARLY
+    return Choice(is_integer, chosen)
+
+
+def fastest_kernels(
+    seconds: Mapping[str, Sequence[float]], kernels: Sequence[KernelName]
+) -> Kernels:
+    """For each number of tokens the packed kernel, or one that is the same for all of them.
+
+    Two layouts of a byte per weight would take twice the memory.
+    """
+    usual, *others = [kernel for kernel in kernels if kernel != "packed"]
+    best: KernelName = usual
+    for other in others:
+        if _mean_ratio(seconds[best], seconds[other]) > CLEARLY:
+            best = other
+    if "packed" not in kernels:
+        return (best,) * len(ROW_COUNTS)
+    pairs = zip(seconds["packed"], seconds[best], strict=True)
+    return tuple(best if packed > CLEARLY * other else "packed" for packed, other in pairs)
+
+
+def _mean_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Geometric mean over the numbers of tokens."""
+    logarithms = [math.log(a / b) for a, b in zip(slow, fast, strict=True)]
+    return math.exp(sum(logarithms) / len(logarithms))

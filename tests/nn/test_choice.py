@@ -1,0 +1,89 @@
+"""What is chosen by which times."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from duquant.nn.choice import CLEARLY, decide
+from duquant.nn.execution import FEWEST_INPUTS_PER_SCALE, Choice
+from duquant.ops.integer_weight import ROW_COUNTS, row_class
+
+WIDE, NARROW = FEWEST_INPUTS_PER_SCALE, FEWEST_INPUTS_PER_SCALE - 1
+PACKED = ("packed", "packed", "packed")
+
+
+def choice(columns: int = WIDE, **seconds: Sequence[float] | Sequence[Sequence[float]]) -> Choice:
+    """Medians for each number of tokens, or pairs of median and best."""
+    times: Any = {
+        name: [each if isinstance(each, tuple) else (each, each) for each in timings]
+        for name, timings in seconds.items()
+    }
+    kernels: Any = [name for name in times if name != "reference"]
+    return decide(times, kernels, columns)
+
+
+@pytest.mark.parametrize(
+    ("rows", "index"),
+    [(0, 0), (1, 0), (4, 0), (5, 1), (16, 1), (45, 1), (46, 2), (128, 2), (9999, 2)],
+)
+def test_the_nearest_number_of_tokens_counts(rows: int, index: int) -> None:
+    assert row_class(rows) == index
+    assert len(ROW_COUNTS) == 3
+
+
+def test_few_and_many_tokens_may_have_kernels_of_their_own() -> None:
+    """As on a processor with AMX."""
+    times = {"packed": (1, 3, 9), "fbgemm": (2, 3, 8), "onednn": (2, 2, 4), "reference": (4, 4, 4)}
+    assert choice(**times) == Choice(True, ("packed", "onednn", "onednn"))
+
+
+def test_at_most_one_other_kernel_is_taken() -> None:
+    times = {"packed": (9, 9, 9), "fbgemm": (1, 2, 4), "onednn": (2, 1, 1), "reference": (9, 9, 9)}
+    assert choice(**times).kernels == ("onednn",) * 3
+
+
+def test_another_kernel_must_be_clearly_faster() -> None:
+    times = {"packed": (1.09, 1.09, 1.2), "fbgemm": (1, 1, 1), "reference": (9, 9, 9)}
+    assert choice(**times).kernels == ("packed", "packed", "fbgemm")
+    times = {"fbgemm": (1.09, 1.09, 1.09), "onednn": (1, 1, 1), "reference": (9, 9, 9)}
+    assert choice(**times).kernels == ("fbgemm",) * 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "reference", "is_integer"),
+    [
+        (WIDE, 1 / CLEARLY + 0.01, True),
+        (WIDE, 1 / CLEARLY - 0.01, False),
+        (NARROW, CLEARLY - 0.01, False),
+        (NARROW, CLEARLY + 0.01, True),
+    ],
+)
+def test_the_rule_goes_on_unless_the_other_is_clearly_faster(
+    columns: int, reference: float, is_integer: bool
+) -> None:
+    times = {"packed": (1, 1, 1), "fbgemm": (2, 2, 2), "reference": [reference] * 3}
+    assert choice(columns, **times) == Choice(is_integer, PACKED)
+
+
+@pytest.mark.parametrize(("prompt", "is_integer"), [(1.5, True), (3.0, False)])
+def test_all_numbers_of_tokens_decide_together(prompt: float, is_integer: bool) -> None:
+    """Twice as fast for one token, three times as slow for a prompt: the reference."""
+    times = {"packed": (1, 1, prompt), "fbgemm": (9, 9, 9), "reference": (2, 1, 1)}
+    assert choice(**times).is_integer is is_integer
+
+
+def test_what_only_the_median_says_changes_nothing() -> None:
+    """A machine that was busy while the usual one ran."""
+    noisy = (40, 1)
+    times: Any = {"packed": [noisy] * 3, "fbgemm": [(1, 1)] * 3, "reference": [(2, 2)] * 3}
+    assert choice(**times) == Choice(True, PACKED)
+    times = {"packed": [(1, 1)] * 3, "fbgemm": [(9, 9)] * 3, "reference": [(0.5, 2)] * 3}
+    assert choice(**times) == Choice(True, PACKED)
+    times = {"packed": [(1, 1)] * 3, "fbgemm": [(9, 9)] * 3, "reference": [noisy] * 3}
+    assert choice(NARROW, **times) == Choice(False, PACKED)
+
+
+@pytest.mark.parametrize("columns", [WIDE, NARROW])
+def test_without_times_the_rule_decides(columns: int) -> None:
+    assert decide({}, ["packed", "fbgemm"], columns) == Choice(columns == WIDE, PACKED)
