@@ -18,6 +18,8 @@ from duquant.ops.integer_weight import ROW_COUNTS, KernelName, Kernels
 REFERENCE = "reference"
 CLEARLY = 1.1
 """How many times as fast something must be to take the place of what runs without a measurement."""
+WORTH_ITS_MEMORY = 1.5
+"""The same of a layout that is kept beside the packed weight, which takes three times as much."""
 
 Times = Mapping[str, Sequence[Sequence[float]]]
 """Median and best seconds, of the reference and of every kernel, for each of ``ROW_COUNTS``; empty
@@ -65,7 +67,9 @@ def fastest_kernels(
     if "packed" not in kernels:
         return (best,) * len(ROW_COUNTS)
     pairs = zip(seconds["packed"], seconds[best], strict=True)
-    return tuple(best if packed > CLEARLY * other else "packed" for packed, other in pairs)
+    return tuple(
+        best if packed > WORTH_ITS_MEMORY * other else "packed" for packed, other in pairs
+    )
 
 
 def _mean_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:

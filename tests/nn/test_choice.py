@@ -34,7 +34,7 @@ def test_the_nearest_number_of_tokens_counts(rows: int, index: int) -> None:
 
 def test_few_and_many_tokens_may_have_kernels_of_their_own() -> None:
     """As on a processor with AMX."""
-    times = {"packed": (1, 3, 9), "fbgemm": (2, 3, 8), "onednn": (2, 2, 4), "reference": (4, 4, 4)}
+    times = {"packed": (1, 4, 9), "fbgemm": (2, 3, 8), "onednn": (2, 2, 4), "reference": (4, 4, 4)}
     assert choice(**times) == Choice(True, ("packed", "onednn", "onednn"))
 
 
@@ -43,8 +43,8 @@ def test_at_most_one_other_kernel_is_taken() -> None:
     assert choice(**times).kernels == ("onednn",) * 3
 
 
-def test_another_kernel_must_be_clearly_faster() -> None:
-    times = {"packed": (1.09, 1.09, 1.2), "fbgemm": (1, 1, 1), "reference": (9, 9, 9)}
+def test_another_kernel_must_be_clearly_faster_and_worth_its_memory() -> None:
+    times = {"packed": (1.2, 1.49, 1.51), "fbgemm": (1, 1, 1), "reference": (9, 9, 9)}
     assert choice(**times).kernels == ("packed", "packed", "fbgemm")
     times = {"fbgemm": (1.09, 1.09, 1.09), "onednn": (1, 1, 1), "reference": (9, 9, 9)}
     assert choice(**times).kernels == ("fbgemm",) * 3
