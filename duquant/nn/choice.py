@@ -67,9 +67,7 @@ def fastest_kernels(
     if "packed" not in kernels:
         return (best,) * len(ROW_COUNTS)
     pairs = zip(seconds["packed"], seconds[best], strict=True)
-    return tuple(
-        best if packed > WORTH_ITS_MEMORY * other else "packed" for packed, other in pairs
-    )
+    return tuple(best if packed > WORTH_ITS_MEMORY * other else "packed" for packed, other in pairs)
 
 
 def _mean_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
