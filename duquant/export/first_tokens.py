@@ -155,8 +155,8 @@ def read_first_tokens(directory: Path) -> FirstTokens:
         raise ValueError(f"{directory} is no directory: give that of a quantized model, RUN/model")
     if not (directory / LOGITS).exists():
         raise ValueError(
-            f"{directory} has no {LOGITS}: it is no quantized model, or one of an earlier release, "
-            f"of which `python cli.py export --run RUN --to native` writes a copy that has it"
+            f"{directory} has no {LOGITS}; if an earlier release quantized it: "
+            f"python cli.py export --run RUN --to native"
         )
     return read_json(directory / LOGITS, FirstTokens)
 

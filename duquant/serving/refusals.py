@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from duquant.nn.execution import Execution
+from duquant.terminal import note
 
 BACKEND, MEMORY = "duquant_backend", "duquant_weights_in_memory"
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -125,5 +126,5 @@ def refusing_in_one_line() -> Iterator[None]:
     except ValueError as error:
         if Path(sys.argv[0]).name not in COMMANDS:
             raise
-        print(f"duquant: {error}", file=sys.stderr, flush=True)
+        note(f"duquant: {error}")
         raise SystemExit(2) from error

@@ -113,7 +113,7 @@ def test_activations_that_are_kept_give_the_same(
     monkeypatch.setattr("duquant.modules.distillation.checkpoint", recompute)
     options = {"distillation": DISTILLATION, "gradient_checkpointing": False, **LEARNS_ALL}
     model = small_language_model(source, tmp_path, **options)
-    calibrate(model, small_data(source, text), LastCheckpoint(tmp_path))
+    calibrate(model, few_samples(source, text), LastCheckpoint(tmp_path))
     assert_same_tensors(tmp_path, whole["learns all"])
 
 

@@ -19,7 +19,7 @@ from duquant.ops.affine import AffineGrid, affine_grid, dequantize, fake_quantiz
 from duquant.ops.dual_transform import DualTransform, apply_in_steps, apply_transform
 from duquant.ops.fake_quantize import fake_quantize_rows, rows_gradient
 from duquant.ops.integer_linear import Panel, integer_linear, scaled_product
-from duquant.ops.integer_product import PackedWeight
+from duquant.ops.integer_weight import PackedWeight
 from duquant.ops.kernels import int4, rows, screen
 from duquant.ops.packing import pack
 from duquant.ops.quantized_tokens import decode_tokens, encode_tokens
