@@ -133,7 +133,13 @@ def by_vllm(directory: Path, prompts: list[list[int]]) -> Found:
         raise ValueError(
             f'vLLM cannot be imported ({in_one_line(error)}): pip install "duquant[vllm]"'
         ) from error
-    llm = LLM(str(directory), dtype="float32", skip_tokenizer_init=True, max_logprobs=ASKED_OF_VLLM)
+    llm = LLM(
+        str(directory),
+        dtype="float32",
+        skip_tokenizer_init=True,
+        max_logprobs=ASKED_OF_VLLM,
+        enforce_eager=True,  # compiling takes minutes, the prompts are over in seconds
+    )
     asked = SamplingParams(temperature=0.0, max_tokens=1, logprobs=ASKED_OF_VLLM, detokenize=False)
     answers = llm.generate([{"prompt_token_ids": ids} for ids in prompts], asked)
     first = [answer.outputs[0].logprobs[0] for answer in answers]
