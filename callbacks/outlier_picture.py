@@ -23,7 +23,7 @@ TITLES = {
 COLORS = dict(zip(TITLES, ("#b2182b", "#ef8a62", "#92c5de", "#4393c3", "#2166ac"), strict=True))
 OTHER_COLOR = "#4393c3"
 MOST_CHANNELS = 240
-"""Lines of a stage, which is as many pixels wide: more would hide each other, and take a second."""
+"""Lines of a stage, which is as many pixels wide: more would hide each other."""
 GAP = 0.06
 """Between two stages, as a share of a stage's width."""
 

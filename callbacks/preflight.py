@@ -136,7 +136,7 @@ def stream_device(model: LanguageModel, data: CalibrationDataModule) -> torch.de
 def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
     """What of model and data decides the costs."""
     sizes, in_memory = describe_streams(model, data)
-    count, device = data.processes.count, torch.device(data.processes.device)
+    count, free = data.processes.count, free_device_bytes(torch.device(data.processes.device))
     job = Job(
         decoder=model.decoder,
         recipe=model.recipe,
@@ -148,11 +148,11 @@ def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
         has_plain=model.report_round_to_nearest,
         has_full_precision=not data.validation.keys() <= model.known_full_precision.keys(),
         processes=count,
-        on_gpu=device.type == "cuda",
+        on_gpu=free is not None,
         gradient_checkpointing=model.gradient_checkpointing,
     )
     is_wanted = in_memory or data.stream_memory_gb is None
-    return with_streams_placed(job, free_device_bytes(device)) if is_wanted else job
+    return with_streams_placed(job, free) if is_wanted else job
 
 
 def require_room(model: LanguageModel, data: CalibrationDataModule) -> None:

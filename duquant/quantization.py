@@ -142,6 +142,7 @@ def _stream_device(
     decoder: Decoder, recipe: Recipe, sizes: StreamSizes, device: torch.device
 ) -> torch.device:
     """Where the streams are held: with the blocks, if there is room for both."""
+    free = free_device_bytes(device)
     job = Job(
         decoder,
         recipe,
@@ -150,10 +151,9 @@ def _stream_device(
         batch_size=recipe.lwc.batch_size,
         windows=(),
         validation_chunk=1,
-        on_gpu=device.type == "cuda",
+        on_gpu=free is not None,
     )
-    placed = with_streams_placed(job, free_device_bytes(device))
-    return device if placed.streams_on_gpu else CPU
+    return device if with_streams_placed(job, free).streams_on_gpu else CPU
 
 
 def _distil(

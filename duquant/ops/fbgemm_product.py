@@ -9,46 +9,30 @@ import warnings
 import torch
 from torch import Tensor
 
-from duquant.ops.kernel_presence import announce_kernel, call
-from duquant.ops.numbered_weights import enter, entered
+from duquant.ops.kernel_presence import announce_kernel
+from duquant.ops.numbered_weights import NumberedWeight, entered
 
 
-class FbgemmWeight:
-    """Packed for FBGEMM; the packed object is opaque, so compiled graphs know it by a number.
-
-    The number holds in this process: :class:`duquant.nn.packed_linear.PackedLinear` copies and
-    pickles its packed integers instead.
+class FbgemmWeight(NumberedWeight):
+    """Packed for FBGEMM.
 
     Args:
         q: signed integers ``int8 (out, in)``.
-        split: multiply the upper and the lower four bits of an activation by themselves.
+        split: see :class:`NumberedWeight`.
     """
 
     def __init__(self, q: Tensor, *, split: bool) -> None:
-        self.split = split
-        self.out_features = q.shape[0]
-        self.num_bytes = q.nbytes
         ones = torch.ones(q.shape[0], dtype=torch.float64, device=q.device)
         zeros = torch.zeros(q.shape[0], dtype=torch.int64, device=q.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch marks eager quantization as frozen
             weight = torch._make_per_channel_quantized_tensor(q, ones, zeros, 0)
-            self.packed = torch.ops.quantized.linear_prepack(weight, None)
-        self.number = enter(self)
-
-    def product(self, q: Tensor) -> Tensor:
-        """Exact integers as float32."""
-        if not self.split:
-            return self._multiply(q)
-        return self._multiply(q & 15).add_(self._multiply(q >> 4), alpha=16)
-
-    def _multiply(self, q: Tensor) -> Tensor:
-        product: Tensor = call(fbgemm_product, q, self.number, self.out_features)
-        return product
+            layout = torch.ops.quantized.linear_prepack(weight, None)
+        super().__init__(q, layout, fbgemm_product, split=split)
 
     def integers(self) -> Tensor:
         """As they were given."""
-        weight, _ = torch.ops.quantized.linear_unpack(self.packed)
+        weight, _ = torch.ops.quantized.linear_unpack(self.layout)
         integers: Tensor = weight.int_repr()
         return integers
 
@@ -56,7 +40,7 @@ class FbgemmWeight:
 def multiply(q: Tensor, number: Tensor, out_features: int) -> Tensor:
     """``uint8 (rows, in)`` by the weight of that number; float32 ``(rows, out)``."""
     result: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        q.float(), 1.0, 0, entered(number).packed
+        q.float(), 1.0, 0, entered(number).layout
     )
     return result
 

@@ -15,8 +15,8 @@ import functools
 import torch
 from torch import Tensor
 
-from duquant.ops.kernel_presence import announce_kernel, call
-from duquant.ops.numbered_weights import enter, entered
+from duquant.ops.kernel_presence import announce_kernel
+from duquant.ops.numbered_weights import NumberedWeight, entered
 
 SAFE_BITS, ALL_BITS = 15, 16
 """Bits of a product of which two always, and of which two rarely, fit into 16 with a sign."""
@@ -27,39 +27,26 @@ TESTED_SIZES = ((5, 64), (33, 514), (256, 130), (1, 3))
 """Outputs and inputs of the self-test: whole vectors and remainders of them."""
 
 
-class OnednnWeight:
-    """Laid out for oneDNN; compiled graphs know it by a number.
+class OnednnWeight(NumberedWeight):
+    """Laid out for oneDNN.
 
     Args:
         q: signed integers ``int8 (out, in)``.
-        split: multiply the upper and the lower four bits of an activation by themselves.
+        split: see :class:`NumberedWeight`.
     """
 
     def __init__(self, q: Tensor, *, split: bool) -> None:
-        self.split = split
-        self.out_features = q.shape[0]
-        self.num_bytes = q.nbytes
-        self.packed = _laid_out(q)
-        self.number = enter(self)
-
-    def product(self, q: Tensor) -> Tensor:
-        """Exact integers as float32."""
-        if not self.split:
-            return self._multiply(q)
-        return self._multiply(q & 15).add_(self._multiply(q >> 4), alpha=16)
-
-    def _multiply(self, q: Tensor) -> Tensor:
-        product: Tensor = call(onednn_product, q, self.number, self.out_features)
-        return product
+        super().__init__(q, _laid_out(q), onednn_product, split=split)
 
     def integers(self) -> Tensor:
         """As they were given."""
-        return self.packed.to_dense().t().contiguous()
+        integers: Tensor = self.layout.to_dense().t().contiguous()
+        return integers
 
 
 def multiply(q: Tensor, number: Tensor, out_features: int) -> Tensor:
     """``uint8 (rows, in)`` by the weight of that number; float32 ``(rows, out)``."""
-    return _multiplied(q, entered(number).packed)
+    return _multiplied(q, entered(number).layout)
 
 
 onednn_product = torch.library.custom_op("duquant::onednn_product", multiply, mutates_args=())

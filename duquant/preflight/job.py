@@ -29,7 +29,7 @@ class Job:
         has_plain: whether plain rounding is measured beside full precision and the result.
         has_full_precision: whether full precision is; not where it is known.
         processes: how many share the run directory.
-        on_gpu: whether blocks are computed in a GPU's memory.
+        on_gpu: whether blocks are computed in memory that is not the host's.
         gradient_checkpointing: whether distillation keeps the activations of one block at a time.
     """
 
