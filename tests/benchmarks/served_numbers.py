@@ -1,14 +1,16 @@
 """How near the numbers that vLLM serves are to those of transformers, and these to each other.
 
-    python -m tests.benchmarks.served_numbers RUN/model TEXT [--windows 40] [--length 512]
+    python -m tests.benchmarks.served_numbers RUN/model TEXT [--windows 40] [--only vLLM]
 
 Log-probabilities of every token of consecutive windows of a text, float32: by transformers with
 both backends and two orders of its sums (``sdpa`` and ``eager`` attention), and by vLLM with both
-backends. The first row is what ``validate`` measures; the others are compared with it.
+backends. The first row is what ``validate`` measures; the others are compared with it. Behind the
+relative difference of the perplexity stands its standard error, from the differences of windows.
 """
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,14 +52,21 @@ def by_vllm(directory: Path, windows: Tensor, *, backend: str) -> Tensor:
     return torch.stack([answer.logprobs[:-1] for part in found for answer in part])
 
 
-def contenders(directory: Path, windows: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Who computed what, one after the other."""
-    for backend in ("reference", "integer"):
-        for attention in ("sdpa", "eager"):
-            found = by_transformers(directory, windows, backend=backend, attention=attention)
-            yield f"transformers, {backend}, {attention}", found
-    for backend in ("reference", "integer"):
-        yield f"vLLM, {backend}", by_vllm(directory, windows, backend=backend)
+def contenders(directory: Path, windows: Tensor, only: str) -> Iterator[tuple[str, Tensor]]:
+    """Who computed what, one after the other: the first, and those whose names have ``only``."""
+    backends = ("reference", "integer")
+    by_name = {
+        f"transformers, {backend}, {attention}": partial(
+            by_transformers, directory, windows, backend=backend, attention=attention
+        )
+        for backend in backends
+        for attention in ("sdpa", "eager")
+    }
+    for backend in backends:
+        by_name[f"vLLM, {backend}"] = partial(by_vllm, directory, windows, backend=backend)
+    for index, (name, compute) in enumerate(by_name.items()):
+        if index == 0 or only in name:
+            yield name, compute()
 
 
 def main() -> None:
@@ -67,6 +76,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--only", default="", help="part of the names of whom to compare")
     choices = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(choices.directory)
     text = "\n\n".join(read_documents(choices.text))
@@ -74,13 +84,15 @@ def main() -> None:
     windows = consecutive_windows(ids, choices.length, choices.windows)
     print(f"{windows.numel()} tokens\n| | perplexity | relative | median | mean |", flush=True)
     first = None
-    for name, found in contenders(choices.directory, windows):
+    for name, found in contenders(choices.directory, windows, choices.only):
         first = found if first is None else first
         apart = (found - first).abs()
         perplexity = (-found.double().mean()).exp().item()
-        relative = perplexity / (-first.double().mean()).exp().item() - 1
+        by_window = (first - found).double().mean(dim=1)
+        relative = by_window.mean().exp().item() - 1
+        error = by_window.std().item() / len(by_window) ** 0.5
         print(
-            f"| {name} | {perplexity:.4f} | {relative:+.1e} | {apart.median():.2g} "
+            f"| {name} | {perplexity:.4f} | {relative:+.1e} ± {error:.0e} | {apart.median():.2g} "
             f"| {apart.mean():.2g} |",
             flush=True,
         )
