@@ -14,6 +14,7 @@ from duquant.model.site_grams import SiteGram, collect_site_grams
 from duquant.model.structure import SITES
 from duquant.model.surgery import QuantizedBlock
 from duquant.nn.clipping import ClipFactors, FixedClip
+from duquant.nn.linear import round_linears
 from duquant.ops.finite import require_finite
 from duquant.processes import ALONE, Processes
 from duquant.rounding.clip_ratios import search_clip_ratios
@@ -69,16 +70,14 @@ def round_weights(
         ValueError: if a weight is not finite, naming the linear.
     """
     dtype = next(quantized.layer.parameters()).dtype
+    for name, linear in quantized.linears.items():
+        require_finite(linear.transformed_weight(), f"weights of {name}", dtype)
+    grams: dict[str, SiteGram] = {}
+    if rounding.needs_gram and any(linear.is_quantized for linear in quantized.linears.values()):
+        grams = collect_site_grams(quantized.sites, forward, chunks(), processes)
     for site in SITES:
-        linears = [quantized.linears[name] for name in site.linears]
-        gram = None
-        if rounding.needs_gram and any(linear.is_quantized for linear in linears):
-            modules = {site.name: quantized.sites[site.name]}
-            gram = collect_site_grams(modules, forward, chunks(), processes)[site.name].gram
-        for name in site.linears:
-            weight = quantized.linears[name].transformed_weight()
-            require_finite(weight, f"weights of {name}", dtype)
-            quantized.linears[name].round(rounding, gram)
+        gram = grams.pop(site.name).gram if grams else None
+        round_linears([quantized.linears[name] for name in site.linears], rounding, gram)
     return _raised_damping(quantized)
 
 

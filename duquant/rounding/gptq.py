@@ -14,6 +14,7 @@ as the output error is a sum over rows, every row keeps the better one (up to th
 float32).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -45,7 +46,7 @@ class GPTQ:
     needs_gram: ClassVar[bool] = True
 
     damping: float = 0.01
-    block_columns: int = 128
+    block_columns: int = 64
     order: Order = "diagonal"
 
     def __post_init__(self) -> None:
@@ -59,14 +60,29 @@ class GPTQ:
                 f"order is {self.order!r}; it must be one of {', '.join(get_args(Order))}"
             )
 
-    @torch.no_grad()
     def __call__(
         self, weight: Tensor, form: NumberFormat, clip: Clip = NO_CLIP, gram: Tensor | None = None
     ) -> Rounded:
         """Codes and grid of a weight ``(out, in)``, and the damping that was needed."""
+        return self.together([weight], form, [clip], gram)[0]
+
+    @torch.no_grad()
+    def together(
+        self,
+        weights: Sequence[Tensor],
+        form: NumberFormat,
+        clips: Sequence[Clip],
+        gram: Tensor | None = None,
+    ) -> list[Rounded]:
+        """Of several weights: their rows go through the columns side by side."""
         assert gram is not None, "gptq needs the Gram matrix of the linear's inputs"
+        each = Nearest().together(weights, form, clips)
+        nearest = Rounded(
+            torch.cat([rounded.codes for rounded in each]),
+            tuple(torch.cat(parts) for parts in zip(*(one.grid for one in each), strict=True)),
+        )
+        weight = torch.cat(list(weights))
         gram = gram.to(weight.device)
-        nearest = Nearest()(weight, form, clip)
         columns = torch.arange(weight.shape[1], device=gram.device)
         if self.order == "diagonal":
             columns = gram.diagonal().argsort(descending=True, stable=True)
@@ -75,8 +91,11 @@ class GPTQ:
             order = columns.tolist()
             codes = _round_in_order(weight, form, nearest, feedback, order, self.block_columns)
             better = _costs_less(codes, nearest, weight, form, gram)
-        chosen = torch.where(better, codes, nearest.codes)
-        return Rounded(chosen, nearest.grid, damping, damping > self.damping)
+        chosen = torch.where(better, codes, nearest.codes).split([len(one) for one in weights])
+        return [
+            Rounded(codes, one.grid, damping, damping > self.damping)
+            for codes, one in zip(chosen, each, strict=True)
+        ]
 
 
 def _round_in_order(
@@ -99,10 +118,10 @@ def _round_in_order(
         stop = min(start + block_columns, len(order))
         wanted = columns[start:stop] + arriving[start:stop, :start] @ errors[:start]
         for k in range(start, stop):
-            column = wanted[k - start] + arriving[k, start:k] @ errors[start:k]
+            column = torch.addmv(wanted[k - start], errors[start:k].t(), arriving[k, start:k])
             grid = grids[order[k] // group_size]
             code = form.codes(column.unsqueeze(-1), grid)
-            errors[k] = columns[k] - form.values(code, grid).squeeze(-1)
+            torch.sub(columns[k], form.values(code, grid).squeeze(-1), out=errors[k])
             codes[k] = code.squeeze(-1)
     in_place = torch.empty_like(codes)
     in_place[order] = codes
