@@ -57,14 +57,12 @@ def search_activation_clips(
         if quantizer.is_quantized and quantizer.form.learns_clip_factors
     }
     errors: dict[str, Tensor] = {}
-    linears = {
-        site.name: [quantized.linears[name] for name in site.linears] for site in SITES
-    }
+    linears = {site.name: [quantized.linears[name] for name in site.linears] for site in SITES}
 
     def look(name: str, inputs: tuple[Tensor, ...]) -> None:
-        squares, limit = _squares, 8 * TOKENS
-        if name in linears:
-            squares, limit = _squares_behind(linears[name]), TOKENS
+        is_read = name in linears
+        squares = _squares_behind(linears[name]) if is_read else _squares
+        limit = TOKENS if is_read else 8 * TOKENS
         errors[name] = _errors(quantizers[name], inputs[0], squares, limit)
 
     with watching(quantizers, look):
