@@ -90,12 +90,17 @@ class GPTQ:
             feedback, damping = error_feedback(gram[columns][:, columns], self.damping)
             order = columns.tolist()
             codes = _round_in_order(weight, form, nearest, feedback, order, self.block_columns)
-            better = _costs_less(codes, nearest, weight, form, gram)
-        chosen = torch.where(better, codes, nearest.codes).split([len(one) for one in weights])
-        return [
-            Rounded(codes, one.grid, damping, damping > self.damping)
-            for codes, one in zip(chosen, each, strict=True)
-        ]
+            del weight
+            rows = [len(one) for one in weights]
+            return [
+                Rounded(
+                    _cheaper(new, old, weight, form, gram),
+                    old.grid,
+                    damping,
+                    damping > self.damping,
+                )
+                for new, old, weight in zip(codes.split(rows), each, weights, strict=True)
+            ]
 
 
 def _round_in_order(
@@ -135,10 +140,10 @@ def _grids_by_group(grid: Grid, shape: torch.Size, form: NumberFormat) -> list[G
     return [tuple(part[:, group].contiguous() for part in parts) for group in range(groups)]
 
 
-def _costs_less(
+def _cheaper(
     codes: Tensor, nearest: Rounded, weight: Tensor, form: NumberFormat, gram: Tensor
 ) -> Tensor:
-    """Whether a row of ``codes`` has a smaller ``e G eᵀ`` than rounding to nearest, ``(out, 1)``.
+    """Rows of ``codes`` that have a smaller ``e G eᵀ`` than rounding to nearest; else its rows.
 
     ``e G eᵀ − f G fᵀ = (e − f) G (e + f)ᵀ``, as ``G`` is symmetric.
     """
@@ -149,4 +154,4 @@ def _costs_less(
     difference = nearest_values - values
     total = 2 * weight - values - nearest_values
     change = ((difference @ gram.to(weight.dtype)) * total).sum(dim=-1, keepdim=True)
-    return change < 0
+    return torch.where(change < 0, codes, nearest.codes)
