@@ -2,8 +2,8 @@
 
 A token of a transformed site looks like a normal distribution: its largest entries are few, and a
 range without them has finer steps for all others. How much to leave out depends on the number of
-channels, and is measured: on some tokens of the calibration every site tries a ladder of ratios and
-keeps the one with the smallest error of what its linears make of it,
+channels, and is measured: on some tokens of the first calibration samples every site tries a
+ladder of ratios and keeps the one with the smallest error of what its linears make of it,
 
     mean over tokens of ‖(Q(x) - x) Wᵀ‖² / ‖x Wᵀ‖²,
 

@@ -7,7 +7,8 @@ rounded yet (Frantar et al. 2022; the formula is in :mod:`duquant.ops.error_feed
 The grids are chosen from the original weight, before any column moves (*static groups*): they do
 not depend on the order of the columns, clip factors mean what they mean elsewhere, and any number
 format will do. Columns are taken in blocks: inside a block one by one, and what a finished block
-feeds to the rest is one matrix product.
+feeds to the rest is one matrix product. Weights that read the same inputs share their Gram matrix,
+so they go through the columns side by side, in one loop.
 
 The result is never worse than rounding to nearest in the Gram matrix's norm: both are computed, and
 as the output error is a sum over rows, every row keeps the better one (up to the rounding of
