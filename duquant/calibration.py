@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from duquant.data.streams import BlockSamples, Stream, Streams
 from duquant.model.block_error import (
+    GLIMPSED_TOKENS,
+    PROBED_TOKENS,
     BlockError,
     Probe,
     measure_block,
@@ -183,9 +185,10 @@ class BlockCalibration:
         quantized = self.block.quantized
         assert quantized is not None, "enter a block first"
         with self.block.named():
-            self.error = self._measured()
+            is_nearest = not self.block.recipe.weight_rounding.needs_gram
+            self.error = self._measured(PROBED_TOKENS if is_nearest else GLIMPSED_TOKENS)
             self.round()
-            if self.error.relative is not None and self.block.recipe.weight_rounding.needs_gram:
+            if self.error.relative is not None and not is_nearest:
                 self.error = replace(self.error, relative=self._measured().relative)
             if write is not None:
                 write(quantized)
@@ -199,17 +202,16 @@ class BlockCalibration:
         self.damping = self.block.round(self._quantized_chunks)
         self._require_same_decisions()
 
-    def _measured(self) -> BlockError:
+    def _measured(self, tokens: int = PROBED_TOKENS) -> BlockError:
         """What is lost at the codes nearest to the weights, or, behind them, at those chosen."""
-        assert self.block.quantized is not None
-        block, recipe = self.block, self.block.recipe
-        return measure_block(
-            self.block.quantized, block, self._probe_here(), recipe, self.processes
-        )
+        block, quantized, probe = self.block, self.block.quantized, self._probe_here(tokens)
+        assert quantized is not None
+        return measure_block(quantized, block, probe, block.recipe, self.processes)
 
-    def _probe_here(self) -> Probe:
+    def _probe_here(self, tokens: int = PROBED_TOKENS) -> Probe:
         assert self._probe is not None
-        return Probe(*(stream.to(self.device) for stream in self._probe))
+        count = num_probed(self._probe.inputs.shape[1], self.processes, tokens)
+        return Probe(*(stream[:count].to(self.device) for stream in self._probe))
 
     def _quantized_chunks(self) -> Iterator[Tensor]:
         stream = self.quantized_stream

@@ -6,7 +6,7 @@ bit, and decides the same:
 
     max|x| per channel       the largest over processes
     calibration mean         the mean over processes, once, before block 0
-    Gram matrices            the sum over processes, where clip factors start from a search
+    Gram matrices            the sum over processes, where a search or the rounding reads them
     LWC loss, gradients      the mean over processes (gradients: DistributedDataParallel)
 
 Shares interleave: process ``r`` of ``n`` holds samples r, r + n, r + 2n, … Its k-th batch of

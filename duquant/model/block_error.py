@@ -34,6 +34,8 @@ from duquant.processes import ALONE, Processes
 
 PROBED_TOKENS = 2048
 """Of all processes together; at least one sample."""
+GLIMPSED_TOKENS = 512
+"""Likewise, where the block is measured again once its weights are rounded."""
 TOLERABLE = 0.5
 """Largest error that is not reported."""
 DECISIVE = 0.5
@@ -84,9 +86,9 @@ class BlockError:
     complaint: str = ""
 
 
-def num_probed(tokens: int, processes: Processes = ALONE) -> int:
-    """Samples of ``tokens`` that this process probes."""
-    count = max(1, PROBED_TOKENS // tokens)
+def num_probed(tokens: int, processes: Processes = ALONE, limit: int = PROBED_TOKENS) -> int:
+    """Samples of ``tokens`` that this process probes, of ``limit`` tokens of all processes."""
+    count = max(1, limit // tokens)
     return len(range(processes.rank, count, processes.count))
 
 

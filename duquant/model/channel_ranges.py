@@ -44,9 +44,9 @@ class ChannelRange:
         if not means:
             return cls(high, low, total, total.new_zeros(()))
         wide = tokens.double()
-        squares = wide.square().sum(dim=-1, keepdim=True)
+        squares = torch.linalg.vector_norm(wide, dim=-1).square()
         weights = torch.where(squares > 0, 1 / squares, 0)
-        return cls(high, low, (wide * weights).sum(dim=0), weights.sum())
+        return cls(high, low, weights @ wide, weights.sum())
 
     def join(self, other: "ChannelRange") -> "ChannelRange":
         """Of the tokens of both."""

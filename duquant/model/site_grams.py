@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from duquant.processes import ALONE, Processes
 
+GRAM_COLUMNS = 256
+"""Columns of a block of the product: half of a symmetric matrix need not be computed."""
+
 
 @dataclass
 class SiteGram:
@@ -32,11 +35,23 @@ class SiteGram:
     def add(self, x: Tensor) -> None:
         """Add tokens ``(..., width)``; those of a call that is not finite are left out."""
         x = x.flatten(0, -2).float()
-        gram = x.t() @ x
+        gram = _gram(x)
         if torch.isfinite(gram).all():
             self.gram += gram
             self.total += x.sum(dim=0)
             self.tokens += len(x)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """``xᵀx`` of ``(tokens, width)``: blocks on and above the diagonal, mirrored below it."""
+    width = x.shape[1]
+    gram = x.new_empty(width, width)
+    for start in range(0, width, GRAM_COLUMNS):
+        stop = min(start + GRAM_COLUMNS, width)
+        product = x[:, start:stop].t() @ x[:, start:]
+        gram[start:stop, start:] = product
+        gram[stop:, start:stop] = product[:, stop - start :].t()
+    return gram
 
 
 class _EverySiteHasPassedError(Exception):

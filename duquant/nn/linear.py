@@ -7,6 +7,8 @@ learned is applied at every forward pass too. The input arrives transformed and 
 site before it; where the linear is its site's only reader it owns the site.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -85,21 +87,18 @@ class QuantLinear(nn.Module):
         rows = split_rows(weight, self.form.group_size)
         return self.form.fake_quantize(rows, self.clip()).reshape(weight.shape)
 
-    @torch.no_grad()
     def round(self, rounding: WeightRounding, gram: Tensor | None = None) -> None:
-        """Choose the weight's codes, which are what is stored, and compute with their values.
+        """Choose the weight's codes, see :func:`round_linears`."""
+        round_linears([self], rounding, gram)
 
-        Args:
-            rounding: chooses.
-            gram: ``Xᵀ X`` of the linear's input, where the rounding needs it.
-        """
+    def freeze(self, weight: Tensor, rounded: Rounded | None) -> None:
+        """Compute with the values of codes, or with ``weight`` itself if there are none."""
         assert not self.is_frozen, "a weight is rounded once"
-        weight = self.transformed_weight().detach()
         self.learned_transform = None
-        if self.is_quantized:
-            self.rounded = rounding(weight, self.form, self.clip(), gram)
-            rows = split_rows(self.rounded.codes, self.form.group_size)
-            weight = self.form.values(rows, self.rounded.grid).reshape(weight.shape)
+        self.rounded = rounded
+        if rounded is not None:
+            rows = split_rows(rounded.codes, self.form.group_size)
+            weight = self.form.values(rows, rounded.grid).reshape(weight.shape)
         self.weight = weight
         self.is_frozen = True
 
@@ -107,3 +106,23 @@ class QuantLinear(nn.Module):
         """Show the sizes."""
         out_features, in_features = self.weight.shape
         return f"{in_features}, {out_features}, {self.form}"
+
+
+@torch.no_grad()
+def round_linears(
+    linears: Sequence[QuantLinear], rounding: WeightRounding, gram: Tensor | None = None
+) -> None:
+    """Choose the codes of linears that read the same input, which are what is stored.
+
+    Args:
+        linears: of one number format.
+        rounding: chooses.
+        gram: ``Xᵀ X`` of their input, where the rounding needs it.
+    """
+    weights = [linear.transformed_weight().detach() for linear in linears]
+    chosen: list[Rounded | None] = [None] * len(linears)
+    if linears[0].is_quantized:
+        clips = [linear.clip() for linear in linears]
+        chosen[:] = rounding.together(weights, linears[0].form, clips, gram)
+    for linear, weight, rounded in zip(linears, weights, chosen, strict=True):
+        linear.freeze(weight, rounded)

@@ -38,8 +38,8 @@ PASSES_OF_DISTILLATION = 4
 """Of a token through a block: forward, once more, and backward, which takes two."""
 PASSES_OF_HEAD = 3
 """The original's predictions, the quantized model's, and the gradient of its output."""
-PASSES_OF_ROUNDING = 3
-"""Of all tokens through a quantized block, where every site's Gram is collected in turn."""
+PASSES_OF_ROUNDING = 2
+"""Of all tokens through a quantized block: for the Gram matrices, and on to the next block."""
 
 
 @dataclass(frozen=True)

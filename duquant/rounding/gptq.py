@@ -7,13 +7,15 @@ rounded yet (Frantar et al. 2022; the formula is in :mod:`duquant.ops.error_feed
 The grids are chosen from the original weight, before any column moves (*static groups*): they do
 not depend on the order of the columns, clip factors mean what they mean elsewhere, and any number
 format will do. Columns are taken in blocks: inside a block one by one, and what a finished block
-feeds to the rest is one matrix product.
+feeds to the rest is one matrix product. Weights that read the same inputs share their Gram matrix,
+so they go through the columns side by side, in one loop.
 
 The result is never worse than rounding to nearest in the Gram matrix's norm: both are computed, and
 as the output error is a sum over rows, every row keeps the better one (up to the rounding of
 float32).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -45,7 +47,7 @@ class GPTQ:
     needs_gram: ClassVar[bool] = True
 
     damping: float = 0.01
-    block_columns: int = 128
+    block_columns: int = 64
     order: Order = "diagonal"
 
     def __post_init__(self) -> None:
@@ -59,14 +61,29 @@ class GPTQ:
                 f"order is {self.order!r}; it must be one of {', '.join(get_args(Order))}"
             )
 
-    @torch.no_grad()
     def __call__(
         self, weight: Tensor, form: NumberFormat, clip: Clip = NO_CLIP, gram: Tensor | None = None
     ) -> Rounded:
         """Codes and grid of a weight ``(out, in)``, and the damping that was needed."""
+        return self.together([weight], form, [clip], gram)[0]
+
+    @torch.no_grad()
+    def together(
+        self,
+        weights: Sequence[Tensor],
+        form: NumberFormat,
+        clips: Sequence[Clip],
+        gram: Tensor | None = None,
+    ) -> list[Rounded]:
+        """Of several weights: their rows go through the columns side by side."""
         assert gram is not None, "gptq needs the Gram matrix of the linear's inputs"
+        each = Nearest().together(weights, form, clips)
+        nearest = Rounded(
+            torch.cat([rounded.codes for rounded in each]),
+            tuple(torch.cat(parts) for parts in zip(*(one.grid for one in each), strict=True)),
+        )
+        weight = torch.cat(list(weights))
         gram = gram.to(weight.device)
-        nearest = Nearest()(weight, form, clip)
         columns = torch.arange(weight.shape[1], device=gram.device)
         if self.order == "diagonal":
             columns = gram.diagonal().argsort(descending=True, stable=True)
@@ -74,9 +91,17 @@ class GPTQ:
             feedback, damping = error_feedback(gram[columns][:, columns], self.damping)
             order = columns.tolist()
             codes = _round_in_order(weight, form, nearest, feedback, order, self.block_columns)
-            better = _costs_less(codes, nearest, weight, form, gram)
-        chosen = torch.where(better, codes, nearest.codes)
-        return Rounded(chosen, nearest.grid, damping, damping > self.damping)
+            del weight
+            rows = [len(one) for one in weights]
+            return [
+                Rounded(
+                    _cheaper(new, old, weight, form, gram),
+                    old.grid,
+                    damping,
+                    damping > self.damping,
+                )
+                for new, old, weight in zip(codes.split(rows), each, weights, strict=True)
+            ]
 
 
 def _round_in_order(
@@ -99,10 +124,10 @@ def _round_in_order(
         stop = min(start + block_columns, len(order))
         wanted = columns[start:stop] + arriving[start:stop, :start] @ errors[:start]
         for k in range(start, stop):
-            column = wanted[k - start] + arriving[k, start:k] @ errors[start:k]
+            column = torch.addmv(wanted[k - start], errors[start:k].t(), arriving[k, start:k])
             grid = grids[order[k] // group_size]
             code = form.codes(column.unsqueeze(-1), grid)
-            errors[k] = columns[k] - form.values(code, grid).squeeze(-1)
+            torch.sub(columns[k], form.values(code, grid).squeeze(-1), out=errors[k])
             codes[k] = code.squeeze(-1)
     in_place = torch.empty_like(codes)
     in_place[order] = codes
@@ -116,10 +141,10 @@ def _grids_by_group(grid: Grid, shape: torch.Size, form: NumberFormat) -> list[G
     return [tuple(part[:, group].contiguous() for part in parts) for group in range(groups)]
 
 
-def _costs_less(
+def _cheaper(
     codes: Tensor, nearest: Rounded, weight: Tensor, form: NumberFormat, gram: Tensor
 ) -> Tensor:
-    """Whether a row of ``codes`` has a smaller ``e G eᵀ`` than rounding to nearest, ``(out, 1)``.
+    """Rows of ``codes`` that have a smaller ``e G eᵀ`` than rounding to nearest; else its rows.
 
     ``e G eᵀ − f G fᵀ = (e − f) G (e + f)ᵀ``, as ``G`` is symmetric.
     """
@@ -130,4 +155,4 @@ def _costs_less(
     difference = nearest_values - values
     total = 2 * weight - values - nearest_values
     change = ((difference @ gram.to(weight.dtype)) * total).sum(dim=-1, keepdim=True)
-    return change < 0
+    return torch.where(change < 0, codes, nearest.codes)

@@ -1,5 +1,6 @@
 """Round to nearest: every entry to the number of its grid that is closest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,3 +26,13 @@ class Nearest:
         rows = split_rows(weight, form.group_size)
         grid = form.grid(rows, clip)
         return Rounded(form.codes(rows, grid).view(weight.shape), grid)
+
+    def together(
+        self,
+        weights: Sequence[Tensor],
+        form: NumberFormat,
+        clips: Sequence[Clip],
+        gram: Tensor | None = None,
+    ) -> list[Rounded]:
+        """One after the other."""
+        return [self(weight, form, clip) for weight, clip in zip(weights, clips, strict=True)]

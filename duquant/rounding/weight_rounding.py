@@ -1,5 +1,6 @@
 """What a way of rounding can do: the protocol that the files of this folder implement."""
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
@@ -45,4 +46,20 @@ class WeightRounding(Protocol):
             form: a format with codes, whose groups divide ``in``.
             clip: of the weight's groups, numbers or ``(out · groups, 1)``.
             gram: ``Xᵀ X`` of what the linear reads, ``(in, in)``, where it is needed.
+        """
+
+    def together(
+        self,
+        weights: Sequence[Tensor],
+        form: NumberFormat,
+        clips: Sequence[Clip],
+        gram: Tensor | None = None,
+    ) -> list[Rounded]:
+        """Choose the codes of weights that read the same inputs, each as if it were alone.
+
+        Args:
+            weights: each ``(out, in)``, float32.
+            form: of all of them, as above.
+            clips: one for each of them, as above.
+            gram: as above.
         """

@@ -31,7 +31,16 @@ def entered(decoder: Decoder, recipe: Recipe) -> BlockCalibration:
     return calibration
 
 
-def test_a_site_takes_the_ratio_that_costs_least(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "linears"),
+    [
+        ("mlp_output", ["mlp.down_proj"]),  # fewer outputs than inputs
+        ("mlp_input", ["mlp.up_proj", "mlp.gate_proj"]),  # more
+    ],
+)
+def test_a_site_takes_the_ratio_that_costs_least(
+    name: str, linears: list[str], tmp_path: Path
+) -> None:
     decoder = Decoder(str(write_tiny_model(tmp_path, FAMILIES["llama"])), torch.float32)
     recipe = small_recipe()
     recipe = replace(recipe, clipping=replace(recipe.clipping, activations="search"))
@@ -39,10 +48,10 @@ def test_a_site_takes_the_ratio_that_costs_least(tmp_path: Path) -> None:
     block = calibration.block
     quantized = block.quantized
     assert quantized is not None
-    site = quantized.sites["mlp_output"]
+    site = quantized.sites[name]
     ratio = float(site.quantizer.clip_ends[0])
     assert ratio in torch.tensor(RATIOS)
-    found = {name: q.clip_ends for name, q in activation_quantizers(quantized).items()}
+    found = {each: q.clip_ends for each, q in activation_quantizers(quantized).items()}
     assert all(ends.shape == (2,) and ends[0] == ends[1] for ends in found.values())
 
     tokens = []
@@ -51,7 +60,7 @@ def test_a_site_takes_the_ratio_that_costs_least(tmp_path: Path) -> None:
         block(calibration.quantized_stream[:4])
         handle.remove()
         rows = tokens[0].flatten(0, -2)
-        weight = quantized.linears["mlp.down_proj"].weight
+        weight = torch.cat([quantized.linears[each].weight for each in linears])
 
         def error(ratio: float) -> float:
             site.quantizer.hold_clip_ends(torch.full((2,), ratio))

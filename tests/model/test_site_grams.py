@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from duquant.model.site_grams import SiteGram, collect_site_grams
+from duquant.model.site_grams import GRAM_COLUMNS, SiteGram, collect_site_grams
 
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -33,6 +33,16 @@ def test_sums_are_those_of_all_tokens_together(of_inputs: bool) -> None:
         torch.testing.assert_close(found[site].total, seen.sum(dim=0))
         assert found[site].tokens == 15
     assert not passed
+
+
+@pytest.mark.parametrize("width", [GRAM_COLUMNS - 1, 2 * GRAM_COLUMNS, 2 * GRAM_COLUMNS + 44])
+def test_both_halves_are_there_in_any_width(width: int) -> None:
+    x = tokens(20, width)
+    sums = SiteGram(torch.zeros(width, width), torch.zeros(width))
+    sums.add(x)
+    torch.testing.assert_close(sums.gram, x.T @ x)
+    off_blocks = sums.gram[:GRAM_COLUMNS, GRAM_COLUMNS:]
+    assert torch.equal(off_blocks, sums.gram[GRAM_COLUMNS:, :GRAM_COLUMNS].T)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])

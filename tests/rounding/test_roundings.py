@@ -106,6 +106,23 @@ def test_the_same_again_and_nothing_is_changed(name: str) -> None:
     assert not build_rounding(name)(weight, Integer(4), NO_CLIP, gram).grid[0].requires_grad
 
 
+@every_rounding
+@every_format
+def test_weights_that_share_inputs_are_rounded_as_if_alone(name: str, form: NumberFormat) -> None:
+    """Each keeps its own grid, also where that depends on the weight's largest entry."""
+    x, rounding = INPUTS["correlated"], build_rounding(name)
+    gram = x.t() @ x
+    weights = [scale * random_weight(rows, IN, rows) for rows, scale in ((24, 1.0), (8, 30.0))]
+    clips = [NO_CLIP, Clip(0.7, 0.7)]
+    together = rounding.together(weights, form, clips, gram)
+    for weight, clip, rounded in zip(weights, clips, together, strict=True):
+        alone = rounding(weight, form, clip, gram)
+        assert all(torch.equal(*pair) for pair in zip(rounded.grid, alone.grid, strict=True))
+        # Products of more rows may add up in another order.
+        assert (rounded.codes == alone.codes).float().mean() > 0.98
+        assert (rounded.damping, rounded.is_raised) == (alone.damping, alone.is_raised)
+
+
 def test_nearest_is_the_format_itself() -> None:
     for form in FORMS:
         weight = random_weight(OUT, IN, 3)
