@@ -88,9 +88,9 @@ class GPTQ:
         if self.order == "diagonal":
             columns = gram.diagonal().argsort(descending=True, stable=True)
         with exact_products():
-            feedback, damping = error_feedback(gram[columns][:, columns], self.damping)
+            arriving, damping = error_feedback(gram, self.damping, columns)
             order = columns.tolist()
-            codes = _round_in_order(weight, form, nearest, feedback, order, self.block_columns)
+            codes = _round_in_order(weight, form, nearest, arriving, order, self.block_columns)
             del weight
             rows = [len(one) for one in weights]
             return [
@@ -108,17 +108,17 @@ def _round_in_order(
     weight: Tensor,
     form: NumberFormat,
     nearest: Rounded,
-    feedback: Tensor,
+    arriving: Tensor,
     order: list[int],
     block_columns: int,
 ) -> Tensor:
-    """Codes ``(out, in)``; ``feedback`` is that of the columns in their order.
+    """Codes ``(out, in)``; ``arriving`` is what :func:`error_feedback` says of that order.
 
     Everything lies transposed, ``(in, out)`` and in order, so that a column is contiguous.
     """
     grids = _grids_by_group(nearest.grid, weight.shape, form)
     group_size = form.group_size or weight.shape[1]
-    columns, arriving = weight.t()[order], feedback.t().contiguous()
+    columns = weight.t()[order]
     errors, codes = torch.zeros_like(columns), torch.empty_like(nearest.codes.t()[order])
     for start in range(0, len(order), block_columns):
         stop = min(start + block_columns, len(order))

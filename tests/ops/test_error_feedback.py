@@ -18,10 +18,10 @@ def gram_of(tokens: int, width: int, seed: int = 0) -> Tensor:
 
 def test_it_splits_the_cost_into_squares() -> None:
     gram = gram_of(200, 12).double()
-    feedback, damping = error_feedback(gram, 0.0)
+    arriving, damping = error_feedback(gram, 0.0)
     assert damping == 0
-    assert torch.equal(feedback, feedback.triu(1))
-    unit = feedback.double() + torch.eye(12, dtype=torch.float64)
+    assert torch.equal(arriving, arriving.tril(-1))
+    unit = arriving.double().t() + torch.eye(12, dtype=torch.float64)
     inverse = torch.linalg.inv(unit)
     diagonal = inverse @ gram @ inverse.t()  # A⁻¹ G A⁻ᵀ
     # float32 feedback.
@@ -40,7 +40,7 @@ def test_it_is_the_update_of_the_paper() -> None:
     for k in range(10):
         error = (theirs[:, k] - theirs[:, k].round()) / factor[k, k]
         theirs[:, k:] -= error.unsqueeze(-1) * factor[k, k:] * (torch.arange(k, 10) > k)
-    feedback = error_feedback(gram, 0.01)[0].double()
+    feedback = error_feedback(gram, 0.01)[0].double().t()
     ours = weight.clone()
     for k in range(10):
         ours[:, k] += (weight[:, :k] - ours[:, :k].round()) @ feedback[:k, k]
