@@ -85,7 +85,7 @@ def test_streams_lie_where_the_estimate_says(tmp_path: Path) -> None:
         trainer.datamodule = data  # type: ignore[attr-defined]
         (progression,) = (c for c in trainer.callbacks if isinstance(c, BlockProgression))  # type: ignore[attr-defined]
         progression.setup(trainer, model, "fit")
-        drafted = progression.files.draft(0).full_precision
+        drafted = progression.files.streams.draft(0).full_precision
         assert isinstance(drafted, torch.Tensor) == in_memory
 
 
