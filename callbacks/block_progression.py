@@ -9,7 +9,8 @@
 
 Turns change at the *end* of an epoch: the trainer asks for the next epoch's data loader before
 that epoch starts, and checkpoints are written after this callback, so a checkpoint at a boundary
-already points at the next block, whose streams are already on disk.
+already points at the next block, whose streams are already on disk. Files are written while the
+next block is entered (``callbacks/boundary_files.py``).
 """
 
 import time
@@ -219,7 +220,7 @@ class BlockProgression(Callback):
         assert self._calibration is not None
         write = partial(self.files.write_block, model) if trainer.is_global_zero else None
         self.record.site_errors = self._calibration.site_errors()
-        self.writer.wait()  # older streams go, which older checkpoints need
+        self.files.release_older(trainer)
         streams = self._calibration.finish(write)
         error, self.record.damping = self._calibration.error, self._calibration.damping
         for name, condition in self._calibration.conditions.items():

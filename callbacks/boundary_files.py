@@ -64,6 +64,14 @@ class BoundaryFiles:
         open_streams(model.decoder, windows, draft, device, data.processes)
         return self.save_streams(0, draft)
 
+    def release_older(self, trainer: Trainer) -> None:
+        """Wait until the last checkpoint is on disk: from here on nobody needs what is older.
+
+        Process 0 writes it, and all drop streams of their own.
+        """
+        self.writer.wait()
+        trainer.strategy.barrier()
+
     def write_block(self, model: LanguageModel, quantized: QuantizedBlock) -> None:
         """Hand over the current block.
 
