@@ -8,7 +8,8 @@
 
 So one block's file, one boundary's streams and one checkpoint are held at most. The streams are the
 tensors that the next block reads anyway and nothing writes to; the block's file and the checkpoint
-are copies. Streams on disk are the file themselves, which is flushed before the run goes on.
+are copies. Streams that are not held in memory are the file itself, which is flushed before the run
+goes on.
 """
 
 from functools import partial

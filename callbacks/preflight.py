@@ -8,6 +8,7 @@ the summary, where they stand beside what was measured.
 
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -208,8 +209,12 @@ def clip_bytes(model: LanguageModel) -> int:
 
 
 def held_bytes(directory: Path) -> int:
-    """Bytes of all files in a directory."""
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    """Bytes of all files in a directory; one that another thread renames meanwhile may be missed."""
+    held = 0
+    for file in directory.rglob("*"):
+        with suppress(FileNotFoundError):
+            held += file.stat().st_size if file.is_file() else 0
+    return held
 
 
 def picture_seconds(job: Job) -> float:
