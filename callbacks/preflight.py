@@ -209,7 +209,7 @@ def clip_bytes(model: LanguageModel) -> int:
 
 
 def held_bytes(directory: Path) -> int:
-    """Bytes of all files in a directory; one that another thread renames meanwhile may be missed."""
+    """Bytes of all files in a directory; one that a thread renames meanwhile may be missed."""
     held = 0
     for file in directory.rglob("*"):
         with suppress(FileNotFoundError):

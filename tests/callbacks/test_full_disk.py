@@ -18,7 +18,7 @@ FILES = {
     300: "run.json",
     2_500: "config.yaml",
     20_000: "streams/.block_00000.safetensors.partial",
-    50_000: "blocks/outliers_00000.png",
+    62_000: "blocks/outliers_00000.png",
     90_000: "a file in ",
 }
 """What is the first file of a run that is larger: TensorBoard does not name its own."""
