@@ -27,7 +27,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     text = write_text(directory / "text.txt")
     model = write_small_model(directory / "model", blocks=BLOCKS)
     texts = ["--data.calibration", str(text), "--data.validation", "{}"]
-    return arguments(model, "", *texts, "--model.lwc.epochs", "2")
+    return arguments(model, Path(), *texts, "--model.lwc.epochs", "2")
 
 
 def fit_until(moment: int, options: list[str], output: Path) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """What a block leaves is written while the next one is entered, and on disk when that is said."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,12 @@ def test_a_checkpoint_is_a_copy(tmp_path: Path) -> None:
         assert gate.wait(PATIENCE)
 
     submit = checkpoints.writer.submit
-    checkpoints.writer.submit = lambda job: (submit(close_until_changed), submit(job))  # type: ignore[method-assign]
+
+    def submit_behind(job: Callable[[], object]) -> None:
+        submit(close_until_changed)
+        submit(job)
+
+    checkpoints.writer.submit = submit_behind  # type: ignore[method-assign]
     checkpoints.save_checkpoint({"duquant_run": {}, "values": values}, path)
     values += 1
     assert not path.exists()
