@@ -109,4 +109,9 @@ class BlockObserver(Callback):
     def on_block_finished(
         self, trainer: Trainer, model: LanguageModel, record: BlockRecord
     ) -> None:
-        """A block is packed and on disk; its modules are still there."""
+        """A block is packed, its file may still be being written; its modules are still there."""
+
+
+def observers_of(trainer: Trainer) -> list[BlockObserver]:
+    """The callbacks of a trainer that are told."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, BlockObserver)]  # type: ignore[attr-defined]

@@ -9,7 +9,8 @@
 
 Turns change at the *end* of an epoch: the trainer asks for the next epoch's data loader before
 that epoch starts, and checkpoints are written after this callback, so a checkpoint at a boundary
-already points at the next block, whose streams are already on disk.
+already points at the next block, whose streams are already on disk. Files are written while the
+next block is entered (``callbacks/boundary_files.py``).
 """
 
 import time
@@ -20,7 +21,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.block_events import BlockObserver, BlockRecord
+from callbacks.block_events import BlockRecord, observers_of
+from callbacks.boundary_files import BoundaryFiles
 from callbacks.checkpointing import is_cut_short
 from callbacks.data_parallel import processes_of, require_even_shares
 from callbacks.distillation_turn import (
@@ -30,13 +32,12 @@ from callbacks.distillation_turn import (
     forget_steps,
 )
 from callbacks.losses import log_losses
-from callbacks.preflight import describe_streams, stream_device
 from callbacks.run_checks import peak_memory_bytes, require_finished_blocks, require_one_run
 from callbacks.trainer_options import require_supported
-from duquant.calibration import BlockCalibration, open_streams
+from callbacks.write_behind import WriteBehind
+from duquant.calibration import BlockCalibration
 from duquant.data.datamodule import CalibrationDataModule
-from duquant.data.stream_shares import StreamShares
-from duquant.data.streams import CPU, Streams
+from duquant.data.streams import Streams
 from duquant.model.decoder import BlockContext
 from duquant.model.massive_tokens import name_massive_tokens
 from duquant.modules.language_model import LanguageModel
@@ -44,9 +45,14 @@ from duquant.ops.freed_memory import return_freed_memory
 
 
 class BlockProgression(Callback):
-    """Moves a :class:`LanguageModel` through its blocks within one ``Trainer.fit``."""
+    """Moves a :class:`LanguageModel` through its blocks within one ``Trainer.fit``.
 
-    def __init__(self) -> None:
+    Args:
+        writer: writes files behind (default: one of its own).
+    """
+
+    def __init__(self, writer: WriteBehind | None = None) -> None:
+        self.writer = writer or WriteBehind()
         self.record = BlockRecord(0)
         self._contexts: list[BlockContext] = []
         self._calibration: BlockCalibration | None = None
@@ -66,12 +72,7 @@ class BlockProgression(Callback):
         epochs = pl_module.first_epoch(pl_module.num_turns)
         trainer.fit_loop.max_epochs = epochs
         trainer.check_val_every_n_epoch = epochs + 1  # half a model is not worth measuring
-        sizes, in_memory = describe_streams(pl_module, data)
-        device, directory = stream_device(pl_module, data), pl_module.output_dir / "streams"
-        in_memory = in_memory or device != CPU
-        self.files = StreamShares(
-            directory, data.processes, sizes, in_memory=in_memory, device=device
-        )
+        self.files = BoundaryFiles(pl_module, data, self.writer)
 
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,14 +85,9 @@ class BlockProgression(Callback):
             return
         device = trainer.strategy.root_device
         self._contexts = model.decoder.contexts(data.sequence_length, device)
-        index = model.block_index
-        if index or self.files.hold(0):
-            streams = self.files.load(index)
-        else:
-            windows, draft = data.calibration_windows(), self.files.draft(0)
-            open_streams(model.decoder, windows, draft, device, data.processes)
-            streams = self.files.save(0, draft)
+        streams = self.files.open(model, data, device)
         self._enter(trainer, model, data, streams)
+        self.writer.wait()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -121,15 +117,23 @@ class BlockProgression(Callback):
         streams = self._finish(trainer, model, data)
         if not model.is_calibrated:
             self._enter(trainer, model, data, streams)
-        elif trainer.is_global_zero:
+        self.files.settle(trainer, model.block_index)  # the checkpoint after this says so
+        if model.is_calibrated and trainer.is_global_zero:
             model.directory.complete(model.decoder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the streams of a finished run: nothing will read them again."""
+        """Drop the streams of a finished run, once its checkpoint is written: nobody reads them."""
         model, data = _parts(trainer, pl_module)
+        self.writer.wait()
         data.samples = None
         if model.is_calibrated and trainer.is_global_zero:
-            self.files.remove()
+            self.files.streams.remove()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Let what was handed over be written while the run still has its directory."""
+        self.writer.end(exception)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -159,6 +163,7 @@ class BlockProgression(Callback):
             self.record = BlockRecord(index)
         assert streams is not None
         if model.is_distilling:
+            self.writer.wait()  # it reads the blocks' files
             enter_distillation(trainer, model, data, streams.full_precision, self._contexts)
             self._count_seconds()
             return
@@ -166,7 +171,7 @@ class BlockProgression(Callback):
         calibration = BlockCalibration(
             model.current_block,
             streams,
-            self.files.draft(index + 1),
+            self.files.streams.draft(index + 1),
             self._contexts[index],
             device,
             data.processes,
@@ -180,7 +185,7 @@ class BlockProgression(Callback):
         peaks, windows = calibration.token_peaks, data.calibration_windows()
         self.record.massive_tokens = name_massive_tokens(peaks, windows, data.token_text)
         self._count_seconds()
-        for observer in _observers(trainer):
+        for observer in observers_of(trainer):
             observer.on_block_entered(trainer, model, index, calibration.reports)
 
     def _finish(
@@ -190,6 +195,7 @@ class BlockProgression(Callback):
         learner, is_distilling = model.learner, model.is_distilling
         if is_distilling:
             streams = None
+            self.writer.wait()  # from before it blocks cannot be distilled once more
             finish_distillation(trainer, model, data)
             self.record.complaint = distillation_complaint(self.record.lwc_losses)
         else:
@@ -198,8 +204,8 @@ class BlockProgression(Callback):
         self.record.skipped_steps = int(learner.skipped_steps)
         self.record.peak_memory_bytes = peak_memory_bytes(trainer.strategy.root_device)
         if trainer.is_global_zero:
-            self.record.save(model.output_dir)
-        for observer in _observers(trainer):
+            self.files.save_record(model, self.record)
+        for observer in observers_of(trainer):
             observer.on_block_finished(trainer, model, self.record)
         learner.release()
         forget_steps(trainer, learner)
@@ -212,8 +218,9 @@ class BlockProgression(Callback):
     ) -> Streams:
         index = model.block_index
         assert self._calibration is not None
-        write = partial(model.directory.write_block, index) if trainer.is_global_zero else None
+        write = partial(self.files.write_block, model) if trainer.is_global_zero else None
         self.record.site_errors = self._calibration.site_errors()
+        self.files.release_older(trainer)
         streams = self._calibration.finish(write)
         error, self.record.damping = self._calibration.error, self._calibration.damping
         for name, condition in self._calibration.conditions.items():
@@ -221,10 +228,7 @@ class BlockProgression(Callback):
         self.record.relative_error, self.record.complaint = error.relative, error.complaint
         self._calibration = data.samples = None  # what entered the block is no longer needed
         if index + 1 < model.num_turns:
-            streams = self.files.save(index + 1, streams)
-            trainer.strategy.barrier()  # the checkpoint after this needs everyone's
-            if trainer.is_global_zero:
-                self.files.drop_others(index + 1)
+            streams = self.files.save_streams(index + 1, streams)
         return streams
 
     def _count_seconds(self) -> None:
@@ -240,7 +244,3 @@ def _parts(
     assert isinstance(pl_module, LanguageModel)
     assert isinstance(data, CalibrationDataModule)
     return pl_module, data
-
-
-def _observers(trainer: Trainer) -> list[BlockObserver]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, BlockObserver)]  # type: ignore[attr-defined]

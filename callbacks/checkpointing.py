@@ -10,36 +10,56 @@ how many steps were done, and then begins the next epoch. What stops a fit withi
 """
 
 from collections.abc import Callable
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from callbacks.write_behind import WriteBehind
 from duquant.atomic_files import write_durably
 from duquant.checksum import check_checkpoint, set_checkpoint_checksum
 from duquant.modules.language_model import LanguageModel
 
 REQUEUED = "hpc_ckpt_"
 """How Lightning names what it saves, at any moment, when SLURM is about to end a job."""
+READ_NOTHING = (TensorBoardLogger, CSVLogger)
+"""Loggers that do not upload checkpoints."""
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically and refuses damaged ones by name."""
+    """Writes checkpoints atomically and refuses damaged ones by name.
+
+    Attributes:
+        writer: who writes them behind; without one they are on disk when saving returns.
+    """
+
+    writer: WriteBehind | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint in one step; not that of a requeued job, which ``last`` continues."""
+        """Write a checkpoint in one step; not that of a requeued job, which ``last`` continues.
 
-        def write(temporary: Path) -> None:
-            torch.save(checkpoint, temporary)
-            set_checkpoint_checksum(temporary)
-
-        if not Path(path).name.startswith(REQUEUED):
-            write_durably(Path(path), write)
+        One that is written behind is copied first, when all that came before it is on disk.
+        """
+        path = Path(path)
+        if path.name.startswith(REQUEUED):
+            return
+        if self.writer is None:
+            _write(path, partial(torch.save, checkpoint))
+            return
+        self.writer.wait()
+        copy = BytesIO()
+        torch.save(checkpoint, copy)
+        self.writer.submit(
+            partial(_write, path, lambda temporary: temporary.write_bytes(copy.getbuffer()))
+        )
 
     def load_checkpoint(
         self,
@@ -77,9 +97,11 @@ class LastCheckpoint(ModelCheckpoint):
 
     Args:
         output_dir: the run directory.
+        writer: writes it behind; it is up to others to wait for that at the end of a fit.
     """
 
-    def __init__(self, output_dir: Path) -> None:
+    def __init__(self, output_dir: Path, writer: WriteBehind | None = None) -> None:
+        self._writer = writer
         super().__init__(
             dirpath=output_dir / "checkpoints",
             filename=self.CHECKPOINT_NAME_LAST,
@@ -88,6 +110,14 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let checkpoints be written behind, unless a logger may read them the moment they are."""
+        super().setup(trainer, pl_module, stage)
+        checkpoints = trainer.strategy.checkpoint_io
+        if isinstance(checkpoints, DurableCheckpointIO):
+            may_read = [each for each in trainer.loggers if not isinstance(each, READ_NOTHING)]
+            checkpoints.writer = None if may_read else self._writer
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, unless the epoch was cut short."""
@@ -120,6 +150,14 @@ def require_calibrated(model: LanguageModel) -> None:
             f"stopped {where}; --ckpt_path last continues (trainer.max_steps counts the steps of "
             f"all commands)"
         )
+
+
+def _write(path: Path, save: Callable[[Path], object]) -> None:
+    def write(temporary: Path) -> None:
+        save(temporary)
+        set_checkpoint_checksum(temporary)
+
+    write_durably(path, write)
 
 
 def _is_within_epoch(checkpoint: dict[str, Any]) -> bool:

@@ -14,21 +14,23 @@ from callbacks.run_directory import RequireRunDirectory
 from callbacks.run_summary import RunSummary
 from callbacks.tensorboard_logger import RunLogger
 from callbacks.tensorboard_views import TensorBoardViews
+from callbacks.write_behind import WriteBehind
 
 
 def default_callbacks(
     output_dir: Path, *, with_progress: bool = True, with_checkpoints: bool = True
 ) -> list[Callback]:
     """Callbacks of a run directory, in the order they act at an epoch's end."""
+    writer = WriteBehind()
     progress = [CalibrationProgress()] if with_progress else []
-    checkpoints = [LastCheckpoint(output_dir)] if with_checkpoints else []
+    checkpoints = [LastCheckpoint(output_dir, writer)] if with_checkpoints else []
     return [
         RequireRunDirectory(),
         KnownFullPrecision(),
-        Preflight(output_dir),
+        Preflight(output_dir, writer=writer),
         *progress,
         Interruption(),
-        BlockProgression(),
+        BlockProgression(writer),
         TensorBoardViews(),
         RunSummary(),
         *checkpoints,

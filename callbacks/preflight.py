@@ -8,6 +8,7 @@ the summary, where they stand beside what was measured.
 
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.outlier_picture import TITLES, draw_outliers
 from callbacks.preflight_file import PREFLIGHT_FILE, read_preflight
+from callbacks.write_behind import WriteBehind
 from duquant.atomic_files import write_json
 from duquant.checksum import with_checksum
 from duquant.data.datamodule import CalibrationDataModule
@@ -43,9 +45,17 @@ class Preflight(BlockObserver):
     Args:
         output_dir: the run directory.
         console: where to print (default: standard error).
+        writer: writes a block's files behind; the directory is looked at behind them.
     """
 
-    def __init__(self, output_dir: Path, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        console: Console | None = None,
+        *,
+        writer: WriteBehind | None = None,
+    ) -> None:
+        self.writer = writer or WriteBehind()
         self.path = output_dir / PREFLIGHT_FILE
         self.console = console or Console(stderr=True)
 
@@ -85,14 +95,17 @@ class Preflight(BlockObserver):
         self, trainer: Trainer, model: LanguageModel, record: BlockRecord
     ) -> None:
         """Note the size of the run directory."""
-        self._note_size(trainer)
+        if trainer.is_global_zero:
+            self.writer.submit(self._note_size)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note it once more, when the model is complete and nothing is tidied up yet."""
-        self._note_size(trainer)
+        if trainer.is_global_zero:
+            self.writer.wait()
+            self._note_size()
 
-    def _note_size(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero and self.path.is_file():
+    def _note_size(self) -> None:
+        if self.path.is_file():
             kept = read_preflight(self.path)
             largest = max(kept["largest_disk_bytes"], held_bytes(self.path.parent))
             write_json(
@@ -196,8 +209,12 @@ def clip_bytes(model: LanguageModel) -> int:
 
 
 def held_bytes(directory: Path) -> int:
-    """Bytes of all files in a directory."""
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    """Bytes of all files in a directory; one that a thread renames meanwhile may be missed."""
+    held = 0
+    for file in directory.rglob("*"):
+        with suppress(FileNotFoundError):
+            held += file.stat().st_size if file.is_file() else 0
+    return held
 
 
 def picture_seconds(job: Job) -> float:

@@ -20,6 +20,8 @@ TensorBoard has all of it; its steps are blocks where a number is one of a block
 """
 
 import io
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from PIL import Image
 
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.outlier_picture import draw_outliers
+from callbacks.write_behind import WriteBehind
 from duquant.atomic_files import write_durably
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
@@ -37,20 +40,18 @@ from duquant.modules.language_model import LanguageModel
 class TensorBoardViews(BlockObserver):
     """Tells loggers what a calibration does, and writes its pictures to the run directory."""
 
+    def __init__(self) -> None:
+        self._artist = WriteBehind()
+
     def on_block_entered(
         self, trainer: Trainer, model: LanguageModel, index: int, reports: dict[str, SiteReport]
     ) -> None:
-        """Picture of the new block."""
+        """Picture of the new block, drawn while the block learns."""
         if not trainer.is_global_zero:
             return
-        picture = draw_outliers(reports, f"block {index}")
         path = model.output_dir / "blocks" / f"outliers_{index:05d}.png"
-        write_durably(path, lambda temporary: temporary.write_bytes(picture))
-        writer = _writer(trainer)
-        if writer is None:
-            return
-        pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
-        writer.add_image(f"outliers/block_{index:02d}", pixels, index, dataformats="HWC")
+        self._artist.wait()
+        self._artist.submit(partial(_draw, reports, index, path, _writer(trainer)))
 
     def on_block_finished(
         self, trainer: Trainer, model: LanguageModel, record: BlockRecord
@@ -58,6 +59,7 @@ class TensorBoardViews(BlockObserver):
         """Curve, peaks, clip factors and cost of the finished block."""
         if not trainer.is_global_zero:
             return
+        self._artist.wait()  # before a checkpoint says that the block is finished
         if record.index >= model.num_blocks:
             _log_whole_model(trainer, record)
             return
@@ -69,6 +71,12 @@ class TensorBoardViews(BlockObserver):
         for linear, (high, low) in model.current_block.clip_factors().items():
             writer.add_histogram(f"clip_high/{linear}", high, record.index)
             writer.add_histogram(f"clip_low/{linear}", low, record.index)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Let the picture be finished while the run still has its directory."""
+        self._artist.end(exception)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The recipe and its perplexities, for the HParams tab."""
@@ -86,6 +94,15 @@ class TensorBoardViews(BlockObserver):
             else:
                 logger.log_hyperparams(recipe)
             logger.save()
+
+
+def _draw(reports: dict[str, SiteReport], index: int, path: Path, writer: Any) -> None:
+    """Draw a block's picture, write it, and show it to TensorBoard if that is there."""
+    picture = draw_outliers(reports, f"block {index}")
+    write_durably(path, lambda temporary: temporary.write_bytes(picture))
+    if writer is not None:
+        pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+        writer.add_image(f"outliers/block_{index:02d}", pixels, index, dataformats="HWC")
 
 
 def _log_whole_model(trainer: Trainer, record: BlockRecord) -> None:

@@ -43,7 +43,6 @@ def partial(path: Path) -> Path:
 def publish(path: Path) -> None:
     """Put the finished temporary file of ``path`` in its place, in one step."""
     temporary = partial(path)
-    temporary.chmod(0o666 & ~_umask())  # safetensors makes its files unreadable for others
     with temporary.open("rb") as opened:
         os.fsync(opened.fileno())
     temporary.replace(path)
@@ -88,7 +87,11 @@ def write_tensors(
     marked = {"format": "pt", **(metadata or {})}
 
     def write(temporary: Path) -> None:
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(contiguous, temporary, metadata=marked)
+        temporary.chmod(mode)  # safetensors makes its files unreadable for others
         _sort_metadata(temporary)
 
     write_durably(path, write)
@@ -104,10 +107,3 @@ def _sort_metadata(path: Path) -> None:
         assert len(encoded) <= length
         opened.seek(LENGTH_BYTES)
         opened.write(encoded.ljust(length))
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

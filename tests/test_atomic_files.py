@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from duquant.atomic_files import write_durably, write_json, write_tensors
+from duquant.atomic_files import partial, write_durably, write_json, write_tensors, write_text
 
 
 def test_writes_through_a_temporary_name_and_leaves_only_the_file(tmp_path: Path) -> None:
@@ -131,3 +131,12 @@ def test_equal_tensors_make_equal_files(tmp_path: Path) -> None:
         written.add(path.read_bytes())
         assert load_file(path)["ä"].shape == (2, 2)
     assert len(written) == 1
+
+
+def test_tensors_are_as_readable_as_other_files(tmp_path: Path) -> None:
+    """Also behind a killed writer, whose temporary file safetensors had closed to others."""
+    write_text(tmp_path / "letter.txt", "new")
+    path = tmp_path / "tensors.safetensors"
+    partial(path).touch(mode=0o600)
+    write_tensors(path, {"a": torch.ones(3)})
+    assert path.stat().st_mode == (tmp_path / "letter.txt").stat().st_mode

@@ -98,7 +98,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     with pytest.MonkeyPatch.context() as patched:
         without_pictures(patched)
         small_trainer(*callbacks).fit(model, datamodule=data)
-    return Interrupted(output, model, progression.files)
+    return Interrupted(output, model, progression.files.streams)
 
 
 def damaged(content: bytes, number: int) -> Iterator[bytes]:

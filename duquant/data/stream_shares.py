@@ -46,6 +46,11 @@ class StreamShares:
         own = self._folder(processes.rank, processes.count)
         self._own = StreamFiles(own, sizes, in_memory=in_memory, device=device)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether streams are held in memory beside their files."""
+        return self._own.in_memory
+
     def hold(self, block: int) -> bool:
         """Whether the streams that enter ``block`` are there, of all samples."""
         return self._count_of(block) is not None

@@ -68,11 +68,23 @@ class ModelDirectory:
         Raises:
             ValueError: if a weight is not finite, naming block and linear.
         """
+        self.write_packed(index, self.pack(index, quantized))
+
+    def pack(self, index: int, quantized: QuantizedBlock) -> dict[str, Tensor]:
+        """What :meth:`write_packed` stores of a finished block, on the CPU, partly its own tensors.
+
+        Raises:
+            ValueError: if a weight is not finite, naming block and linear.
+        """
         try:
-            tensors = pack_block(quantized)
+            return pack_block(quantized)
         except ValueError as error:
             raise ValueError(f"block {index}: {error}") from error
-        self._write(index, tensors)
+
+    def write_packed(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Store the tensors of block ``index``."""
+        named = {f"model.layers.{index}.{name}": tensor for name, tensor in tensors.items()}
+        write_tensors(self.block_file(index), named, part_checksums(named, named.__getitem__))
 
     def replace_tensors(self, index: int, values: Mapping[str, Tensor]) -> None:
         """Store a block once more, with other values of some tensors, in the dtypes they have."""
@@ -80,7 +92,7 @@ class ModelDirectory:
         tensors = _read_all(self.block_file(index), prefix, torch.device("cpu"))
         for name, value in values.items():
             tensors[name] = value.detach().cpu().to(tensors[name].dtype)
-        self._write(index, tensors)
+        self.write_packed(index, tensors)
 
     def read_block(self, index: int, decoder: Decoder) -> nn.Module:
         """Load block ``index`` as a runnable module on the CPU.
@@ -141,10 +153,6 @@ class ModelDirectory:
         write_json(self.path / INDEX, index)
         name = decoder.pretrained if made_from is None else made_from
         write_model_card(self.path, name, self.recipe)
-
-    def _write(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        named = {f"model.layers.{index}.{name}": tensor for name, tensor in tensors.items()}
-        write_tensors(self.block_file(index), named, part_checksums(named, named.__getitem__))
 
     def _checksum(self, index: int) -> dict[str, str]:
         part = f"block {index}"

@@ -14,11 +14,13 @@ of the MLP, and numbers of ``i`` bytes (4 in everything that is quantized):
 | measuring | ``P·i``, the packed weights, ``T`` tokens; hidden states of all variants |
 | logits | the head, and the logits of a few tokens |
 
-The counts of temporary tensors are those of the code; a benchmark compares them with the resident
-memory that the operating system reports (``tests/benchmarks/preflight.py``). On a GPU the phases
-lie there, and training has the matrices of attention too (:mod:`duquant.nn.attention`); the streams
-stay there as well if there is room (:mod:`duquant.preflight.placement`), else the host keeps them.
-It reads one block, or the embeddings (:func:`host_phase`).
+While a block is entered, the packed one before it is being written; while something is trained, a
+copy of what is learned, for the checkpoint (``callbacks/boundary_files.py``): both in the host's
+memory. The counts of temporary tensors are those of the code; a benchmark compares them with the
+resident memory that the operating system reports (``tests/benchmarks/preflight.py``). On a GPU the
+phases lie there, and training has the matrices of attention too (:mod:`duquant.nn.attention`); the
+streams stay there as well if there is room (:mod:`duquant.preflight.placement`), else the host
+keeps them. It reads one block, or the embeddings (:func:`host_phase`).
 """
 
 from dataclasses import dataclass, replace
@@ -59,13 +61,14 @@ def memory_phases(job: Job) -> list[Phase]:
     dtype = "--model.dtype bfloat16" if job.item > 2 else "a machine with more memory"
     streams = "--data.stream_memory_gb 0"
     held = _streams(job)
+    block, checkpoint = (0, 0) if job.on_gpu else (_written_block(job), _checkpoint(job))
     stream_remedy = streams if job.streams_in_memory and held > job.block_weights else dtype
     is_long = _hidden_states(job) > _measuring(job)
     chunk = "a smaller --data.validation_chunk" if is_long else dtype
     phases = [
         Phase("embedding", _table(job) + _chunk(job) + held, dtype),
-        Phase("full precision", held + _full_precision(job), stream_remedy),
-        Phase("search", held + _search(job), stream_remedy),
+        Phase("full precision", held + block + _full_precision(job), stream_remedy),
+        Phase("search", held + block + _search(job), stream_remedy),
     ]
     if job.windows:
         hidden = _hidden_states(job)
@@ -74,14 +77,14 @@ def memory_phases(job: Job) -> list[Phase]:
     if job.recipe.has_lwc:
         batch = "a smaller --model.lwc.batch_size"
         remedy = batch if job.batch_size > 1 else stream_remedy
-        phases.append(Phase("training", held + _training(job), remedy))
+        phases.append(Phase("training", held + checkpoint + _training(job), remedy))
     if job.recipe.distillation.epochs:
         remedy = "--model.distillation.epochs 0"
         if not job.gradient_checkpointing:
             remedy = "--model.gradient_checkpointing true"
         elif job.distillation_batch > 1:
             remedy = "a smaller --model.distillation.batch_size"
-        phases.append(Phase("distillation", held + _distillation(job), remedy))
+        phases.append(Phase("distillation", held + checkpoint + _distillation(job), remedy))
     always = LIBRARIES + distilled_bytes(job)
     return [Phase(p.name, always + p.num_bytes, p.remedy) for p in phases]
 
@@ -101,6 +104,7 @@ def host_phase(job: Job) -> Phase:
     if not job.on_gpu:
         return largest_phase(job)
     read = max(job.block_weights * job.item, _table(job)) + 2 * _chunk(job)
+    read += _written_block(job) + _checkpoint(job)
     held = 0 if job.streams_on_gpu else _streams(job)
     count = LIBRARIES + distilled_bytes(job) + held + read
     return Phase("streams", count, "--data.stream_memory_gb 0")
@@ -109,6 +113,16 @@ def host_phase(job: Job) -> Phase:
 def _streams(job: Job) -> int:
     """Streams in memory, or the chunks of them that are mapped."""
     return job.streams.bytes_at_once if job.streams_in_memory else 2 * _chunk(job)
+
+
+def _written_block(job: Job) -> int:
+    return max(packed_bytes(block, job.recipe) for block in job.blocks)
+
+
+def _checkpoint(job: Job) -> int:
+    """What is learned, and the two moments of one turn."""
+    turns = job.decoder.num_blocks + 2 if job.recipe.has_lwc else 0
+    return turns * _learned_transforms(job) * WIDE + 3 * distilled_bytes(job)
 
 
 def _chunk(job: Job) -> int:

@@ -34,7 +34,8 @@ def test_the_first_file_that_does_not_fit_is_named(
     model, output = write_small_model(tmp_path / "model", blocks=2), tmp_path / "run"
     monkeypatch.setattr("callbacks.preflight.estimate_duration", lambda *_, **__: Duration(1, 1, 1))
     monkeypatch.setattr("callbacks.preflight.picture_seconds", lambda _: 1.0)
-    options = arguments(model, output, "--data.num_samples", "2", "--model.lwc.epochs", "1")
+    sizes = ["--data.num_samples", "2", "--data.sequence_length", "32"]
+    options = arguments(model, output, *sizes, "--model.lwc.epochs", "1")
     monkeypatch.setattr(sys, "argv", ["cli.py", "fit", *options])
     capfd.readouterr()
     with files_of_at_most(num_bytes), pytest.raises(SystemExit) as stopped:

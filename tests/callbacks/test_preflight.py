@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from callbacks.block_progression import BlockProgression
-from callbacks.preflight import Preflight, describe_job
+from callbacks.preflight import Preflight, describe_job, held_bytes
 from callbacks.preflight_file import compare_with_estimate
 from duquant.preflight.duration import Duration
 from duquant.preflight.memory import memory_phases
@@ -85,7 +85,7 @@ def test_streams_lie_where_the_estimate_says(tmp_path: Path) -> None:
         trainer.datamodule = data  # type: ignore[attr-defined]
         (progression,) = (c for c in trainer.callbacks if isinstance(c, BlockProgression))  # type: ignore[attr-defined]
         progression.setup(trainer, model, "fit")
-        drafted = progression.files.draft(0).full_precision
+        drafted = progression.files.streams.draft(0).full_precision
         assert isinstance(drafted, torch.Tensor) == in_memory
 
 
@@ -105,3 +105,19 @@ def test_training_transforms_is_timed_and_takes_more_memory(tmp_path: Path) -> N
         phases = {p.name: p.num_bytes for p in memory_phases(describe_job(model, data))}
         memory.append(phases["training"])
     assert memory[0] > memory[1]
+
+
+def test_a_directory_that_changes_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread puts a picture in its place between two questions."""
+    (tmp_path / "kept").write_bytes(bytes(10))
+    (tmp_path / ".picture.partial").write_bytes(bytes(5))
+
+    def is_file(path: Path) -> bool:
+        if path.name.endswith(".partial"):
+            path.unlink()
+        return True
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert held_bytes(tmp_path) == 10

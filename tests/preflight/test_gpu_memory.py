@@ -9,6 +9,7 @@ import torch
 from callbacks import preflight
 from callbacks.preflight import describe_job, require_room, stream_device
 from duquant.data.streams import CPU
+from duquant.export.packed_size import packed_bytes
 from duquant.preflight.memory import device_phase, host_phase, largest_phase, memory_phases
 from duquant.preflight.thin_model import thin_config
 from duquant.processes import Processes
@@ -93,6 +94,9 @@ def test_training_on_a_gpu_holds_the_matrices_of_attention(
     here = {each.name: each.num_bytes for each in memory_phases(describe_job(model, data))}
     scores = model.decoder.config.num_attention_heads * data.sequence_length**2
     assert there.pop("training") - here.pop("training") == 4 * 4 * data.batch_size * scores
+    block = packed_bytes(model.decoder.meta_block(), model.recipe)
+    for phase in ("full precision", "search"):  # the block before is written by the host
+        assert here.pop(phase) - there.pop(phase) == block
     assert there == here
 
 

@@ -6,9 +6,10 @@ import pytest
 
 from callbacks.preflight import describe_job
 from duquant.config import DistillationConfig, LWCConfig
+from duquant.export.packed_size import packed_bytes
 from duquant.preflight.job import Job
-from duquant.preflight.memory import largest_phase, memory_phases
-from tests.in_process import NO_LWC, small_data, small_language_model, write_text
+from duquant.preflight.memory import SCORES, WIDE, host_phase, largest_phase, memory_phases
+from tests.in_process import LEARNS_ALL, NO_LWC, small_data, small_language_model, write_text
 from tests.small_run import write_small_model
 
 
@@ -67,3 +68,27 @@ def test_distillation_holds_the_activations_of_one_block_or_of_all(job: Job) -> 
     assert 1.5 < phases(kept)["distillation"] / phases(again)["distillation"] < blocks
     assert largest_phase(kept).remedy == "--model.gradient_checkpointing true"
     assert largest_phase(again).remedy == "--model.distillation.epochs 0"
+
+
+def test_what_is_written_while_the_run_goes_on_is_counted(job: Job) -> None:
+    """The block before the one that is entered, in the host's memory, whoever computes."""
+    block = packed_bytes(job.decoder.meta_block(), job.recipe)
+    wide = replace(job, recipe=replace(job.recipe, weight_bits=8))
+    more = packed_bytes(job.decoder.meta_block(), wide.recipe) - block
+    assert more > 0
+    grown = {name: phases(wide)[name] - phases(job)[name] for name in phases(job)}
+    assert grown["full precision"] == grown["search"] == more
+    assert grown["training"] == 0, "it is written by then"
+    on_gpu = [replace(each, on_gpu=True) for each in (job, wide)]
+    assert phases(on_gpu[0])["search"] == phases(on_gpu[1])["search"]
+    assert host_phase(on_gpu[1]).num_bytes - host_phase(on_gpu[0]).num_bytes == more
+
+
+def test_a_copy_of_what_is_learned_is_counted_where_the_checkpoint_lies(job: Job) -> None:
+    learning = replace(job, recipe=replace(job.recipe, **LEARNS_ALL))
+    on_gpu = replace(learning, on_gpu=True)
+    scores = SCORES * job.batch_size * job.attention_scores * WIDE
+    copy = phases(learning)["training"] - (phases(on_gpu)["training"] - scores)
+    widths = [64, 64, 64, 96]
+    numbers = sum(2 * width * 16 for width in widths)
+    assert copy >= (job.decoder.num_blocks + 2) * numbers * WIDE
