@@ -9,6 +9,7 @@ of the MLP, and numbers of ``i`` bytes (4 in everything that is quantized):
 | embedding | the embeddings, as they are read and as they are used |
 | full precision | ``P·i`` and the activations of ``T`` tokens |
 | search | ``P·4``, ``P·i`` too if the model's dtype is another one, temporary copies of ``L`` |
+| rounding (GPTQ) | weights as in the search; of Gram matrices ``m²·16`` at once, one in float64 |
 | training | ``P·12`` (weights, quantized weights, which are clamped), the batch's activations |
 | distillation | all packed blocks, ``D·16`` for ``D`` learned numbers, the batch's activations |
 | measuring | ``P·i``, the packed weights, ``T`` tokens; hidden states of all variants |
@@ -78,6 +79,8 @@ def memory_phases(job: Job) -> list[Phase]:
         batch = "a smaller --model.lwc.batch_size"
         remedy = batch if job.batch_size > 1 else stream_remedy
         phases.append(Phase("training", held + checkpoint + _training(job), remedy))
+    if job.recipe.weight_rounding.needs_gram:
+        phases.append(Phase("rounding", held + _rounding(job), stream_remedy))
     if job.recipe.distillation.epochs:
         remedy = "--model.distillation.epochs 0"
         if not job.gradient_checkpointing:
@@ -147,13 +150,29 @@ def _quantized_forward(job: Job, tokens: int) -> int:
     return tokens * (4 * _mlp_width(job) + 3 * job.streams.hidden) * WIDE
 
 
+def _held_weights(job: Job) -> int:
+    return job.block_weights * (WIDE if job.item == WIDE else WIDE + job.item)
+
+
 def _search(job: Job) -> int:
-    weights = job.block_weights * (WIDE if job.item == WIDE else WIDE + job.item)
     copies = 3 * job.largest_linear * WIDE
     tokens = job.tokens_at_once if job.recipe.needs_quantized_stream else job.streams.tokens
     if job.recipe.needs_grams:
         copies += 2 * _mlp_width(job) ** 2 * WIDE  # Gram matrices
-    return weights + max(copies, _quantized_forward(job, tokens))
+    return _held_weights(job) + max(copies, _quantized_forward(job, tokens))
+
+
+def _rounding(job: Job) -> int:
+    """Three sites' Gram matrices; then one is factored in float64, and weights go along columns.
+
+    The down projection has the largest matrix, gate and up projection together the most rows.
+    """
+    hidden, wide = job.streams.hidden, _mlp_width(job)
+    grams = wide**2 + 2 * hidden**2
+    down = 3 * wide**2 + 3 * hidden * wide
+    gate_and_up = 2 * hidden**2 + 5 * 2 * hidden * wide
+    forward = _quantized_forward(job, job.tokens_at_once)
+    return _held_weights(job) + grams * WIDE + max(max(down, gate_and_up) * WIDE, forward)
 
 
 def _training(job: Job) -> int:

@@ -1,6 +1,6 @@
 """Are the estimates right? What preflight expected of three runs beside what they took.
 
-    DUQUANT_ASSETS=… python -m tests.benchmarks.preflight quickstart ref-llama llama-2-7b
+    DUQUANT_ASSETS=… python -m tests.benchmarks.preflight quickstart ref-llama llama-2-7b …
 
 The embedded model, a reference model with a short training, and one random block of LLaMA-2-7B's
 shapes, each in a process of its own. Time is compared in seconds on the clock: on a busy machine
@@ -48,7 +48,19 @@ def llama_2_7b(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-RUNS = {"quickstart": quickstart, "ref-llama": ref_llama, "llama-2-7b": llama_2_7b}
+def llama_2_7b_gptq(folder: Path) -> list[str]:
+    """The same with GPTQ, on few tokens, so that its matrices decide."""
+    gptq = str(REPOSITORY / "configs" / "w4a4_gptq.yaml")
+    few = ["--data.num_samples", "4", "--data.validation", "{}", "--model.rotation.max_steps", "16"]
+    return ["-c", gptq, *llama_2_7b(folder), *few]
+
+
+RUNS = {
+    "quickstart": quickstart,
+    "ref-llama": ref_llama,
+    "llama-2-7b": llama_2_7b,
+    "llama-2-7b-gptq": llama_2_7b_gptq,
+}
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from callbacks.preflight import describe_job
-from duquant.config import DistillationConfig, LWCConfig
+from duquant.config import DistillationConfig, LWCConfig, RoundingConfig
 from duquant.export.packed_size import packed_bytes
 from duquant.preflight.job import Job
 from duquant.preflight.memory import SCORES, WIDE, host_phase, largest_phase, memory_phases
@@ -68,6 +68,16 @@ def test_distillation_holds_the_activations_of_one_block_or_of_all(job: Job) -> 
     assert 1.5 < phases(kept)["distillation"] / phases(again)["distillation"] < blocks
     assert largest_phase(kept).remedy == "--model.gradient_checkpointing true"
     assert largest_phase(again).remedy == "--model.distillation.epochs 0"
+
+
+def test_factoring_a_wide_gram_matrix_is_a_phase_of_gptq(job: Job) -> None:
+    assert "rounding" not in phases(job)
+    wide = replace(job, recipe=replace(job.recipe, rounding=RoundingConfig(method="gptq")))
+    vars(wide)["linears"] = {**job.linears, "mlp.down_proj": (64, 1 << 14)}  # it is cached there
+    matrix = (1 << 28) * WIDE
+    # The matrix itself, twice as wide numbers to factor, and the factor.
+    assert 4 * matrix < phases(wide)["rounding"] < 4.2 * matrix
+    assert phases(wide)["rounding"] > phases(wide)["search"]
 
 
 def test_what_is_written_while_the_run_goes_on_is_counted(job: Job) -> None:
