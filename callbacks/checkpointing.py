@@ -9,7 +9,7 @@ how many steps were done, and then begins the next epoch. What stops a fit withi
 (``max_steps``, ``max_time``, ``should_stop``, an interruption) leaves the checkpoint before it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +25,7 @@ from callbacks.write_behind import WriteBehind
 from duquant.atomic_files import write_durably
 from duquant.checksum import check_checkpoint, set_checkpoint_checksum
 from duquant.modules.language_model import LanguageModel
+from duquant.preflight.memory import LARGEST_COPIED_CHECKPOINT
 
 REQUEUED = "hpc_ckpt_"
 """How Lightning names what it saves, at any moment, when SLURM is about to end a job."""
@@ -46,15 +47,17 @@ class DurableCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Write a checkpoint in one step; not that of a requeued job, which ``last`` continues.
 
-        One that is written behind is copied first, when all that came before it is on disk.
+        One that is written behind is copied first, when all that came before it is on disk. A
+        large one is written at once instead: its copy would cost more memory than waiting is worth.
         """
         path = Path(path)
         if path.name.startswith(REQUEUED):
             return
-        if self.writer is None:
+        if self.writer is not None:
+            self.writer.wait()
+        if self.writer is None or _num_bytes(checkpoint) > LARGEST_COPIED_CHECKPOINT:
             _write(path, partial(torch.save, checkpoint))
             return
-        self.writer.wait()
         copy = BytesIO()
         torch.save(checkpoint, copy)
         self.writer.submit(
@@ -158,6 +161,15 @@ def _write(path: Path, save: Callable[[Path], object]) -> None:
         set_checkpoint_checksum(temporary)
 
     write_durably(path, write)
+
+
+def _num_bytes(saved: object) -> int:
+    """Of all tensors in it."""
+    if isinstance(saved, torch.Tensor):
+        return saved.nbytes
+    if isinstance(saved, Mapping):
+        return sum(map(_num_bytes, saved.values()))
+    return sum(map(_num_bytes, saved)) if isinstance(saved, (list, tuple)) else 0
 
 
 def _is_within_epoch(checkpoint: dict[str, Any]) -> bool:

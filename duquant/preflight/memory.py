@@ -38,6 +38,8 @@ WIDE = 4
 """Bytes of a number in whatever is quantized."""
 SCORES = 4
 """Matrices of attention that are held at once: scores, probabilities, and the gradients of both."""
+LARGEST_COPIED_CHECKPOINT = 256 << 20
+"""A checkpoint of more bytes is written before the run goes on, so it need not be copied."""
 LIBRARIES = 120 << 20
 """What is imported and buffered once the work begins."""
 
@@ -123,9 +125,10 @@ def _written_block(job: Job) -> int:
 
 
 def _checkpoint(job: Job) -> int:
-    """What is learned, and the two moments of one turn."""
+    """What is learned, and the two moments of one turn: the copy that is being written."""
     turns = job.decoder.num_blocks + 2 if job.recipe.has_lwc else 0
-    return turns * _learned_transforms(job) * WIDE + 3 * distilled_bytes(job)
+    learned = turns * _learned_transforms(job) * WIDE + 3 * distilled_bytes(job)
+    return min(learned, LARGEST_COPIED_CHECKPOINT)
 
 
 def _chunk(job: Job) -> int:

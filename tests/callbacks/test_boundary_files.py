@@ -162,6 +162,23 @@ def test_a_checkpoint_is_a_copy(tmp_path: Path) -> None:
     assert torch.equal(checkpoints.load_checkpoint(path)["values"], torch.zeros(3))
 
 
+def test_a_large_checkpoint_is_not_copied_but_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"states": [{"moment": torch.zeros(30)}, (torch.zeros(2),)]}
+    path, checkpoints, jobs = tmp_path / "last.ckpt", DurableCheckpointIO(), list[object]()
+    checkpoints.writer = WriteBehind()
+    checkpoints.writer.submit = jobs.append  # type: ignore[method-assign]
+    monkeypatch.setattr("callbacks.checkpointing.LARGEST_COPIED_CHECKPOINT", 4 * 32)
+    checkpoints.save_checkpoint({"duquant_run": {}, **values}, path)
+    assert len(jobs) == 1
+    assert not path.exists()
+    monkeypatch.setattr("callbacks.checkpointing.LARGEST_COPIED_CHECKPOINT", 4 * 32 - 1)
+    checkpoints.save_checkpoint({"duquant_run": {}, **values}, path)
+    assert len(jobs) == 1
+    checkpoints.load_checkpoint(path)
+
+
 def test_a_checkpoint_that_cannot_be_written_is_told_of_by_the_next(tmp_path: Path) -> None:
     checkpoints, path = DurableCheckpointIO(), tmp_path / "last.ckpt"
     checkpoints.writer = WriteBehind()
