@@ -306,7 +306,9 @@ class Remove(BlockObserver):
     def _remove(self, *_: Any) -> None:
         self.calls += 1
         if self.calls == 2:
-            shutil.rmtree(self.directory)
+            # In one step: a thread of the run may be writing a file into it.
+            self.directory.rename(gone := self.directory.with_name("gone"))
+            shutil.rmtree(gone)
 
 
 @pytest.mark.parametrize(
