@@ -195,7 +195,9 @@ class BlockProgression(Callback):
         learner, is_distilling = model.learner, model.is_distilling
         if is_distilling:
             streams = None
-            self.writer.wait()  # from before it blocks cannot be distilled once more
+            # The checkpoint of this turn must be on disk before the blocks' files change: one from
+            # before the turn would begin it again, from files that hold its result.
+            self.writer.wait()
             finish_distillation(trainer, model, data)
             self.record.complaint = distillation_complaint(self.record.lwc_losses)
         else:

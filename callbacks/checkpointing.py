@@ -37,10 +37,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically and refuses damaged ones by name.
 
     Attributes:
-        writer: who writes them behind; without one they are on disk when saving returns.
+        writer: who writes ``behind``; every other checkpoint is on disk when saving returns.
+        behind: the run's own checkpoint, for which the run waits before it says that it is there.
     """
 
     writer: WriteBehind | None = None
+    behind: Path | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -55,7 +57,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
             return
         if self.writer is not None:
             self.writer.wait()
-        if self.writer is None or _num_bytes(checkpoint) > LARGEST_COPIED_CHECKPOINT:
+        is_small = _num_bytes(checkpoint) <= LARGEST_COPIED_CHECKPOINT
+        if self.writer is None or path != self.behind or not is_small:
             _write(path, partial(torch.save, checkpoint))
             return
         copy = BytesIO()
@@ -120,7 +123,8 @@ class LastCheckpoint(ModelCheckpoint):
         checkpoints = trainer.strategy.checkpoint_io
         if isinstance(checkpoints, DurableCheckpointIO):
             may_read = [each for each in trainer.loggers if not isinstance(each, READ_NOTHING)]
-            checkpoints.writer = None if may_read else self._writer
+            checkpoints.writer = None if may_read or stage != "fit" else self._writer
+            checkpoints.behind = Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, unless the epoch was cut short."""

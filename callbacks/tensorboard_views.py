@@ -42,6 +42,7 @@ class TensorBoardViews(BlockObserver):
 
     def __init__(self) -> None:
         self._artist = WriteBehind()
+        self._pictures: dict[int, bytes] = {}
 
     def on_block_entered(
         self, trainer: Trainer, model: LanguageModel, index: int, reports: dict[str, SiteReport]
@@ -51,7 +52,7 @@ class TensorBoardViews(BlockObserver):
             return
         path = model.output_dir / "blocks" / f"outliers_{index:05d}.png"
         self._artist.wait()
-        self._artist.submit(partial(_draw, reports, index, path, _writer(trainer)))
+        self._artist.submit(partial(self._draw, reports, index, path))
 
     def on_block_finished(
         self, trainer: Trainer, model: LanguageModel, record: BlockRecord
@@ -65,18 +66,32 @@ class TensorBoardViews(BlockObserver):
             return
         for logger in trainer.loggers:
             _log_block(logger, record, trainer.global_step)
-        writer = _writer(trainer)
+        picture, writer = self._pictures.pop(record.index), _writer(trainer)
         if writer is None:
             return
+        pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+        writer.add_image(
+            f"outliers/block_{record.index:02d}", pixels, record.index, dataformats="HWC"
+        )
         for linear, (high, low) in model.current_block.clip_factors().items():
             writer.add_histogram(f"clip_high/{linear}", high, record.index)
             writer.add_histogram(f"clip_low/{linear}", low, record.index)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the picture of a block that a stopped fit has not finished."""
+        self._artist.wait()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Let the picture be finished while the run still has its directory."""
         self._artist.end(exception)
+
+    def _draw(self, reports: dict[str, SiteReport], index: int, path: Path) -> None:
+        """Draw a block's picture and write it; TensorBoard gets it from the run's own thread."""
+        picture = draw_outliers(reports, f"block {index}")
+        write_durably(path, lambda temporary: temporary.write_bytes(picture))
+        self._pictures[index] = picture
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The recipe and its perplexities, for the HParams tab."""
@@ -94,15 +109,6 @@ class TensorBoardViews(BlockObserver):
             else:
                 logger.log_hyperparams(recipe)
             logger.save()
-
-
-def _draw(reports: dict[str, SiteReport], index: int, path: Path, writer: Any) -> None:
-    """Draw a block's picture, write it, and show it to TensorBoard if that is there."""
-    picture = draw_outliers(reports, f"block {index}")
-    write_durably(path, lambda temporary: temporary.write_bytes(picture))
-    if writer is not None:
-        pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
-        writer.add_image(f"outliers/block_{index:02d}", pixels, index, dataformats="HWC")
 
 
 def _log_whole_model(trainer: Trainer, record: BlockRecord) -> None:

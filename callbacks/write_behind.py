@@ -4,8 +4,8 @@ What was handed over is on disk once :meth:`WriteBehind.wait` has returned, and 
 anything say so or replace what it stands for. A job that fails stops those behind it, and its error
 comes up in the thread that hands over the next one or waits.
 
-How much is held in memory meanwhile is up to who hands over: there is no limit here, so each waits
-for what it handed over before (:mod:`callbacks.boundary_files` says who does when).
+There is no limit to what is held in memory meanwhile. Who hands over sees to that, by waiting at
+the moments that :mod:`callbacks.boundary_files` names.
 """
 
 from collections import deque
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from duquant.terminal import note
+from duquant.write_errors import CannotWriteError
 
 
 class WriteBehind:
@@ -46,10 +47,10 @@ class WriteBehind:
     def end(self, exception: BaseException) -> None:
         """Return when all jobs are done, in a run that ends with ``exception``.
 
-        A warning tells of a job that failed now, unless the run ends because of a file anyway.
+        A warning tells of a job that failed, unless a file that cannot be written ends the run.
         """
         error = self._finish()
-        if error is not None and not isinstance(exception, OSError):
+        if error is not None and not isinstance(exception, CannotWriteError):
             note(f"warning: {error}")
 
     def _finish(self) -> BaseException | None:

@@ -10,7 +10,6 @@ checkpoints; :func:`duquant.quantization.quantize` does it in a plain loop.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,11 @@ from duquant.model.block_error import (
     PROBED_TOKENS,
     BlockError,
     Probe,
+    in_the_end,
     measure_block,
     measure_sites,
     num_probed,
+    relative_error,
 )
 from duquant.model.block_forward import TOKENS_AT_ONCE
 from duquant.model.channel_ranges import observe_sites
@@ -189,7 +190,8 @@ class BlockCalibration:
             self.error = self._measured(PROBED_TOKENS if is_nearest else GLIMPSED_TOKENS)
             self.round()
             if self.error.relative is not None and not is_nearest:
-                self.error = replace(self.error, relative=self._measured().relative)
+                relative = relative_error(self.block, self._probe_here(), self.processes)
+                self.error = in_the_end(self.error, relative)
             if write is not None:
                 write(quantized)
             quantized.drop_codes()
@@ -202,8 +204,8 @@ class BlockCalibration:
         self.damping = self.block.round(self._quantized_chunks)
         self._require_same_decisions()
 
-    def _measured(self, tokens: int = PROBED_TOKENS) -> BlockError:
-        """What is lost at the codes nearest to the weights, or, behind them, at those chosen."""
+    def _measured(self, tokens: int) -> BlockError:
+        """What is lost at the codes nearest to the weights, and why."""
         block, quantized, probe = self.block, self.block.quantized, self._probe_here(tokens)
         assert quantized is not None
         return measure_block(quantized, block, probe, block.recipe, self.processes)

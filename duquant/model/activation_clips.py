@@ -30,8 +30,8 @@ Squares = Callable[[Tensor], Tensor]
 
 RATIOS = [1 - 0.04 * step for step in range(12)]
 TOKENS = 512
-"""Tokens of every process that a site looks at, every other one of its first samples; of Q, K and V
-eight times as many heads."""
+"""Tokens of every process that a site looks at, at most: spread evenly over the first 1,024 (over
+the first sample, if that is longer). Of Q, K and V eight times as many rows, one for each head."""
 SMALLEST_SQUARE = 1e-12
 
 

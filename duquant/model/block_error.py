@@ -41,6 +41,7 @@ TOLERABLE = 0.5
 DECISIVE = 0.5
 """A part is to blame if without its quantization the error shrinks to at most this share."""
 WIDER_BITS = 8
+MORE_BITS = "more bits or smaller groups help"
 OPERANDS = "attention_operands"
 """Where Q, K and V are quantized, which is at no site."""
 
@@ -109,10 +110,22 @@ def measure_block(
         recipe: its bits.
         processes: who has the other samples; all get the same answer.
     """
-    error = _relative(forward, probe, processes)
+    error = relative_error(forward, probe, processes)
     if error is not None and error <= TOLERABLE:
         return BlockError(error)
     return BlockError(error, _complain(quantized, forward, probe, recipe, processes, error))
+
+
+def in_the_end(before: BlockError, relative: float | None) -> BlockError:
+    """What is said of a block whose weights were measured once more when they were rounded.
+
+    Args:
+        before: measured at the codes nearest to the weights, while parts could be switched off.
+        relative: the error at the codes that were chosen.
+    """
+    if relative is not None and relative <= TOLERABLE:
+        return BlockError(relative)
+    return BlockError(relative, before.complaint or f"{_loss(relative)}: {MORE_BITS}")
 
 
 @torch.no_grad()
@@ -144,15 +157,16 @@ def measure_sites(
             for part in parts:
                 if part.place != place:
                     stack.enter_context(_switched_off(part))
-            error = _relative(forward, probe, processes)
+            error = relative_error(forward, probe, processes)
         if error is not None:
             errors[place] = error
     return errors
 
 
-def _relative(
+def relative_error(
     forward: Callable[[Tensor], Tensor], probe: Probe, processes: Processes
 ) -> float | None:
+    """The error alone; ``None`` if an output is not finite."""
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")
     if len(probe.inputs):
         lost = (forward(probe.inputs).float() - probe.targets.float()).norm(dim=-1)
@@ -175,18 +189,20 @@ def _complain(
     finite: list[tuple[float, Part]] = []
     for part in _parts(quantized, recipe):
         with _switched_off(part):
-            rest = _relative(forward, probe, processes)
+            rest = relative_error(forward, probe, processes)
         if rest is not None:
             finite.append((rest, part))
-    loss = (
-        "its output is not finite"
-        if error is None
-        else f"quantization changes its output by {error:.0%} of what the block adds to its input"
-    )
+    loss = _loss(error)
     rest, best = min(finite, key=lambda pair: pair[0], default=(math.inf, None))
     if best is None or (error is not None and rest > DECISIVE * error):
-        return f"{loss}; no single site or operand is to blame: more bits or smaller groups help"
+        return f"{loss}; no single site or operand is to blame: {MORE_BITS}"
     return f"{loss}; {best.name} is to blame ({rest:.0%} without it): {best.remedy}"
+
+
+def _loss(error: float | None) -> str:
+    if error is None:
+        return "its output is not finite"
+    return f"quantization changes its output by {error:.0%} of what the block adds to its input"
 
 
 def _parts(quantized: QuantizedBlock, recipe: Recipe) -> list[Part]:

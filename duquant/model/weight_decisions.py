@@ -3,7 +3,8 @@
 Rounding takes two passes over the samples. The first, which ends in front of Q, K and V, collects
 their Gram and costs little; the second collects those of all other sites, behind Q, K and V that
 are rounded already and other linears at the codes nearest to their weights. A pass for every site,
-each behind linears that are all rounded for good, takes four times as long.
+each behind linears that are all rounded for good, was no better where it was measured
+(``tests/benchmarks/README.md``).
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -9,7 +9,7 @@ of the MLP, and numbers of ``i`` bytes (4 in everything that is quantized):
 | embedding | the embeddings, as they are read and as they are used |
 | full precision | ``P·i`` and the activations of ``T`` tokens |
 | search | ``P·4``, ``P·i`` too if the model's dtype is another one, temporary copies of ``L`` |
-| rounding (GPTQ) | weights as in the search; of Gram matrices ``m²·16`` at once, one in float64 |
+| rounding (GPTQ) | weights as in the search, ``m²·16``: a Gram matrix, in float64, its factor |
 | training | ``P·12`` (weights, quantized weights, which are clamped), the batch's activations |
 | distillation | all packed blocks, ``D·16`` for ``D`` learned numbers, the batch's activations |
 | measuring | ``P·i``, the packed weights, ``T`` tokens; hidden states of all variants |
@@ -27,9 +27,11 @@ keeps them. It reads one block, or the embeddings (:func:`host_phase`).
 from dataclasses import dataclass, replace
 from math import prod
 
+from duquant.data.stream_files import BYTES_AT_ONCE
 from duquant.evaluation.perplexity import LOGITS_AT_ONCE
 from duquant.export.float_tensors import float_shapes
 from duquant.export.packed_size import packed_bytes
+from duquant.formats.number_format import num_groups
 from duquant.model.structure import SITES
 from duquant.preflight.job import Job
 from duquant.transforms.table import transform_class
@@ -110,7 +112,8 @@ def host_phase(job: Job) -> Phase:
         return largest_phase(job)
     read = max(job.block_weights * job.item, _table(job)) + 2 * _chunk(job)
     read += _written_block(job) + _checkpoint(job)
-    held = 0 if job.streams_on_gpu else _streams(job)
+    piece = min(BYTES_AT_ONCE, job.streams.bytes_at_once)  # on its way from a GPU to the disk
+    held = piece if job.streams_on_gpu else _streams(job)
     count = LIBRARIES + distilled_bytes(job) + held + read
     return Phase("streams", count, "--data.stream_memory_gb 0")
 
@@ -127,8 +130,15 @@ def _written_block(job: Job) -> int:
 def _checkpoint(job: Job) -> int:
     """What is learned, and the two moments of one turn: the copy that is being written."""
     turns = job.decoder.num_blocks + 2 if job.recipe.has_lwc else 0
-    learned = turns * _learned_transforms(job) * WIDE + 3 * distilled_bytes(job)
-    return min(learned, LARGEST_COPIED_CHECKPOINT)
+    numbers = _learned_transforms(job) + _clip_factors(job)
+    learned = turns * numbers * WIDE + 3 * distilled_bytes(job)
+    return learned if learned <= LARGEST_COPIED_CHECKPOINT else 0
+
+
+def _clip_factors(job: Job) -> int:
+    """Of the weights of a block: two for every group."""
+    size = job.recipe.formats.weights.group_size
+    return sum(2 * rows * num_groups(width, size) for rows, width in job.linears.values())
 
 
 def _chunk(job: Job) -> int:
@@ -166,15 +176,12 @@ def _search(job: Job) -> int:
 
 
 def _rounding(job: Job) -> int:
-    """Three sites' Gram matrices; then one is factored in float64, and weights go along columns.
-
-    The down projection has the largest matrix, gate and up projection together the most rows.
-    """
+    """Three sites' Gram matrices are summed up; then one is factored, and weights are rounded."""
     hidden, wide = job.streams.hidden, _mlp_width(job)
-    grams = wide**2 + 2 * hidden**2
+    grams = sum(job.linears[site.linears[0]][1] ** 2 for site in SITES[1:])
     down = 3 * wide**2 + 3 * hidden * wide
     gate_and_up = 2 * hidden**2 + 5 * 2 * hidden * wide
-    forward = _quantized_forward(job, job.tokens_at_once)
+    forward = _quantized_forward(job, job.tokens_at_once) + 3 * wide**2 * WIDE  # and sums them up
     return _held_weights(job) + grams * WIDE + max(max(down, gate_and_up) * WIDE, forward)
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from duquant.formats.number_format import NO_CLIP, Clip, Grid, NumberFormat, num_groups, split_rows
-from duquant.ops.error_feedback import error_feedback
+from duquant.ops.error_feedback import LARGEST_DAMPING, error_feedback
 from duquant.ops.precision import exact_products
 from duquant.rounding.nearest import Nearest
 from duquant.rounding.weight_rounding import Rounded
@@ -52,8 +52,8 @@ class GPTQ:
 
     def __post_init__(self) -> None:
         """Check the numbers and the choice."""
-        if not 0 <= self.damping < float("inf"):
-            raise ValueError(f"damping is {self.damping}; it must be 0 or more")
+        if not 0 <= self.damping <= LARGEST_DAMPING:
+            raise ValueError(f"damping is {self.damping}; it must be 0 to {LARGEST_DAMPING:g}")
         if self.block_columns < 1:
             raise ValueError(f"block_columns is {self.block_columns}; it must be at least 1")
         if self.order not in get_args(Order):

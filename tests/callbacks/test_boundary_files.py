@@ -138,11 +138,27 @@ def test_the_next_block_is_entered_while_the_last_is_written(
     assert sorted(set(durable.boundaries)) == list(range(BLOCKS + 1))
 
 
+def written_behind(path: Path) -> DurableCheckpointIO:
+    checkpoints = DurableCheckpointIO()
+    checkpoints.writer, checkpoints.behind = WriteBehind(), path
+    return checkpoints
+
+
+def test_checkpoints_that_others_ask_for_are_on_disk_at_once(tmp_path: Path) -> None:
+    """Nobody would wait for them, and Lightning removes older ones as soon as they are saved."""
+    checkpoints, own = written_behind(tmp_path / "last.ckpt"), tmp_path / "epoch=1.ckpt"
+    checkpoints.writer.submit = lambda job: pytest.fail("handed over")  # type: ignore
+    checkpoints.save_checkpoint({"duquant_run": {}}, own)
+    checkpoints.load_checkpoint(own)
+    with files_of_at_most(10), pytest.raises(CannotWriteError, match=r"epoch=1\.ckpt"):
+        checkpoints.save_checkpoint({"duquant_run": {}}, own)
+
+
 def test_a_checkpoint_is_a_copy(tmp_path: Path) -> None:
-    gate, checkpoints = threading.Event(), DurableCheckpointIO()
-    checkpoints.writer = WriteBehind()
+    gate, path = threading.Event(), tmp_path / "last.ckpt"
+    checkpoints = written_behind(path)
+    assert checkpoints.writer is not None
     values = torch.zeros(3)
-    path = tmp_path / "last.ckpt"
 
     def close_until_changed() -> None:
         assert gate.wait(PATIENCE)
@@ -166,8 +182,9 @@ def test_a_large_checkpoint_is_not_copied_but_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"states": [{"moment": torch.zeros(30)}, (torch.zeros(2),)]}
-    path, checkpoints, jobs = tmp_path / "last.ckpt", DurableCheckpointIO(), list[object]()
-    checkpoints.writer = WriteBehind()
+    path, jobs = tmp_path / "last.ckpt", list[object]()
+    checkpoints = written_behind(path)
+    assert checkpoints.writer is not None
     checkpoints.writer.submit = jobs.append  # type: ignore[method-assign]
     monkeypatch.setattr("callbacks.checkpointing.LARGEST_COPIED_CHECKPOINT", 4 * 32)
     checkpoints.save_checkpoint({"duquant_run": {}, **values}, path)
@@ -180,8 +197,9 @@ def test_a_large_checkpoint_is_not_copied_but_waited_for(
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_of_by_the_next(tmp_path: Path) -> None:
-    checkpoints, path = DurableCheckpointIO(), tmp_path / "last.ckpt"
-    checkpoints.writer = WriteBehind()
+    path = tmp_path / "last.ckpt"
+    checkpoints = written_behind(path)
+    assert checkpoints.writer is not None
     content = {"duquant_run": {}, "values": torch.zeros(1000)}
     with files_of_at_most(100):
         checkpoints.save_checkpoint(content, path)
@@ -206,6 +224,7 @@ def test_loggers_that_upload_checkpoints_find_them(
     checkpoints = trainer.strategy.checkpoint_io
     assert isinstance(checkpoints, DurableCheckpointIO)
     assert checkpoints.writer is (writer if is_behind else None)
+    assert checkpoints.behind == last_checkpoint(tmp_path)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from callbacks.write_behind import WriteBehind
+from duquant.write_errors import CannotWriteError
 
 PATIENCE = 60.0
 """Seconds; only a job that hangs needs them."""
@@ -77,7 +78,11 @@ def test_the_next_job_is_not_taken_after_one_that_failed(writer: WriteBehind) ->
 
 @pytest.mark.parametrize(
     ("exception", "told"),
-    [(KeyboardInterrupt(), "warning: full\n"), (ValueError(), "warning: full\n"), (OSError(), "")],
+    [
+        (KeyboardInterrupt(), "warning: full\n"),
+        (OSError(), "warning: full\n"),
+        (CannotWriteError(), ""),
+    ],
 )
 def test_a_run_that_ends_otherwise_waits_and_warns(
     writer: WriteBehind,

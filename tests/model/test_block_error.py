@@ -19,6 +19,7 @@ from duquant.model.block_error import (
     TOLERABLE,
     BlockError,
     Probe,
+    in_the_end,
     measure_block,
     measure_sites,
     num_probed,
@@ -230,3 +231,21 @@ def test_the_site_that_is_coarse_has_the_largest_error(place: str, decoder: Deco
 
 def test_sites_that_are_not_quantized_have_no_error(decoder: Decoder) -> None:
     assert sites(Bench(decoder, small_recipe(16))) == {}
+
+
+@pytest.mark.parametrize(
+    ("relative", "complaint"),
+    [
+        (0.5, ""),
+        (0.6, "quantization changes its output by 60% of what the block adds to its input: more"),
+        (None, "its output is not finite: more bits or smaller groups help"),
+    ],
+)
+def test_rounding_has_the_last_word(relative: float | None, complaint: str) -> None:
+    """A warning comes where the error that is kept is too large, and nowhere else."""
+    end = in_the_end(BlockError(0.4), relative)
+    assert end.relative == relative
+    assert end.complaint.startswith(complaint)
+    assert bool(end.complaint) == bool(complaint)
+    known = in_the_end(BlockError(0.7, "quantizing K is to blame"), relative)
+    assert known.complaint == ("quantizing K is to blame" if complaint else "")

@@ -226,7 +226,8 @@ def test_a_gram_matrix_that_is_not_finite_means_nearest_and_says_so() -> None:
     [
         ("round", {}, "there is no rounding 'round'; there are gptq, nearest"),
         ("nearest", {"damping": 1}, "nearest has no damping to choose; it has no options"),
-        ("gptq", {"damping": -0.1}, "damping is -0.1; it must be 0 or more"),
+        ("gptq", {"damping": -0.1}, "damping is -0.1; it must be 0 to 1e"),
+        ("gptq", {"damping": 1e9}, r"damping is 1000000000\.0; it must be 0 to"),
         ("gptq", {"damping": float("nan")}, "damping is nan"),
         ("gptq", {"block_columns": 0}, "block_columns is 0; it must be at least 1"),
         ("gptq", {"order": "random"}, "order is 'random'; it must be one of natural, diagonal"),
