@@ -124,7 +124,7 @@ class LastCheckpoint(ModelCheckpoint):
         if isinstance(checkpoints, DurableCheckpointIO):
             may_read = [each for each in trainer.loggers if not isinstance(each, READ_NOTHING)]
             checkpoints.writer = None if may_read or stage != "fit" else self._writer
-            checkpoints.behind = Path(str(self.dirpath)) / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
+            checkpoints.behind = last_checkpoint(Path(str(self.dirpath)).parent)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, unless the epoch was cut short."""

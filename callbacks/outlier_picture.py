@@ -75,7 +75,7 @@ def _draw_site(axis: Axes, report: SiteReport, stages: list[str]) -> None:
 
 
 def _draw_lines(axis: Axes, places: list[float], heights: list[float], color: str) -> None:
-    """Upright lines from zero, as one path with gaps; a path for each would take ten times it."""
+    """Upright lines from zero, as one path with gaps, which is drawn faster than one for each."""
     count = len(places)
     across, up = np.repeat(places, 3), np.zeros((count, 3))
     up[:, 1], up[:, 2] = heights, np.nan

@@ -19,7 +19,6 @@ TensorBoard has all of it; its steps are blocks where a number is one of a block
 ``block``, and the recipe, but no histograms and pictures.
 """
 
-import io
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ class TensorBoardViews(BlockObserver):
 
     def __init__(self) -> None:
         self._artist = WriteBehind()
-        self._pictures: dict[int, bytes] = {}
 
     def on_block_entered(
         self, trainer: Trainer, model: LanguageModel, index: int, reports: dict[str, SiteReport]
@@ -50,9 +48,8 @@ class TensorBoardViews(BlockObserver):
         """Picture of the new block, drawn while the block learns."""
         if not trainer.is_global_zero:
             return
-        path = model.output_dir / "blocks" / f"outliers_{index:05d}.png"
         self._artist.wait()
-        self._artist.submit(partial(self._draw, reports, index, path))
+        self._artist.submit(partial(_draw, reports, index, _picture(model, index)))
 
     def on_block_finished(
         self, trainer: Trainer, model: LanguageModel, record: BlockRecord
@@ -66,10 +63,10 @@ class TensorBoardViews(BlockObserver):
             return
         for logger in trainer.loggers:
             _log_block(logger, record, trainer.global_step)
-        picture, writer = self._pictures.pop(record.index), _writer(trainer)
+        writer = _writer(trainer)
         if writer is None:
             return
-        pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+        pixels = np.asarray(Image.open(_picture(model, record.index)).convert("RGB"))
         writer.add_image(
             f"outliers/block_{record.index:02d}", pixels, record.index, dataformats="HWC"
         )
@@ -87,12 +84,6 @@ class TensorBoardViews(BlockObserver):
         """Let the picture be finished while the run still has its directory."""
         self._artist.end(exception)
 
-    def _draw(self, reports: dict[str, SiteReport], index: int, path: Path) -> None:
-        """Draw a block's picture and write it; TensorBoard gets it from the run's own thread."""
-        picture = draw_outliers(reports, f"block {index}")
-        write_durably(path, lambda temporary: temporary.write_bytes(picture))
-        self._pictures[index] = picture
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The recipe and its perplexities, for the HParams tab."""
         if not isinstance(pl_module, LanguageModel) or not trainer.is_global_zero:
@@ -109,6 +100,16 @@ class TensorBoardViews(BlockObserver):
             else:
                 logger.log_hyperparams(recipe)
             logger.save()
+
+
+def _picture(model: LanguageModel, index: int) -> Path:
+    return model.output_dir / "blocks" / f"outliers_{index:05d}.png"
+
+
+def _draw(reports: dict[str, SiteReport], index: int, path: Path) -> None:
+    """Draw a block's picture and write it; TensorBoard gets it from the run's own thread."""
+    picture = draw_outliers(reports, f"block {index}")
+    write_durably(path, lambda temporary: temporary.write_bytes(picture))
 
 
 def _log_whole_model(trainer: Trainer, record: BlockRecord) -> None:
