@@ -21,6 +21,10 @@ SHAPE = Shape(2, hidden=512, intermediate=1408)
 BLOCK_BYTES = 4 * (4 * 512 * 512 + 3 * 512 * 1408)
 FEW, MANY = 2, 8
 
+# The C library keeps what is freed, and how much depends on the threads and on their number: some
+# 30 MB from one run to the next. A tensor that has pages of its own goes back when it is freed.
+RETURN_WHAT_IS_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
 
 def measure(model: Path, output: Path, *options: str) -> dict[str, Any]:
     """Peaks of a short run."""
@@ -31,6 +35,7 @@ def measure(model: Path, output: Path, *options: str) -> dict[str, Any]:
         "--data.calibration", "python_topics", "--data.validation", "{t: python_topics}",
         "--data.num_samples", "2", "--data.sequence_length", "128",
         "--data.validation_windows", "2", *options,
+        environment=RETURN_WHAT_IS_FREED,
     )  # fmt: skip
 
 
@@ -51,7 +56,7 @@ def test_the_peak_does_not_grow_with_the_number_of_blocks(
 ) -> None:
     model = write_random_checkpoint(tmp_path / "model", SHAPE.with_blocks(MANY), sharded=is_sharded)
     many = measure(model, tmp_path / "run", *options)
-    # Six more blocks were calibrated. What allocators keep back differs by up to two between runs.
+    # Six more blocks were calibrated. What is written behind overlaps with more: one block's worth.
     assert many["peak"] - few["peak"] < (MANY - FEW) // 2 * BLOCK_BYTES
 
 
