@@ -155,10 +155,8 @@ def used(directory: Path) -> list[torch.Tensor]:
 
 
 def exported(directory: Path, target: Path) -> list[torch.Tensor]:
-    """Tensors of an export, where there is one that computes them anew."""
-    source = QuantizedSource(directory)
-    has_means = source.recipe.smoothing.subtract_mean
-    export_model(source, target, EXPORTERS["native" if has_means else "dequantized"]())
+    """Tensors of an export that computes them anew."""
+    export_model(QuantizedSource(directory), target, EXPORTERS["dequantized"]())
     tensors = stored(target)
     return [tensors[name] for name in sorted(tensors)]
 

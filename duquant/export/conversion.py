@@ -78,6 +78,11 @@ class QuantizedSource:
         named = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         return unpack_block(fresh, named, self.recipe, self.dtype)
 
+    def plain_config(self) -> dict[str, Any]:
+        """``config.json`` without what the quantization added to it."""
+        added = ("quantization_config", NOTICE_FIELD)
+        return {name: value for name, value in self.config.items() if name not in added}
+
     def outside(self) -> Iterator[tuple[str, Tensor]]:
         """Embeddings, final norm and head."""
         names = [n for n in self.checkpoint.files if not n.startswith("model.layers.")]
@@ -114,9 +119,9 @@ def export_model(
         on_block: told the index of every finished block and their number.
 
     Raises:
-        ValueError: if the recipe cannot be expressed, or the directory holds something else.
+        ValueError: if the layout cannot express the model, or the directory holds something else.
     """
-    exporter.require_expressible(source.recipe)
+    config = exporter.model_config(source.recipe, source.plain_config())
     begun = {f"model-block-{index:05d}.safetensors" for index in range(source.num_blocks)}
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; choose another --output_dir")
@@ -124,13 +129,14 @@ def export_model(
         raise ValueError(f"{target} is not an empty directory; choose another --output_dir")
     with RunLock(target) as lock:
         lock.acquire()
-        _write_parts(source, target, exporter, on_block)
+        _write_parts(source, target, exporter, config, on_block)
 
 
 def _write_parts(
     source: QuantizedSource,
     target: Path,
     exporter: Exporter,
+    config: dict[str, Any],
     on_block: Callable[[int, int], None] | None,
 ) -> None:
     checksums = {RECIPE: recipe_checksum(source.recipe.to_dict())}
@@ -144,7 +150,7 @@ def _write_parts(
         if on_block is not None:
             on_block(index, source.num_blocks)
     _write_part(target / OUTSIDE, dict(source.outside()), exporter, weight_map, checksums)
-    _complete(source, target, exporter, weight_map, checksums)
+    _complete(source, target, exporter, config, weight_map, checksums)
 
 
 def _whole_files(directory: Path) -> list[Path]:
@@ -177,13 +183,12 @@ def _complete(
     source: QuantizedSource,
     target: Path,
     exporter: Exporter,
+    config: dict[str, Any],
     weight_map: dict[str, str],
     checksums: dict[str, str],
 ) -> None:
-    config = dict(source.config)
+    config = dict(config)
     quantization = exporter.quantization_config(source.recipe, checksums, source.record)
-    config.pop("quantization_config")
-    config.pop(NOTICE_FIELD, None)
     if quantization is not None:
         config["quantization_config"] = quantization
         if quantization["quant_method"] == QUANT_METHOD:

@@ -34,14 +34,21 @@ def weights_alone(recipe: Recipe) -> Recipe:
 
 
 @pytest.mark.parametrize(
-    "family", ["llama-grouped", "llama-tied", "llama-biases", "qwen2", "qwen3", "gemma"]
+    ("family", "subtract_mean"),
+    [
+        *((name, False) for name in ("llama-grouped", "llama-tied", "llama-biases", "granite")),
+        *((name, False) for name in ("qwen2", "qwen3", "gemma", "smollm3")),
+        *((name, True) for name in ("llama-grouped", "llama-tied", "llama-biases", "granite")),
+        ("smollm3", True),
+    ],
 )
 @pytest.mark.parametrize("attention_output", ["key_value_channel", "query_channel"])
 def test_a_plain_model_computes_what_quantized_weights_do(
-    family: str, attention_output: str, tmp_path: Path
+    family: str, subtract_mean: bool, attention_output: str, tmp_path: Path
 ) -> None:
     """With activations in floating point both are the same function, up to rounding."""
     recipe = weights_alone(small_recipe(attention_output=attention_output))
+    recipe = replace(recipe, smoothing=replace(recipe.smoothing, subtract_mean=subtract_mean))
     quantized = write_quantized(tmp_path, FAMILIES[family], recipe)
     export_model(QuantizedSource(quantized.path), tmp_path / "plain", Dequantized())
     assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
@@ -103,11 +110,21 @@ def test_an_interrupted_export_goes_on(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(target) is not None
 
 
-def test_a_plain_model_has_no_place_for_means(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "lacking"),
+    [
+        ("qwen2", r"in self_attn.o_proj, mlp.up_proj, mlp.gate_proj, mlp.down_proj;"),
+        ("qwen3", r"in mlp.up_proj, mlp.gate_proj, mlp.down_proj;"),
+        ("mistral-sliding", r"in self_attn.q_proj, .*, mlp.down_proj;"),
+    ],
+)
+def test_a_plain_model_without_biases_has_no_place_for_means(
+    family: str, lacking: str, tmp_path: Path
+) -> None:
     recipe = small_recipe()
     recipe = replace(recipe, smoothing=replace(recipe.smoothing, subtract_mean=True))
-    quantized = write_quantized(tmp_path, FAMILIES["llama-tied"], recipe)
-    with pytest.raises(ValueError, match=r"subtract_mean is true: .* no place for"):
+    quantized = write_quantized(tmp_path, FAMILIES[family], recipe)
+    with pytest.raises(ValueError, match=rf"subtract_mean is true, and a plain .* {lacking}"):
         export_model(QuantizedSource(quantized.path), tmp_path / "plain", Dequantized())
     assert not (tmp_path / "plain").exists()
     export_model(QuantizedSource(quantized.path), tmp_path / "copy", Native())

@@ -57,16 +57,18 @@ class CompressedTensors:
     )
     dtype: ClassVar[torch.dtype | None] = None
 
-    def require_expressible(self, recipe: Recipe) -> None:
-        """Check what the layout has a place for.
+    def model_config(self, recipe: Recipe, config: dict[str, Any]) -> dict[str, Any]:
+        """The same, if the layout has a place for everything.
 
         Raises:
-            ValueError: naming the option that it has none for.
+            ValueError: naming all options that it has none for.
         """
-        for check in (transform_problem, _smoothing, _weights, _activations):
-            problem = check(recipe)
-            if problem:
-                raise ValueError(f"{problem}; quantize without it, or export to another layout")
+        checks = (transform_problem, _smoothing, _weights, _attention, _activations, _clips)
+        problems = [problem for problem in (check(recipe) for check in checks) if problem]
+        if problems:
+            told = "; ".join(problems)
+            raise ValueError(f"{told}. Quantize without that, or export to another layout")
+        return config
 
     @torch.no_grad()
     def tensors(self, block: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
@@ -130,27 +132,38 @@ def _smoothing(recipe: Recipe) -> str:
 def _weights(recipe: Recipe) -> str:
     form = recipe.formats.weights
     if not isinstance(form, Integer) or form.bits not in (4, 8):
-        return f"weights are {form.name} of {form.bits} bits; compressed-tensors packs 4 or 8"
+        return f"weights are {form.name} of {form.bits} bits: compressed-tensors packs 4 or 8"
+    return ""
+
+
+def _attention(recipe: Recipe) -> str:
+    formats = recipe.formats
+    bits = {
+        "query_bits": formats.queries.bits,
+        "key_bits": formats.keys.bits,
+        "value_bits": formats.values.bits,
+    }
+    narrow = [f"{option} is {n}" for option, n in bits.items() if n < UNQUANTIZED_BITS]
+    if narrow:
+        return f"{', '.join(narrow)}: compressed-tensors leaves attention unquantized (16)"
     return ""
 
 
 def _activations(recipe: Recipe) -> str:
-    formats = recipe.formats
-    for option, form in (
-        ("query_bits", formats.queries),
-        ("key_bits", formats.keys),
-        ("value_bits", formats.values),
-    ):
-        if form.bits < UNQUANTIZED_BITS:
-            return f"{option} is {form.bits}; compressed-tensors leaves attention unquantized (16)"
     if _is_weights_only(recipe):
         return ""
-    ours, weights = formats.activations, formats.weights
+    ours, weights = recipe.formats.activations, recipe.formats.weights
     if not isinstance(ours, Integer) or ours != Integer(bits=8):
-        return f"activations are {ours}; they must be 8 bits per token, asymmetric, or unquantized"
+        return f"activations are {ours}: they must be 8 bits per token, asymmetric, or unquantized"
     if weights != Integer(bits=8, symmetric=True):
         return "activations are quantized, so weights must be 8 bits, symmetric, without groups"
+    return ""
+
+
+def _clips(recipe: Recipe) -> str:
     clipping = recipe.clipping
+    if _is_weights_only(recipe):
+        return ""
     is_fixed = clipping.activations == "fixed" and clipping.activation_ratio == 1.0
     if not is_fixed or recipe.training.activation_clips:
         return (

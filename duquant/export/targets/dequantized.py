@@ -6,21 +6,32 @@ reads ``x``, so it gets
     W' = Ŵ T⁻¹        because        x W'ᵀ = (x T) Ŵᵀ
 
 where ``T`` first divides by the smoothing scale, if that could not be folded. Biases of Q, K and V
-go back to their projections. The result has the error of the quantized weights and none of the
-activations'; any tool can load it.
+go back to their projections. Where the recipe subtracts means, a linear reads ``(x - m) T`` and its
+bias ``b`` has made that good; the plain one gets
+
+    b' = b - m W'ᵀ
+
+which needs a bias in every linear: LLaMA, Granite and SmolLM3 have an option for that, others are
+refused. The result has the error of the quantized weights and none of the activations'; any tool
+can load it.
 """
 
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from duquant.config import Recipe
 from duquant.export.targets.plain_parts import plain_parts
 from duquant.model.execution import transform_of
-from duquant.model.structure import SITES
+from duquant.model.skeleton import build_skeleton
+from duquant.model.structure import LINEARS, SITES
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
+
+BIASES = ("attention_bias", "mlp_bias")
+"""Options of transformers' configurations that give every linear a bias."""
 
 
 class Dequantized:
@@ -33,17 +44,28 @@ class Dequantized:
     )
     dtype: ClassVar[torch.dtype | None] = torch.bfloat16
 
-    def require_expressible(self, recipe: Recipe) -> None:
-        """Refuse subtracted means; all else is, its activations left in floating point.
+    def model_config(self, recipe: Recipe, config: dict[str, Any]) -> dict[str, Any]:
+        """The same, or with biases, if sites subtract means.
 
         Raises:
-            ValueError: if sites subtract means, which a plain model has no place for.
+            ValueError: if they do and the model's linears cannot have biases, naming the linears.
         """
-        if recipe.smoothing.subtract_mean:
+        if not recipe.smoothing.subtract_mean:
+            return config
+        config = config | dict.fromkeys(BIASES, True)
+        kind = config["model_type"]
+        options = {name: value for name, value in config.items() if name != "model_type"}
+        biased = build_skeleton(
+            AutoConfig.for_model(kind, **options), torch.float32, "a plain model"
+        )
+        block = biased.model.layers[0]
+        lacking = [name for name in LINEARS if block.get_submodule(name).bias is None]
+        if lacking:
             raise ValueError(
-                "smoothing.subtract_mean is true: a model without quantization has no place for "
-                "the means; quantize without it, or export to native"
+                f"smoothing.subtract_mean is true, and a plain {kind} has no bias to take the "
+                f"means in {', '.join(lacking)}; quantize without it, or export to native"
             )
+        return config
 
     @torch.no_grad()
     def tensors(self, block: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
@@ -53,6 +75,11 @@ class Dequantized:
             transform = transform_of(block, site)
             for name in site.linears:
                 weight = _plain_weight(block.get_submodule(name), transform)
+                if transform.mean.numel():
+                    bias = tensors[f"{name}.bias"]
+                    tensors[f"{name}.bias"] = bias - weight @ transform.mean.to(weight.dtype)
+                if transform.online_scale.numel():
+                    weight = weight / transform.online_scale
                 tensors[f"{name}.weight"] = weight.detach()
         return tensors
 
@@ -63,10 +90,9 @@ class Dequantized:
 
 
 def _plain_weight(linear: nn.Module, site: SiteTransform) -> Tensor:
-    """The weight ``(out, in)`` for inputs that are not transformed, float32."""
+    """The weight ``(out, in)`` for inputs that are smoothed and not transformed, float32."""
     if isinstance(linear, PackedLinear):
         weight = linear.dequantized()
     else:
         weight = linear.get_buffer("weight").float()
-    weight = site.transform.off_weight(weight)
-    return weight / site.online_scale if site.online_scale.numel() else weight
+    return site.transform.off_weight(weight)

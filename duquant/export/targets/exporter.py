@@ -21,11 +21,18 @@ class Exporter(Protocol):
     about: ClassVar[str]
     dtype: ClassVar[torch.dtype | None]
 
-    def require_expressible(self, recipe: Recipe) -> None:
-        """Check that the target can hold a model of this recipe.
+    def model_config(self, recipe: Recipe, config: dict[str, Any]) -> dict[str, Any]:
+        """Check that the target can hold a model of this recipe, before anything is written.
+
+        Args:
+            recipe: how it was quantized.
+            config: the original model's ``config.json``.
+
+        Returns:
+            What ``config.json`` says of the model in this layout, besides its quantization.
 
         Raises:
-            ValueError: naming the option that it cannot express.
+            ValueError: naming the options that it cannot express.
         """
 
     def tensors(self, block: nn.Module, recipe: Recipe) -> dict[str, Tensor]:

@@ -49,11 +49,11 @@ def transform_problem(recipe: Recipe) -> str:
         return f"rotation.transform is {rotation.transform!r}, which compressed-tensors cannot say"
     if rotation.selector != "hadamard":
         return (
-            f"rotation.selector is {rotation.selector!r}; only 'hadamard' and 'none' can be written"
+            f"rotation.selector is {rotation.selector!r}: only 'hadamard' and 'none' can be written"
         )
     if rotation.permutation_times:
         return (
-            f"rotation.permutation_times is {rotation.permutation_times}; compressed-tensors knows "
+            f"rotation.permutation_times is {rotation.permutation_times}: compressed-tensors knows "
             f"no permutation (0)"
         )
     return ""

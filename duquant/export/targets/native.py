@@ -17,8 +17,9 @@ class Native:
 
     dtype: ClassVar[torch.dtype | None] = None
 
-    def require_expressible(self, recipe: Recipe) -> None:
-        """Every recipe is."""
+    def model_config(self, recipe: Recipe, config: dict[str, Any]) -> dict[str, Any]:
+        """The same; there is a place for every recipe."""
+        return config
 
     def tensors(self, block: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
         """The block's state."""
