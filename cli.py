@@ -26,9 +26,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
 os.environ.setdefault("JSONARGPARSE_ADD_PRINT_COMPLETION_ARGUMENT", "true")
 
-from callbacks.extra_guard import leave_without
+from callbacks.extra_guard import CALIBRATE, EXTRAS, leave_without_extra
 
-leave_without("calibrate", "cli.py")
+leave_without_extra(sys.argv[1:])
 
 from jsonargparse import ActionYesNo
 from lightning import Callback, Trainer
@@ -72,8 +72,6 @@ SUBCOMMANDS: Subcommands = {
 }
 """Subcommands without a Trainer: a function whose signature and docstring are the options, or a
 table of further subcommands. Its module imports what is slow inside of the function."""
-EXTRAS = {"evaluate": "evaluate", "mtbench": "evaluate"}
-"""Extras of subcommands that need more than the others."""
 
 
 class DuQuantCLI(LightningCLI):
@@ -120,7 +118,7 @@ class DuQuantCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand in SUBCOMMANDS:
-            require_extra(EXTRAS.get(subcommand, "calibrate"), f"cli.py {subcommand}")
+            require_extra(EXTRAS.get(subcommand, CALIBRATE), f"cli.py {subcommand}")
             options = self.parser.instantiate_classes(self.config)
             run_subcommand(SUBCOMMANDS[subcommand], options[subcommand])
         else:

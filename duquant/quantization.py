@@ -55,6 +55,7 @@ def quantize(
     seed: int = 2,
     dtype: str = "float32",
     device: torch.device | str = "cpu",
+    gradient_checkpointing: bool = True,
     on_block: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Calibrate a model on texts and write it quantized.
@@ -70,6 +71,8 @@ def quantize(
         seed: draws windows and random rotations.
         dtype: dtype in which the model is read and run: float32, bfloat16 or float16.
         device: where to compute, blocks and trainer alike; "cuda" is the current GPU.
+        gradient_checkpointing: in a recipe's distillation, compute every block again in the
+            backward pass instead of holding what all of them computed.
         on_block: told the index of every finished block and their number, for progress; a recipe's
             distillation comes after the last.
 
@@ -101,7 +104,8 @@ def quantize(
         stack.enter_context(RunLock(output)).acquire()
         _require_empty(output)  # nobody else writes into it any more
         directory = ModelDirectory(output, recipe)
-        _calibrate(decoder, directory, windows, seed, place, on_block)
+        checkpointing = gradient_checkpointing
+        _calibrate(decoder, directory, windows, seed, place, checkpointing, on_block)
         directory.complete(decoder, name)
     return output
 
@@ -112,12 +116,13 @@ def _calibrate(
     windows: Tensor,
     seed: int,
     device: torch.device,
+    checkpointing: bool,
     on_block: Callable[[int, int], None] | None,
 ) -> None:
     recipe, shapes = directory.recipe, linear_shapes(decoder.meta_block())
-    samples, tokens = windows.shape
-    sizes = StreamSizes.of(recipe, samples, tokens, decoder.hidden_size, decoder.dtype)
-    place = _stream_device(decoder, recipe, sizes, device)
+    count, tokens = windows.shape
+    sizes = StreamSizes.of(recipe, count, tokens, decoder.hidden_size, decoder.dtype)
+    place = _stream_device(decoder, recipe, sizes, device, checkpointing)
     streams = Streams.draft(sizes, place, at_start=True)
     open_streams(decoder, windows, streams, device)
     contexts = decoder.contexts(windows.shape[1], device)
@@ -135,11 +140,16 @@ def _calibrate(
         if on_block is not None:
             on_block(index, decoder.num_blocks)
     if recipe.distillation.epochs:
-        _distil(decoder, directory, BlockSamples(windows, streams.full_precision), contexts, device)
+        samples = BlockSamples(windows, streams.full_precision)
+        _distil(decoder, directory, samples, contexts, device, checkpointing)
 
 
 def _stream_device(
-    decoder: Decoder, recipe: Recipe, sizes: StreamSizes, device: torch.device
+    decoder: Decoder,
+    recipe: Recipe,
+    sizes: StreamSizes,
+    device: torch.device,
+    checkpointing: bool,
 ) -> torch.device:
     """Where the streams are held: with the blocks, if there is room for both."""
     free = free_device_bytes(device)
@@ -152,6 +162,7 @@ def _stream_device(
         windows=(),
         validation_chunk=1,
         on_gpu=free is not None,
+        gradient_checkpointing=checkpointing,
     )
     return device if with_streams_placed(job, free).streams_on_gpu else CPU
 
@@ -162,11 +173,12 @@ def _distil(
     samples: BlockSamples,
     contexts: Sequence[BlockContext],
     device: torch.device,
+    checkpointing: bool,
 ) -> None:
     """Let the finished model learn the original's predictions, and store it once more."""
     blocks, recipe = range(decoder.num_blocks), directory.recipe
     shapes = [float_shapes(decoder.meta_block(index), recipe) for index in blocks]
-    distillation = Distillation(shapes, recipe).to(device)
+    distillation = Distillation(shapes, recipe, gradient_checkpointing=checkpointing).to(device)
     distillation.enter(directory, decoder, contexts)
     _train(distillation, samples, recipe.distillation, device)
     for index in blocks:

@@ -70,12 +70,24 @@ def test_the_wheel_alone_generates(core: Path, quantized: QuantizedDirectory) ->
     assert missing.endswith('pip install "duquant[calibrate]"')
 
 
-def test_the_command_line_says_what_to_install(core: Path) -> None:
-    process = start_in(core, COMMAND, "fit")
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        ([], "calibrate"),
+        (["fit"], "calibrate"),
+        (["evaluate", "--run", "runs/a"], "evaluate"),
+        (["mtbench", "answer"], "evaluate"),
+        (["--help"], "calibrate"),
+    ],
+)
+def test_the_command_line_says_what_to_install(
+    arguments: list[str], extra: str, core: Path
+) -> None:
+    process = start_in(core, COMMAND, *arguments)
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
     assert line == (
-        'error: cli.py needs lightning, which is not installed: pip install "duquant[calibrate]"'
+        f'error: cli.py needs lightning, which is not installed: pip install "duquant[{extra}]"'
     )
 
 

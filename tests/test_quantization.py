@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 import duquant
@@ -13,6 +14,7 @@ from duquant.config import DistillationConfig
 from duquant.export.model_card import CARD
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX
+from duquant.modules import distillation
 from tests.in_process import (
     LIGHTNING_WARNINGS,
     LWC,
@@ -57,6 +59,7 @@ def test_it_writes_the_tensors_of_the_command(
         text.read_text(encoding="utf-8"),
         recipe(**options),
         output_dir=tmp_path / "model",
+        gradient_checkpointing=lwc is LWC,  # decides memory and time alone
         on_block=lambda index, count: finished.append((index, count)),
         **SAMPLES,
     )
@@ -65,6 +68,28 @@ def test_it_writes_the_tensors_of_the_command(
         ours, theirs = load_file(directory / file), load_file(model.directory.path / file)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_what_blocks_computed_may_be_held(
+    is_asked_for: bool, source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recomputed: list[Any] = []
+
+    def count(block: Any, *arguments: Any, **options: Any) -> Any:
+        recomputed.append(block)
+        return checkpoint(block, *arguments, **options)
+
+    monkeypatch.setattr(distillation, "checkpoint", count)
+    duquant.quantize(
+        source,
+        text.read_text(encoding="utf-8"),
+        recipe(lwc=NO_LWC, distillation=DistillationConfig(epochs=1, batch_size=4)),
+        output_dir=tmp_path / "model",
+        gradient_checkpointing=is_asked_for,
+        **SAMPLES,
+    )
+    assert bool(recomputed) == is_asked_for
 
 
 def test_a_model_in_memory_gives_what_its_directory_does(
