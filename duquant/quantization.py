@@ -93,10 +93,8 @@ def quantize(
             tokenizer.save_pretrained(source)
         decoder = Decoder(source, _dtype(dtype))
         require_fitting_widths(decoder.meta_block(), recipe)
-        whole = texts if isinstance(texts, str) else "\n\n".join(texts)
         tokenizer = load_tokenizer(decoder.directory)
-        ids = tokenizer(whole, add_special_tokens=False).input_ids
-        tokens = torch.tensor(ids, device="cpu")
+        tokens = _tokens(texts, tokenizer)
         windows = draw_windows(tokens, num_samples, sequence_length, random.Random(seed))
         decoder.require_windows(windows, tokenizer)
         require_matching_vocabulary(tokenizer, int(decoder.config.vocab_size), name or source)
@@ -104,10 +102,14 @@ def quantize(
         stack.enter_context(RunLock(output)).acquire()
         _require_empty(output)  # nobody else writes into it any more
         directory = ModelDirectory(output, recipe)
-        checkpointing = gradient_checkpointing
-        _calibrate(decoder, directory, windows, seed, place, checkpointing, on_block)
+        _calibrate(decoder, directory, windows, seed, place, gradient_checkpointing, on_block)
         directory.complete(decoder, name)
     return output
+
+
+def _tokens(texts: str | Sequence[str], tokenizer: Any) -> Tensor:
+    whole = texts if isinstance(texts, str) else "\n\n".join(texts)
+    return torch.tensor(tokenizer(whole, add_special_tokens=False).input_ids, device="cpu")
 
 
 def _calibrate(
