@@ -94,8 +94,7 @@ def quantize(
         decoder = Decoder(source, _dtype(dtype))
         require_fitting_widths(decoder.meta_block(), recipe)
         tokenizer = load_tokenizer(decoder.directory)
-        tokens = _tokens(texts, tokenizer)
-        windows = draw_windows(tokens, num_samples, sequence_length, random.Random(seed))
+        windows = _windows(texts, tokenizer, num_samples, sequence_length, seed)
         decoder.require_windows(windows, tokenizer)
         require_matching_vocabulary(tokenizer, int(decoder.config.vocab_size), name or source)
         require_finite_weights(decoder.checkpoint, decoder.dtype)
@@ -107,9 +106,13 @@ def quantize(
     return output
 
 
-def _tokens(texts: str | Sequence[str], tokenizer: Any) -> Tensor:
+def _windows(
+    texts: str | Sequence[str], tokenizer: Any, num_samples: int, length: int, seed: int
+) -> Tensor:
     whole = texts if isinstance(texts, str) else "\n\n".join(texts)
-    return torch.tensor(tokenizer(whole, add_special_tokens=False).input_ids, device="cpu")
+    ids = tokenizer(whole, add_special_tokens=False).input_ids
+    tokens = torch.tensor(ids, device="cpu")
+    return draw_windows(tokens, num_samples, length, random.Random(seed))
 
 
 def _calibrate(
