@@ -24,8 +24,8 @@ from duquant.model.watched_inputs import watching
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention import install_attention_quantizer
 from duquant.nn.attention_bias import AttentionBiases, projection_of, separable_biases
+from duquant.nn.attention_hook import quantize_on_the_way
 from duquant.nn.attention_quantizer import AttentionQuantizer
-from duquant.nn.biased_attention import bring_biases
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
@@ -154,8 +154,7 @@ def install_modules(
         biases=AttentionBiases(head_dim, biases) if biases else None,
     ).to(next(linears[LINEARS[0]].buffers()).device)
     install_attention_quantizer(attention, quantizer)
-    if biases:
-        attention.register_forward_pre_hook(bring_biases, with_kwargs=True)
+    attention.register_forward_pre_hook(quantize_on_the_way, with_kwargs=True)
 
 
 @torch.no_grad()

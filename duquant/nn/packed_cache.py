@@ -1,11 +1,9 @@
 """A KV cache of a few bits: K and V are quantized anyway, so that is how they are kept.
 
-Attention quantizes K (rotated by a Hadamard matrix) and V per token and head. With an ordinary
-cache it receives the whole history in floating point and quantizes it again at every step, to the
-same integers. ``PackedCache`` quantizes a token once, when it arrives, and keeps its bytes (see
-:mod:`duquant.ops.quantized_tokens`): at 4 bits and 128 channels a head, 70 bytes instead of 256.
-The attention function recognizes bytes and only decodes them, so the results are the same to the
-last bit.
+Attention quantizes K (rotated by a Hadamard matrix) and V per token and head. An ordinary cache
+holds the values that come out (:mod:`duquant.nn.attention_hook`), ``PackedCache`` their bytes (see
+:mod:`duquant.formats.row_bytes`): at 4 bits and 128 channels a head, 70 bytes instead of 256. The
+attention function recognizes bytes and decodes them, so the results are the same to the last bit.
 
 The layers are transformers' own dynamic ones, with another kind of tensor in them: cropping,
 reordering for beams and repeating for batches are theirs.

@@ -1,4 +1,4 @@
-"""Models with biases run as any other: caches of every kind, padding, beams, positions."""
+"""Caches of every kind: a token is quantized once, and models with biases run as any other."""
 
 import copy
 import io
@@ -14,8 +14,8 @@ from transformers import Cache, DynamicCache, StaticCache
 
 from duquant import PackedCache
 from tests.planted_biases import BIASED, SCALED, write_biased
-from tests.quantized_directory import logits
-from tests.tiny_models import token_ids
+from tests.quantized_directory import logits, write_quantized
+from tests.tiny_models import FAMILIES, token_ids
 
 IDS = token_ids(3, 16)
 PADDED = IDS.clone()
@@ -213,3 +213,22 @@ def test_an_offloaded_block_finds_its_biases(
     assert torch.equal(logits(model, IDS), logits(expected, IDS))
     for one, other in zip(caches(model), caches(expected), strict=True):
         assert torch.equal(steps(model, one, IDS), steps(expected, other, IDS))
+
+
+@pytest.mark.parametrize("family", ["llama-grouped", "qwen2", "mistral-sliding", "smollm3"])
+def test_a_cached_token_is_quantized_once(family: str, tmp_path: Path) -> None:
+    model = write_quantized(tmp_path, FAMILIES[family]).load()
+    rows: list[int] = []
+    for layer in model.model.layers:
+        quantizer = layer.self_attn.attention_quantizer
+        for each in (quantizer.key, quantizer.value):
+            each.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[2]))
+    for cache in caches(model)[1:]:
+        outputs = steps(model, cache, IDS)
+        assert rows
+        assert max(rows[-4 * len(model.model.layers) :]) == 1, "tokens of the last two steps"
+        rows.clear()
+        # As without a cache, where the rotation of many rows may round otherwise.
+        expected = logits(model, IDS, use_cache=False)
+        assert (outputs - expected).norm() < 0.02 * expected.norm()
+        rows.clear()

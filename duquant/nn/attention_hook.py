@@ -1,16 +1,17 @@
-"""Attention whose biases stand apart: who tells it the positions, and what a cache receives.
+"""What happens in front of a quantized attention module: K and V are quantized on their way in.
 
-The attention function is called after RoPE, with Q of the new tokens and K of all that are cached,
-and knows the position of none. So a hook in front of the attention module reads the
-``position_embeddings`` of the new tokens, rotates the biases (:mod:`duquant.nn.attention_bias`),
-and hands them on as one more keyword argument. Their K has to be quantized on the way into the
-cache: later nobody knows which position a cached token had, by which frequencies, or in which order
-beams were put since. So for the time of a forward pass the hook puts a :class:`BiasingCache` in
-front of the model's cache. An ordinary cache then holds quantized K and V, biases added; a
-:class:`~duquant.nn.packed_cache.PackedCache` holds integers and the number of every token's
-rotation.
+The attention function is called with Q of the new tokens and with K and V of all that are cached.
+Quantized there, the whole history would be rotated and rounded again at every step, to the same
+numbers. So a hook in front of the module puts a :class:`QuantizingCache` before the model's cache
+for the time of a forward pass: an ordinary cache then holds quantized K and V, each token rounded
+once. (A :class:`~duquant.nn.packed_cache.PackedCache` quantizes by itself, and holds integers.)
 
-Without biases no hook is installed and nothing here runs.
+Where biases stand apart (:mod:`duquant.nn.attention_bias`) there is another reason. The attention
+function is called after RoPE and knows the position of no token; later nobody knows which position
+a cached token had, by which frequencies, or in which order beams were put since. So the hook reads
+the ``position_embeddings`` of the new tokens, rotates the biases and hands them on as one more
+keyword argument; K and V get theirs behind their quantization, on the way into the cache. A
+``PackedCache`` holds the number of every token's rotation instead.
 """
 
 from typing import Any
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 
 from duquant.nn.attention import BIASES
 from duquant.nn.attention_bias import PositionEmbeddings, RotatedBiases, rotation_of
-from duquant.nn.attention_quantizer import AttentionQuantizer
+from duquant.nn.attention_quantizer import NO_BIASES, AttentionQuantizer
 from duquant.nn.packed_cache import PackedCache
 
 
-class BiasingCache:
+class QuantizingCache:
     """Stands in front of a cache for one forward pass of one attention module.
 
     Args:
@@ -66,23 +67,25 @@ class BiasingCache:
         return getattr(self._cache, name)
 
 
-def bring_biases(
+def quantize_on_the_way(
     attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook of an attention module with biases.
+    """Forward pre-hook of a quantized attention module.
 
     Raises:
-        ValueError: if it is not told the positions.
+        ValueError: if biases follow positions that it is not told.
     """
     quantizer = attention.attention_quantizer
     assert isinstance(quantizer, AttentionQuantizer)
-    assert quantizer.biases is not None
-    if quantizer.biases.follow_positions and "position_embeddings" not in kwargs:
-        raise ValueError(f"{type(attention).__name__} was called without position_embeddings")
-    positions = kwargs.get("position_embeddings")
-    biases: RotatedBiases = quantizer.biases(positions, rotation_of(attention))
-    cache = kwargs.get("past_key_values")
+    cache, positions = kwargs.get("past_key_values"), kwargs.get("position_embeddings")
+    biases = NO_BIASES
+    if quantizer.biases is not None:
+        if quantizer.biases.follow_positions and positions is None:
+            raise ValueError(f"{type(attention).__name__} was called without position_embeddings")
+        biases = quantizer.biases(positions, rotation_of(attention))
+    elif cache is None or isinstance(cache, PackedCache):
+        return args, kwargs
     if cache is not None:
-        cache = BiasingCache(cache, attention, biases, positions)
+        cache = QuantizingCache(cache, attention, biases, positions)
     arrives = (biases, cache is not None)
     return args, {**kwargs, "past_key_values": cache, BIASES: arrives}
