@@ -81,24 +81,22 @@ class AttentionBiases(nn.Module):
             rotation: of the family; ``None`` in a layer that does not rotate.
             operands: those that are asked for.
         """
-        rotated = {}
-        for operand in operands:
-            rotates = None if operand == "value" else rotation
-            rotated[operand] = self._rotated(getattr(self, operand), positions, rotates)
-        return RotatedBiases(**rotated)
-
-    def _rotated(
-        self, bias: Tensor | None, positions: PositionEmbeddings | None, rotation: Rotation | None
-    ) -> Tensor | None:
-        if bias is None:
-            return None
-        heads = bias.float().view(1, -1, 1, self.head_dim)
-        if positions is None or rotation is None:
-            return heads
-        cos, sin = (each.to(bias.device) for each in positions)
-        heads = heads.expand(cos.shape[0], -1, cos.shape[1], -1)
-        _, rotated = rotation(heads[:, :0], heads, cos, sin)  # Q of no heads
-        return rotated
+        given = {operand: getattr(self, operand) for operand in operands}
+        heads = {
+            operand: bias.float().view(1, -1, 1, self.head_dim)
+            for operand, bias in given.items()
+            if bias is not None
+        }
+        turned = [operand for operand in ("query", "key") if operand in heads]
+        if turned and positions is not None and rotation is not None:
+            cos, sin = (each.to(heads[turned[0]].device) for each in positions)
+            shape = (cos.shape[0], -1, cos.shape[1], -1)
+            first, last = (heads[operand].expand(shape) for operand in (turned[0], turned[-1]))
+            if len(turned) == 1:
+                first = first[:, :0]  # Q of no heads
+            rotated = rotation(first, last, cos, sin)
+            heads |= dict(zip(turned, rotated[-len(turned) :], strict=True))
+        return RotatedBiases(**heads)
 
 
 def rotation_of(attention: nn.Module) -> Rotation | None:

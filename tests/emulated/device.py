@@ -10,10 +10,15 @@ computes it on those numbers as the CPU does, and counts what would cost time on
   that was asked of it: ``item()``, ``bool(…)``, copies to the host, shapes that depend on values;
 * **uploads**: copies from the host's memory.
 
+Operators of the product count as all that their definition asks for; inside of
+:func:`triton_kernels` those with a kernel in Triton count as what that launches.
+
 Tensors of two devices in one operation are refused as CUDA refuses them.
 """
 
 import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,6 +52,26 @@ INDEXING = {
 }
 COPIES = {aten.copy_.default, aten._to_copy.default}
 SAME = "Expected all tensors to be on the same device, but found at least two devices"
+
+
+LAUNCHES: dict[str, Callable[[Any], int]] = {
+    "duquant::transform_rows": lambda args: len(args[1]),  # one for each rotation
+    "duquant::fake_quantize_rows": lambda args: 1,
+    "duquant::quantize_rows_gradient": lambda args: 1,
+}
+"""What operators launch on a GPU that has Triton, from their arguments."""
+_has_triton = False
+
+
+@contextmanager
+def triton_kernels() -> Iterator[None]:
+    """Meanwhile count as a GPU does that has Triton."""
+    global _has_triton
+    _has_triton = True
+    try:
+        yield
+    finally:
+        _has_triton = False
 
 
 class EmulatedTensor(Tensor):
@@ -133,8 +158,9 @@ def attention(
 def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if function is aten.scaled_dot_product_attention.default:
         return attention(*args, **kwargs)
+    launches = LAUNCHES.get(function.name().partition(".")[0]) if _has_triton else None
     key = _made_of_others(function)
-    if key is not None:
+    if key is not None and launches is None:
         return function._op_dk(key, *args, **kwargs)
     if function is aten.gather.default and args[2].dtype != torch.int64:
         raise RuntimeError("gather(): Expected dtype int64 for index")  # as older PyTorch does
@@ -148,7 +174,11 @@ def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     stays = target is None or target.type == NAME
     if target is not None:
         plain_kwargs["device"] = torch.device("cpu")
-    _count(function, args, stays)
+    if launches is None:
+        _count(function, args, stays)
+    else:
+        for _ in range(launches(args)):
+            record(function.name(), is_kernel=True, waits=False, uploads=False)
     found = function(*plain_args, **plain_kwargs)
     if function is aten.copy_.default and not isinstance(args[0], EmulatedTensor):
         return args[0]

@@ -139,15 +139,16 @@ def _calibrated(folder: Path, name: str) -> Facts:
         "equal": all(torch.equal(found[key], expected[key]) for key in expected),
         "least share of equal bytes": min(shares),
         "exported": len(list((folder / "export").glob("*.safetensors"))),
-        **_written(folder / device.NAME[:3] / "model"),
+        **_written(folder / device.NAME[:3] / "model", source),
     }
 
 
-def _written(directory: Path) -> Facts:
+def _written(directory: Path, source: Path) -> Facts:
     """Tokens of a model that is loaded onto the device and onto the CPU."""
     ids = torch.arange(3, 19).view(2, 8)
     there = AutoModelForCausalLM.from_pretrained(directory, device_map={"": DEVICE})
     here = AutoModelForCausalLM.from_pretrained(directory)
+    original = AutoModelForCausalLM.from_pretrained(source, device_map={"": DEVICE})
     facts: Facts = {
         "devices": sorted({str(each.device) for each in there.state_dict().values()}),
         "tokens": {},
@@ -179,7 +180,22 @@ def _written(directory: Path) -> Facts:
         for what in ("kernels", "waits"):
             per_token = (totals[1][what] - totals[0][what]) / 2
             facts[f"{what} per layer and token"][cache] = per_token / here.config.num_hidden_layers
+    facts["kernels with Triton"] = _of_a_token(there, ids)
+    facts["kernels of the original"] = _of_a_token(original, ids)
     return facts
+
+
+def _of_a_token(model: Any, ids: Tensor) -> float:
+    """Kernels of a token and layer, dynamic cache, on a GPU with Triton."""
+    totals, given = [], ids.to(model.device)
+    for count in (3, 5):
+        with counting() as counts, device.triton_kernels():
+            model.generate(
+                given, attention_mask=torch.ones_like(given), do_sample=False, eos_token_id=None,
+                max_new_tokens=count,
+            )  # fmt: skip
+        totals.append(counts.kernels.total())
+    return float(totals[1] - totals[0]) / 2 / float(model.config.num_hidden_layers)
 
 
 @scenario
