@@ -20,20 +20,20 @@ class MissingExtraError(ImportError):
     """Something was asked for that an extra installs, which is not installed."""
 
 
-def require_extra(extra: str, wanted_by: str, named: str | None = None) -> None:
+def require_extra(extra: str, wanted_by: str, install: str | None = None) -> None:
     """Check that what an extra installs is there; nothing is imported.
 
     Args:
         extra: a key of :data:`EXTRAS`.
         wanted_by: what needs it, for the message.
-        named: the extra to install, where that is a larger one which has this one in it.
+        install: the extra to name, if it is a larger one that includes this one.
 
     Raises:
         MissingExtraError: naming a missing module and the command that installs the extra.
     """
     missing = [module for module in EXTRAS[extra] if find_spec(module) is None]
     if missing:
-        command = f'pip install "duquant[{named or extra}]"'
+        command = f'pip install "duquant[{install or extra}]"'
         raise MissingExtraError(
             f"{wanted_by} needs {missing[0]}, which is not installed: {command}"
         )

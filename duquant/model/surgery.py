@@ -24,7 +24,7 @@ from duquant.model.watched_inputs import watching
 from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention import install_attention_quantizer
 from duquant.nn.attention_bias import AttentionBiases, projection_of, separable_biases
-from duquant.nn.attention_hook import quantize_on_the_way
+from duquant.nn.attention_hook import quantize_before_cache
 from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
@@ -154,7 +154,7 @@ def install_modules(
         biases=AttentionBiases(head_dim, biases) if biases else None,
     ).to(next(linears[LINEARS[0]].buffers()).device)
     install_attention_quantizer(attention, quantizer)
-    attention.register_forward_pre_hook(quantize_on_the_way, with_kwargs=True)
+    attention.register_forward_pre_hook(quantize_before_cache, with_kwargs=True)
 
 
 @torch.no_grad()

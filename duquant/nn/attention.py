@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from duquant.nn.attention_quantizer import ATTENTION_NAME, NO_BIASES, AttentionQuantizer
+from duquant.nn.attention_quantizer import ATTENTION_NAME, AttentionQuantizer
 from duquant.ops.gradient import records_gradient
 
 IMPLEMENTATIONS = ("sdpa", "eager", ATTENTION_NAME)
@@ -46,9 +46,9 @@ def duquant_attention(
     quantizer = getattr(module, "attention_quantizer", None)
     attend: AttentionFunction = sdpa_attention_forward
     if quantizer is not None:
-        if quantizer.biases is not None and BIASES not in kwargs:
+        if BIASES not in kwargs:
             raise ValueError(f"{type(module).__name__} passes no keyword arguments on to attention")
-        biases, are_quantized = kwargs.pop(BIASES, (NO_BIASES, False))
+        biases, are_quantized = kwargs.pop(BIASES)
         query, key, value = quantizer(query, key, value, biases, are_quantized=are_quantized)
         attend = _implementation(module, quantizer.implementation())
     with _repeatable(query, key, value):

@@ -4,7 +4,9 @@ The attention function is called with Q of the new tokens and with K and V of al
 Quantized there, the whole history would be rotated and rounded again at every step, to the same
 numbers. So a hook in front of the module puts a :class:`QuantizingCache` before the model's cache
 for the time of a forward pass: an ordinary cache then holds quantized K and V, each token rounded
-once. (A :class:`~duquant.nn.packed_cache.PackedCache` quantizes by itself, and holds integers.)
+once. (A :class:`~duquant.nn.packed_cache.PackedCache` quantizes by itself, and holds integers.) A
+cache that somebody else has filled, as prefix tuning does, holds floats: it keeps them, and what
+comes out of it is quantized in attention, every time.
 
 Where biases stand apart (:mod:`duquant.nn.attention_bias`) there is another reason. The attention
 function is called after RoPE and knows the position of no token; later nobody knows which position
@@ -22,6 +24,9 @@ from duquant.nn.attention import BIASES
 from duquant.nn.attention_bias import PositionEmbeddings, RotatedBiases, rotation_of
 from duquant.nn.attention_quantizer import NO_BIASES, AttentionQuantizer
 from duquant.nn.packed_cache import PackedCache
+
+MARK = "duquant_holds_quantized"
+"""Attribute of a cache all of whose tokens were quantized before they arrived."""
 
 
 class QuantizingCache:
@@ -64,16 +69,19 @@ class QuantizingCache:
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the cache's."""
+        if name == "_cache":  # of a copy that is not filled yet
+            raise AttributeError(name)
         return getattr(self._cache, name)
 
 
-def quantize_on_the_way(
+def quantize_before_cache(
     attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook of a quantized attention module.
 
     Raises:
-        ValueError: if biases follow positions that it is not told.
+        ValueError: if biases follow positions that it is not told, or have to be added to tokens
+            that somebody else put into the cache.
     """
     quantizer = attention.attention_quantizer
     assert isinstance(quantizer, AttentionQuantizer)
@@ -83,9 +91,26 @@ def quantize_on_the_way(
         if quantizer.biases.follow_positions and positions is None:
             raise ValueError(f"{type(attention).__name__} was called without position_embeddings")
         biases = quantizer.biases(positions, rotation_of(attention))
-    elif cache is None or isinstance(cache, PackedCache):
-        return args, kwargs
-    if cache is not None:
-        cache = QuantizingCache(cache, attention, biases, positions)
-    arrives = (biases, cache is not None)
-    return args, {**kwargs, "past_key_values": cache, BIASES: arrives}
+    if cache is None:
+        return args, {**kwargs, BIASES: (biases, False)}
+    is_ours = _holds_quantized(cache, attention)
+    if quantizer.biases is None and (isinstance(cache, PackedCache) or not is_ours):
+        return args, {**kwargs, BIASES: (biases, False)}
+    if not is_ours:
+        raise ValueError(
+            "the cache holds tokens that this model has not seen, and they lack the biases of its "
+            "K and V: begin with an empty cache"
+        )
+    cache = QuantizingCache(cache, attention, biases, positions)
+    return args, {**kwargs, "past_key_values": cache, BIASES: (biases, True)}
+
+
+def _holds_quantized(cache: Any, attention: nn.Module) -> bool:
+    """Whether all tokens of a cache came through here; an empty one is marked as such."""
+    if isinstance(cache, PackedCache) or getattr(cache, MARK, False):
+        return True
+    index, layers = int(attention.layer_idx), cache.layers  # type: ignore[arg-type]
+    is_new = index >= len(layers) or not layers[index].is_initialized
+    if is_new or int(cache.get_seq_length(index)) == 0:
+        setattr(cache, MARK, True)
+    return getattr(cache, MARK, False)

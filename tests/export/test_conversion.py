@@ -60,6 +60,21 @@ def test_a_plain_model_computes_what_quantized_weights_do(
     assert (found - expected).norm() < 0.3 * (logits(original, IDS) - expected).norm()
 
 
+def test_means_go_into_biases_that_attention_adds(tmp_path: Path) -> None:
+    """Q, K and V of 8 bits: their biases, and the means' part of them, lie in attention."""
+    recipe = replace(weights_alone(small_recipe()), query_bits=8, key_bits=8, value_bits=8)
+    recipe = replace(
+        recipe,
+        smoothing=replace(recipe.smoothing, subtract_mean=True),
+        clipping=replace(recipe.clipping, activation_ratio=1.0),
+    )
+    quantized = write_quantized(tmp_path, FAMILIES["llama-biases"], recipe)
+    export_model(QuantizedSource(quantized.path), tmp_path / "plain", Dequantized())
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)
+    expected, found = logits(quantized.load(), IDS), logits(plain, IDS)
+    assert (found - expected).norm() / expected.norm() < 0.04
+
+
 def test_a_native_copy_is_the_same_model(tmp_path: Path) -> None:
     quantized = write_quantized(tmp_path, FAMILIES["llama-biases"])
     export_model(QuantizedSource(quantized.path), tmp_path / "copy", Native())

@@ -13,7 +13,9 @@ from duquant.config import ClippingConfig, Recipe, RotationConfig, SmoothingConf
 from duquant.model import surgery
 from duquant.model.decoder import Decoder
 from duquant.nn import attention
-from duquant.nn.attention_hook import quantize_on_the_way
+from duquant.nn.attention import BIASES
+from duquant.nn.attention_bias import RotatedBiases
+from duquant.nn.attention_hook import quantize_before_cache
 from duquant.nn.attention_quantizer import AttentionQuantizer
 from tests.block_by_block import CPU, quantize_decoder, run_blocks, small_recipe
 from tests.planted_biases import BIASED, LARGE, SCALED, biased_model
@@ -145,13 +147,14 @@ def test_behind_a_norm_a_bias_is_no_term(tmp_path: Path) -> None:
         assert block.linears["self_attn.k_proj"].bias is not None
 
 
-def test_without_biases_and_without_a_cache_nothing_is_handed_on(tmp_path: Path) -> None:
+def test_without_biases_none_are_handed_on(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path, FAMILIES["llama"])
     for block in quantize_decoder(Decoder(str(path), torch.float32), small_recipe(), token_ids()):
         attention = block.layer.self_attn
         assert attention.attention_quantizer.biases is None
         given: dict[str, Any] = {"past_key_values": None, "position_embeddings": None}
-        assert quantize_on_the_way(attention, (), given) == ((), given)
+        _, handed_on = quantize_before_cache(attention, (), given)
+        assert handed_on == {**given, BIASES: (RotatedBiases(), False)}
 
 
 def test_attention_that_gets_no_positions_is_refused(tmp_path: Path) -> None:

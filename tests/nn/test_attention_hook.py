@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 
 from duquant import PackedCache
+from duquant.nn.attention import BIASES
+from duquant.nn.attention_hook import MARK
 from tests.planted_biases import BIASED, SCALED, write_biased
 from tests.quantized_directory import logits, write_quantized
 from tests.tiny_models import FAMILIES, token_ids
@@ -213,6 +215,51 @@ def test_an_offloaded_block_finds_its_biases(
     assert torch.equal(logits(model, IDS), logits(expected, IDS))
     for one, other in zip(caches(model), caches(expected), strict=True):
         assert torch.equal(steps(model, one, IDS), steps(expected, other, IDS))
+
+
+def filled(model: Any, *, quantized: bool) -> DynamicCache:
+    """Eight tokens that no forward pass has put in, as prefix tuning does."""
+    cache, generator = DynamicCache(), torch.Generator().manual_seed(1)
+    for index, layer in enumerate(model.model.layers):
+        quantizer = layer.self_attn.attention_quantizer
+        shape = (len(IDS), model.config.num_key_value_heads, 8, quantizer.head_dim)
+        key, value = (torch.randn(shape, generator=generator) for _ in range(2))
+        if quantized:
+            key, value = quantizer.quantized_key(key), quantizer.quantized_value(value)
+        cache.update(key, value, index)
+    if quantized:
+        setattr(cache, MARK, True)
+    return cache
+
+
+def test_what_somebody_else_put_into_a_cache_is_quantized_in_attention(tmp_path: Path) -> None:
+    model = write_quantized(tmp_path, FAMILIES["llama-grouped"]).load()
+    mask = torch.ones(len(IDS), 8 + IDS.shape[1], dtype=torch.long)
+    expected, found = (
+        logits(model, IDS, past_key_values=filled(model, quantized=each), attention_mask=mask)
+        for each in (True, False)
+    )
+    torch.testing.assert_close(found, expected)
+    assert (found - logits(model, IDS)).norm() > 0.1 * expected.norm()
+
+
+def test_biases_cannot_be_added_to_what_somebody_else_put_in(model: Any) -> None:
+    with pytest.raises(ValueError, match="tokens that this model has not seen"):
+        model(IDS, past_key_values=filled(model, quantized=False))
+
+
+def test_a_hook_that_is_not_heard_is_an_error(tmp_path: Path, monkeypatch: Any) -> None:
+    model = write_quantized(tmp_path, FAMILIES["llama-grouped"]).load()
+    attention = type(model.model.layers[0].self_attn)
+    forward = attention.forward
+
+    def deaf(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop(BIASES)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "forward", deaf)
+    with pytest.raises(ValueError, match="LlamaAttention passes no keyword arguments on"):
+        model(IDS)
 
 
 @pytest.mark.parametrize("family", ["llama-grouped", "qwen2", "mistral-sliding", "smollm3"])

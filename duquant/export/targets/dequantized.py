@@ -9,11 +9,11 @@ where ``T`` first divides by the smoothing scale, if that could not be folded. B
 go back to their projections. Where the recipe subtracts means, a linear reads ``(x - m) T`` and its
 bias ``b`` has made that good; the plain one gets
 
-    b' = b - m W'ᵀ
+    b' = b - m W'ᵀ        (m times the scale, where the site divides by one)
 
-which needs a bias in every linear: LLaMA, Granite and SmolLM3 have an option for that, others are
-refused. The result has the error of the quantized weights and none of the activations'; any tool
-can load it.
+which needs a bias in every linear. LLaMA, Granite and SmolLM3 have options for that; a model
+without is refused. The result has the error of the quantized weights and none of the activations';
+any tool can load it.
 """
 
 from typing import Any, ClassVar
@@ -75,12 +75,14 @@ class Dequantized:
             transform = transform_of(block, site)
             for name in site.linears:
                 weight = _plain_weight(block.get_submodule(name), transform)
+                tensors[f"{name}.weight"] = weight.to(self.dtype)
                 if transform.mean.numel():
-                    bias = tensors[f"{name}.bias"]
-                    tensors[f"{name}.bias"] = bias - weight @ transform.mean.to(weight.dtype)
-                if transform.online_scale.numel():
-                    weight = weight / transform.online_scale
-                tensors[f"{name}.weight"] = weight.detach()
+                    mean = transform.mean
+                    if transform.online_scale.numel():
+                        mean = mean * transform.online_scale
+                    # with the weight as it is stored: the mean's part is exact then
+                    moved = tensors[f"{name}.weight"].float() @ mean
+                    tensors[f"{name}.bias"] = tensors[f"{name}.bias"].float() - moved
         return tensors
 
     def quantization_config(
@@ -90,9 +92,10 @@ class Dequantized:
 
 
 def _plain_weight(linear: nn.Module, site: SiteTransform) -> Tensor:
-    """The weight ``(out, in)`` for inputs that are smoothed and not transformed, float32."""
+    """The weight ``(out, in)`` for inputs that are not transformed, float32."""
     if isinstance(linear, PackedLinear):
         weight = linear.dequantized()
     else:
         weight = linear.get_buffer("weight").float()
-    return site.transform.off_weight(weight)
+    weight = site.transform.off_weight(weight)
+    return weight / site.online_scale if site.online_scale.numel() else weight
