@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from duquant.config import Recipe
-from duquant.nn.attention import duquant_attention, register_attention
-from duquant.nn.attention_quantizer import ATTENTION_NAME, AttentionQuantizer
+from duquant.nn.attention import BIASES, duquant_attention, register_attention
+from duquant.nn.attention_quantizer import ATTENTION_NAME, NO_BIASES, AttentionQuantizer
 from duquant.ops.affine import fake_quantize
 
 HEAD_DIMS = (16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
@@ -120,7 +120,8 @@ def test_quantizer_sees_key_value_heads_before_they_are_repeated() -> None:
     module = Attention(2)
     module.attention_quantizer = quantizer(16)
     query, key, value = heads(16, 0, num_heads=4), heads(16, 1, 2), heads(16, 2, 2)
-    output, _ = duquant_attention(module, query, key, value, None)
+    arrives = {BIASES: (NO_BIASES, False)}  # as the hook in front of a decoder's module says
+    output, _ = duquant_attention(module, query, key, value, None, **arrives)
     q, k, v = module.attention_quantizer(query, key, value)
     repeated = [x.repeat_interleave(2, dim=1) for x in (k, v)]
     expected = F.scaled_dot_product_attention(q, *repeated, is_causal=True)
