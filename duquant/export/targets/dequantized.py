@@ -80,7 +80,7 @@ class Dequantized:
                     mean = transform.mean
                     if transform.online_scale.numel():
                         mean = mean * transform.online_scale
-                    # with the weight as it is stored: the mean's part is exact then
+                    # by the weight as it is stored, whose rounding the mean then does not meet
                     moved = tensors[f"{name}.weight"].float() @ mean
                     tensors[f"{name}.bias"] = tensors[f"{name}.bias"].float() - moved
         return tensors
