@@ -7,6 +7,7 @@
 from typing import Any
 
 from duquant.export.quantization_config import QUANT_METHOD
+from duquant.serving.exact import is_exact, make_exact
 from duquant.serving.refusals import ARCHITECTURES, refusing_in_one_line, require_options
 
 
@@ -25,10 +26,12 @@ def register() -> None:
 
         @staticmethod
         def verify_and_update_config(vllm_config: Any) -> None:
-            """Refuse options that a quantized model cannot follow; change nothing."""
+            """Refuse options that a quantized model cannot follow; set those of the exact mode."""
             if vllm_config.model_config.quantization == QUANT_METHOD:
                 with refusing_in_one_line():
                     require_options(vllm_config)
+                    if is_exact(vllm_config):
+                        make_exact(vllm_config)
 
     if QUANT_METHOD not in QUANTIZATION_METHODS:
         register_quantization_config(QUANT_METHOD)(ServedConfig)

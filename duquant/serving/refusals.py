@@ -1,7 +1,8 @@
 """What may be asked of a served model, and what is refused by name before anything is started.
 
-The one choice of its own is how to compute: ``--additional-config '{"duquant_backend":
-"reference"}'``, see :class:`duquant.nn.execution.Execution`.
+The choices of its own say how to compute: ``--additional-config '{"duquant_backend":
+"reference"}'``, see :class:`duquant.nn.execution.Execution`, and ``duquant_exact``, see
+:mod:`duquant.serving.exact`.
 """
 
 import sys
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from duquant.nn.execution import Execution
+from duquant.serving.exact import EXACT, require_exact
 from duquant.terminal import note
 
 BACKEND, MEMORY = "duquant_backend", "duquant_weights_in_memory"
+OPTIONS = (BACKEND, MEMORY, EXACT)
+"""Keys of ``--additional-config`` that are ours."""
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Models of vLLM whose numbers were compared with those of transformers."""
 MOVING_ROTATIONS = ("dynamic", "longrope")
@@ -24,10 +28,13 @@ def execution_of(config: Any) -> Execution:
     """How to compute, as a ``VllmConfig`` asks.
 
     Raises:
-        ValueError: for an unknown choice.
+        ValueError: for an unknown option or choice.
     """
     options = config.additional_config
     options = options if isinstance(options, dict) else {}
+    for key in options:
+        if str(key).startswith("duquant_") and key not in OPTIONS:
+            raise ValueError(f"{key} is no option of duquant: there are {', '.join(OPTIONS)}")
     return Execution(options.get(BACKEND, "auto"), options.get(MEMORY, "fast"))
 
 
@@ -60,6 +67,7 @@ def require_options(config: Any) -> None:
     if model.quantization_config is not None:
         raise ValueError("--quantization-config cannot be given: a duquant model has its own")
     execution_of(config)
+    require_exact(config)
 
 
 def require_shares(config: Any, count: int) -> None:

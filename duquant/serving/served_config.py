@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from vllm.config import get_current_vllm_config
+from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.base_config import (
@@ -21,10 +22,12 @@ from vllm.model_executor.layers.quantization.base_config import (
     QuantizeMethodBase,
 )
 from vllm.model_executor.models.utils import WeightsMapper
+from vllm.platforms import current_platform
 
 from duquant.export.config_record import require_recorded
 from duquant.export.quantization_config import QUANT_METHOD, DuquantConfig
 from duquant.model.checkpoint import find_model_directory
+from duquant.serving.exact import is_exact
 from duquant.serving.linear_method import PackedLinearMethod
 from duquant.serving.meta_blocks import fused_linear, meta_blocks
 from duquant.serving.quantized_rotary import QuantizedRotary
@@ -34,8 +37,10 @@ from duquant.serving.refusals import (
     require_family,
     require_options,
 )
+from duquant.serving.sdpa_attention import attend_by_sdpa
 from duquant.serving.stored_names import CHILD, renaming_rules
 
+logger = init_logger(f"vllm.{__name__}")
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
 
 
@@ -107,7 +112,9 @@ class ServedConfig(QuantizationConfig):
             ValueError: for a linear that a decoder block of ours does not have.
         """
         if isinstance(layer, Attention):
-            _when_attached(layer, _put_quantizer_behind_rotary)
+            if not hasattr(layer, "query_quant"):  # else it is asked again, with its weights
+                _attend_as_asked(layer)
+                _when_attached(layer, _put_quantizer_behind_rotary)
             return None
         if not isinstance(layer, LinearBase):
             return None
@@ -128,6 +135,18 @@ class ServedConfig(QuantizationConfig):
     def __getstate__(self) -> dict[str, Any]:
         """Without blocks: another process makes its own."""
         return {**self.__dict__, "_blocks": None}
+
+
+def _attend_as_asked(layer: Any) -> None:
+    """Put PyTorch's attention into a new layer, if it must be exact or vLLM's lacks its heads."""
+    if is_exact(get_current_vllm_config()):
+        attend_by_sdpa(layer)
+    elif current_platform.is_cpu() and not layer.attn_backend.supports_head_size(layer.head_size):
+        attend_by_sdpa(layer)
+        logger.info_once(
+            "duquant: attention is PyTorch's, as vLLM has none for heads of %d channels",
+            layer.head_size,
+        )
 
 
 def _when_attached(child: nn.Module, action: Any) -> None:
