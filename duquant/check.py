@@ -129,6 +129,7 @@ def by_vllm(directory: Path, prompts: list[list[int]]) -> Found:
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     try:
         from vllm import LLM, SamplingParams
+        from vllm.platforms import current_platform
     except ImportError as error:
         raise ValueError(
             f'vLLM cannot be imported ({in_one_line(error)}): pip install "duquant[vllm]"'
@@ -139,6 +140,7 @@ def by_vllm(directory: Path, prompts: list[list[int]]) -> Found:
         skip_tokenizer_init=True,
         max_logprobs=ASKED_OF_VLLM,
         enforce_eager=True,  # compiling takes minutes, the prompts are over in seconds
+        additional_config={"duquant_exact": current_platform.is_cpu()},  # see duquant.serving.exact
     )
     asked = SamplingParams(temperature=0.0, max_tokens=1, logprobs=ASKED_OF_VLLM, detokenize=False)
     answers = llm.generate([{"prompt_token_ids": ids} for ids in prompts], asked)

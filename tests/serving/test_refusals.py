@@ -4,15 +4,18 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from duquant.serving.exact import require_exact
 from tests.quantized_directory import write_quantized
 from tests.serving.served import QWEN2, needs_vllm, served
 from tests.serving.server import vllm_command, vllm_environment
 
+KERNELS = {"custom_ops": ["none", "+rms_norm"]}
 pytestmark = [needs_vllm, pytest.mark.filterwarnings("default")]
 
 
@@ -36,11 +39,25 @@ def refuse(directory: Path, complaint: str, **options: Any) -> None:
         ({"enable_lora": True}, "LoRA adapters cannot be served"),
         ({"load_format": "dummy"}, "--load-format is dummy"),
         ({"backend": "fastest"}, "backend is 'fastest'; it must be one of auto, reference"),
+        ({"exact": 1}, "duquant_exact is 1; it must be true or false"),
+        ({"exact": "true"}, "duquant_exact is 'true'; it must be true or false"),
+        ({"exact": True, "dtype": "bfloat16"}, "duquant_exact needs --dtype float32, not bfloat16"),
+        ({"exact": True, "compilation_config": KERNELS}, "custom_ops of .* are .*rms_norm"),
+        ({"additional_config": {"duquant_exakt": True}}, "duquant_exakt is no option of duquant"),
         ({"hf_overrides": {"rms_norm_eps": 0.5}}, "rms_norm_eps is 0.5; .* quantized with"),
     ],
 )
 def test_options(options: dict[str, Any], complaint: str, directory: Path) -> None:
     refuse(directory, complaint, **options)
+
+
+def test_the_exact_mode_is_for_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    config = SimpleNamespace(additional_config={"duquant_exact": True})
+    with pytest.raises(ValueError, match=r"is for processors alone, and vLLM runs on cpu"):
+        require_exact(config)
 
 
 @pytest.mark.parametrize("command", ["/usr/bin/vllm", "/x/vllm/entrypoints/openai/api_server.py"])
