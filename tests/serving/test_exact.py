@@ -1,8 +1,9 @@
 """The exact mode gives the numbers of transformers at every token, read and written.
 
-What is left is how float32 logarithms of sums are taken, some 2e-6: no rounding to 4 bits is turned
-over anywhere, so there is a bound for every token and none for a share of them. transformers reads
-a prompt whole and then token by token through its cache, and so does vLLM here.
+What is left lies behind the last block, some 1e-6: the head's products and the logarithm of a sum.
+No rounding to 4 bits is turned over anywhere, so there is a bound for every token and none for a
+share of them. transformers reads a prompt whole, or in chunks of the same size, and then token by
+token through its cache, and so does vLLM here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +24,8 @@ pytestmark = [needs_vllm, pytest.mark.filterwarnings("default")]
 SMALL_HEADS: Mapping[str, Any] = {"model_type": "llama", "head_dim": 16}
 """vLLM's own attention on processors takes none of 16 channels."""
 EXACT: Mapping[str, Mapping[str, Any]] = {**SERVED, "qwen2": QWEN2, "small-heads": SMALL_HEADS}
-BOUND = 2e-5
-"""Of a difference of log-probabilities."""
+BOUND = 1e-5
+"""Of a difference of log-probabilities; 1.5e-6 was found."""
 NUM_TOKENS = 8
 PROMPTS = [token_ids(1, length, seed=length)[0].tolist() for length in (2, 3, 7, 8, 9, 24, 40)]
 """Shorter and longer than the window of a model that has one."""
@@ -71,8 +72,14 @@ def each_alone(engine: Any, prompts: Sequence[Sequence[int]], *, scored: bool) -
     return [answers(engine, [prompt], NUM_TOKENS, scored=scored)[0] for prompt in prompts]
 
 
-@pytest.mark.parametrize("backend", ["reference", "integer"])
-@pytest.mark.parametrize("family", EXACT)
+@pytest.mark.parametrize(
+    ("family", "backend"),
+    [
+        *((family, "reference") for family in EXACT),
+        ("qwen2", "integer"),
+        ("small-heads", "integer"),
+    ],
+)
 def test_every_token_of_every_family(family: str, backend: str, tmp_path: Path) -> None:
     directory = write_quantized(tmp_path, EXACT[family], recipe_of(family)).path
     with served(directory, backend=backend, exact=True) as engine:
@@ -113,6 +120,6 @@ def test_small_heads_are_served_without_the_exact_mode(tmp_path: Path) -> None:
     directory = write_quantized(tmp_path, SMALL_HEADS).path
     with served(directory) as engine:
         found = each_alone(engine, PROMPTS[:4], scored=True)
-    expected = in_transformers(directory, PROMPTS[:4], "reference")
-    same = sum(one.ids == other.ids for one, other in zip(found, expected, strict=True))
-    assert same >= 3  # norms are vLLM's, whose last bits may turn a rounding over
+    for one, other in zip(found, in_transformers(directory, PROMPTS[:4], "reference"), strict=True):
+        # norms are vLLM's, and their last bits may turn a rounding over
+        assert (one.logprobs - other.logprobs).abs().median() <= BOUND
