@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         stored = _stored(directory)
         with redirect_stdout(sys.stderr):  # whatever libraries print
             found = (
-                by_vllm(directory, stored.prompts)
+                by_vllm(directory, stored.prompts, options.backend)
                 if options.vllm
                 else by_transformers(directory, stored, options.backend, options.device)
             )
@@ -120,8 +120,10 @@ def by_transformers(
     ]
 
 
-def by_vllm(directory: Path, prompts: list[list[int]]) -> Found:
-    """What vLLM computes here: the most probable tokens of every prompt.
+def by_vllm(directory: Path, prompts: list[list[int]], backend: Backend = "auto") -> Found:
+    """What vLLM computes here: the most probable tokens behind every prompt.
+
+    Prompts are padded to one length, as they were when their numbers were stored.
 
     Raises:
         ValueError: if vLLM is not installed.
@@ -140,12 +142,25 @@ def by_vllm(directory: Path, prompts: list[list[int]]) -> Found:
         skip_tokenizer_init=True,
         max_logprobs=ASKED_OF_VLLM,
         enforce_eager=True,  # compiling takes minutes, the prompts are over in seconds
-        additional_config={"duquant_exact": current_platform.is_cpu()},  # see duquant.serving.exact
+        additional_config={  # see duquant.serving
+            "duquant_backend": backend,
+            "duquant_exact": current_platform.is_cpu(),
+        },
     )
-    asked = SamplingParams(temperature=0.0, max_tokens=1, logprobs=ASKED_OF_VLLM, detokenize=False)
-    answers = llm.generate([{"prompt_token_ids": ids} for ids in prompts], asked)
-    first = [answer.outputs[0].logprobs[0] for answer in answers]
-    return [{token: each.logprob for token, each in numbers.items()} for numbers in first]
+    asked = SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        logprobs=ASKED_OF_VLLM,
+        prompt_logprobs=ASKED_OF_VLLM,
+        detokenize=False,
+    )
+    ids, last = padded(prompts)
+    answers = llm.generate([{"prompt_token_ids": row} for row in ids.tolist()], asked)
+    found = []
+    for answer, place in zip(answers, last.tolist(), strict=True):
+        behind = [*answer.prompt_logprobs[1:], answer.outputs[0].logprobs[0]]
+        found.append({token: each.logprob for token, each in behind[place].items()})
+    return found
 
 
 def _stored(directory: Path) -> FirstTokens:
@@ -192,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         "--vllm", action="store_true", help="run it in vLLM (default: transformers)"
     )
     parser.add_argument(
-        "--backend", choices=get_args(Backend), default="auto", help="how transformers computes"
+        "--backend", choices=get_args(Backend), default="auto", help="how it computes"
     )
     parser.add_argument("--device", default="cpu", help="where transformers computes")
     parser.add_argument("--json", action="store_true", help="print one line of JSON, no table")

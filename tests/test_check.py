@@ -146,22 +146,29 @@ def fake_vllm(quantized: QuantizedDirectory, shift: float) -> dict[str, ModuleTy
     """Modules that answer as vLLM would, from the numbers that transformers finds."""
     found = check.by_transformers(quantized.path, read_first_tokens(quantized.path))
 
+    ids, last = padded(read_first_tokens(quantized.path).prompts)
+
     class LLM:
         def __init__(self, model: str, **options: object) -> None:
             assert model == str(quantized.path)
             assert options["dtype"] == "float32"
-            assert options["additional_config"] == {"duquant_exact": True}
+            assert options["additional_config"] == {
+                "duquant_backend": "auto",
+                "duquant_exact": True,
+            }
 
         def generate(self, prompts: list[dict[str, list[int]]], asked: object) -> list[Any]:
             print("INFO: what vLLM says", os.environ["VLLM_LOGGING_STREAM"])
-            assert [p["prompt_token_ids"] for p in prompts] == (
-                read_first_tokens(quantized.path).prompts
-            )
-            first = [
-                {token: SimpleNamespace(logprob=number + shift) for token, number in row.items()}
-                for row in found
-            ]
-            return [SimpleNamespace(outputs=[SimpleNamespace(logprobs=[row])]) for row in first]
+            assert [p["prompt_token_ids"] for p in prompts] == ids.tolist()
+            return list(map(answer, found, last.tolist()))
+
+    def answer(numbers: dict[int, float], place: int) -> Any:
+        row = {token: SimpleNamespace(logprob=each + shift) for token, each in numbers.items()}
+        rows: list[Any] = [None, *({} for _ in range(ids.shape[1]))]
+        rows[place + 1] = row
+        return SimpleNamespace(
+            prompt_logprobs=rows[:-1], outputs=[SimpleNamespace(logprobs=[rows[-1]])]
+        )
 
     module: Any = ModuleType("vllm")
     module.LLM, module.SamplingParams = LLM, dict

@@ -70,5 +70,6 @@ def make_exact(config: Any) -> None:
     config.compilation_config.custom_ops = list(PLAIN)
     config.model_config.enforce_eager = True
     init_logger(f"vllm.{__name__}").info_once(
-        "duquant: exact, so nothing is compiled and attention, norms, RoPE and SiLU are PyTorch's"
+        "duquant: exact, so nothing is compiled and attention, norms, RoPE and SiLU are PyTorch's; "
+        "--max-num-seqs 1 keeps sequences from changing each other's last bits"
     )
