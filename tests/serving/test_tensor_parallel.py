@@ -20,19 +20,21 @@ SHARED = {
 PROMPTS = [row[: 2 + index].tolist() for index, row in enumerate(token_ids(12))]
 
 
-@pytest.mark.parametrize("backend", ["reference", "integer"])
+@pytest.mark.parametrize(
+    ("backend", "exact"), [("reference", False), ("integer", False), ("integer", True)]
+)
 def test_two_processes_give_the_numbers_of_one(
-    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else a NUMA node for each
     directory = write_quantized(tmp_path, SHARED).path
-    with served(directory, backend=backend) as engine:
+    with served(directory, backend=backend, exact=exact) as engine:
         expected = answers(engine, PROMPTS)
     options: dict[str, Any] = {
         "tensor_parallel_size": 2,
         "distributed_executor_backend": "mp",
     }
-    with served(directory, backend=backend, **options) as engine:
+    with served(directory, backend=backend, exact=exact, **options) as engine:
         found = answers(engine, PROMPTS)
     for one, other in zip(found, expected, strict=True):
         assert one.ids == other.ids
