@@ -2,7 +2,7 @@
 
    A row of activations is cut into blocks of `size` channels, and every block is multiplied by its
    matrix. A few rows (`TOKENS`) go through all steps together and stay in the cache meanwhile. The
-   innermost work is one panel: the rows' products with two vectors of a matrix's columns, summed in
+   innermost work is one panel: the rows' products with a few vectors of a matrix's columns, summed in
    registers over the channels of a block in their order. A permutation costs nothing, because the
    next rotation reads channel `order[k]` where it would read k. */
 
@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#define VECTORS 8 /* of a matrix's columns, at once, of a single row */
 #define UNROLLED _Pragma("GCC unroll 16") /* or sums would live in memory */
 
 #ifdef __AVX512F__
@@ -35,26 +36,55 @@ static inline void store(float *to, Vector v) { _mm256_storeu_ps(to, v); }
 /* Block sizes must be multiples of this. */
 int panel_width(void) { return 2 * LANES; }
 
-/* Of `tokens` rows, a constant at every call, one block: the columns of a panel. */
+/* Between two steps the entries of a channel lie side by side, `ACROSS` of them, one of every row; of a
+   single row they lie as in it. So a permuted channel is one place in memory. */
+#define ACROSS 8
+#define APART(tokens) ((tokens) == 1 ? 1 : ACROSS)
+
+/* Eight channels of `tokens` rows, `width` apart, side by side. */
+static inline __attribute__((always_inline)) void lay_across(const float *from, int64_t width, float *to,
+                                                             const int tokens) {
+    __m256 r[8], t[8];
+    UNROLLED for (int i = 0; i < 8; i++) r[i] = i < tokens ? _mm256_loadu_ps(from + i * width) : _mm256_setzero_ps();
+    UNROLLED for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    UNROLLED for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    UNROLLED for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(to + i * ACROSS, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+        _mm256_storeu_ps(to + (i + 4) * ACROSS, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
+}
+
+/* Of `tokens` rows one block, `vectors` of its columns; both are constants at every call. Rows of `to` are
+   `width` apart. */
 static inline __attribute__((always_inline)) void panel(const float *from, const int32_t *order,
                                                         const float *matrix, float *to, int64_t width,
-                                                        int64_t size, const int tokens) {
-    Vector left[TOKENS], right[TOKENS];
-    UNROLLED for (int t = 0; t < tokens; t++) left[t] = right[t] = nothing();
+                                                        int64_t size, const int tokens,
+                                                        const int vectors) {
+    Vector sums[TOKENS][VECTORS];
+    UNROLLED for (int t = 0; t < tokens; t++)
+        UNROLLED for (int v = 0; v < vectors; v++) sums[t][v] = nothing();
     for (int64_t k = 0; k < size; k++) {
-        Vector l = load(matrix + k * size), r = load(matrix + k * size + LANES);
-        __asm__("" : "+v"(l), "+v"(r)); /* loaded once, not again for every row */
-        const float *channel = from + order[k];
+        Vector row[VECTORS];
+        UNROLLED for (int v = 0; v < vectors; v++) {
+            row[v] = load(matrix + k * size + v * LANES);
+            __asm__("" : "+v"(row[v])); /* loaded once, not again for every row */
+        }
+        const float *channel = from + order[k] * APART(tokens);
         UNROLLED for (int t = 0; t < tokens; t++) {
-            const Vector x = everywhere(channel[t * width]);
-            left[t] = add_product(left[t], x, l);
-            right[t] = add_product(right[t], x, r);
+            const Vector x = everywhere(channel[t]);
+            UNROLLED for (int v = 0; v < vectors; v++) sums[t][v] = add_product(sums[t][v], x, row[v]);
         }
     }
-    UNROLLED for (int t = 0; t < tokens; t++) {
-        store(to + t * width, left[t]);
-        store(to + t * width + LANES, right[t]);
-    }
+    UNROLLED for (int t = 0; t < tokens; t++)
+        UNROLLED for (int v = 0; v < vectors; v++) store(to + t * width + v * LANES, sums[t][v]);
 }
 
 typedef struct {
@@ -63,26 +93,47 @@ typedef struct {
     int64_t steps, matrices, size, width;
 } Transform;
 
-static inline __attribute__((always_inline)) void rotate(const Transform *f, int64_t step,
-                                                         const float *from, float *to,
-                                                         const int tokens) {
-    for (int64_t start = 0; start < f->width; start += f->size) {
-        const int64_t matrix = f->matrices == 1 ? step : step * f->matrices + start / f->size;
-        for (int64_t column = 0; column < f->size; column += 2 * LANES)
-            panel(from, f->orders + step * f->width + start,
-                  f->rotations + matrix * f->size * f->size + column, to + start + column, f->width,
-                  f->size, tokens);
-    }
+/* One block: from channels as `order` says to rows `apart` from each other. */
+static inline __attribute__((always_inline)) void rotate(const float *from, const int32_t *order,
+                                                         const float *matrix, float *to, int64_t apart,
+                                                         int64_t size, const int tokens) {
+    int64_t column = 0;
+    if (tokens == 1)
+        for (; column + VECTORS * LANES <= size; column += VECTORS * LANES)
+            panel(from, order, matrix + column, to + column, apart, size, 1, VECTORS);
+    for (; column < size; column += 2 * LANES)
+        panel(from, order, matrix + column, to + column, apart, size, tokens, 2);
 }
 
-/* All steps; `spare` holds two times as many rows, since no step may write what it still reads. */
+/* All steps; `spare` holds two times all channels of the rows, since no step may write what it still reads,
+   and one block of channels and one of rows. */
 static inline __attribute__((always_inline)) void transform(const Transform *f, const float *x, float *y,
                                                             float *spare, const int tokens) {
+    const int64_t size = f->size, width = f->width;
+    float *channels = spare + 2 * ACROSS * width, *rows = channels + ACROSS * size;
     const float *from = x;
     for (int64_t step = 0; step < f->steps; step++) {
-        float *to = step == f->steps - 1 ? y : spare + step % 2 * TOKENS * f->width;
-        rotate(f, step, from, to, tokens);
-        from = to;
+        const int is_last = step == f->steps - 1;
+        float *next = spare + step % 2 * ACROSS * width;
+        for (int64_t start = 0; start < width; start += size) {
+            const int64_t index = f->matrices == 1 ? step : step * f->matrices + start / size;
+            const float *matrix = f->rotations + index * size * size, *block = from;
+            const int32_t *order = f->orders + step * width + start;
+            if (step == 0 && tokens > 1) {
+                for (int64_t c = 0; c < size; c += 8)
+                    lay_across(x + start + c, width, channels + c * ACROSS, tokens);
+                block = channels;
+                order = f->orders; /* 0, 1, 2, ... */
+            }
+            if (is_last || tokens == 1) {
+                rotate(block, order, matrix, (is_last ? y : next) + start, width, size, tokens);
+                continue;
+            }
+            rotate(block, order, matrix, rows, size, size, tokens);
+            for (int64_t c = 0; c < size; c += 8)
+                lay_across(rows + c, size, next + (start + c) * ACROSS, tokens);
+        }
+        from = next;
     }
 }
 
@@ -93,7 +144,7 @@ int transform_rows(const float *x, float *y, const float *rotations, const int32
     int failed = 0;
 #pragma omp parallel num_threads(rows <= TOKENS ? 1 : threads) reduction(| : failed)
     {
-        float *spare = aligned_alloc(64, (size_t)((2 * TOKENS * width * 4 + 63) / 64 * 64));
+        float *spare = aligned_alloc(64, (size_t)((width + size) * 2 * ACROSS * 4));
         failed = !spare;
 #pragma omp for schedule(dynamic)
         for (int64_t row = 0; row < rows; row += TOKENS) {
