@@ -74,12 +74,15 @@ class ActivationQuantizer(ExactBuffers):
 
     def encoded(self, x: Tensor) -> Tensor:
         """Integers as bytes, ``(..., width + 6)``: see :mod:`duquant.ops.quantized_tokens`."""
+        bits, ratio, ends, symmetric = self.token_grid()
+        return quantize_tokens(x, bits, clip_ratio=ratio, clip_ends=ends, symmetric=symmetric)
+
+    def token_grid(self) -> tuple[int, float, Tensor | None, bool]:
+        """Bits, clip ratio, clip ends and symmetry, as the operators for tokens take them."""
         form = self.form
         assert isinstance(form, Integer)
         ends = self.clip_ends if self.clip_ends.numel() else None
-        return quantize_tokens(
-            x, form.bits, clip_ratio=self.ratio, clip_ends=ends, symmetric=form.symmetric
-        )
+        return form.bits, self.ratio, ends, form.symmetric
 
     def encoded_rows(self, x: Tensor) -> Tensor:
         """Any format's codes and scales as bytes: see :mod:`duquant.formats.row_bytes`."""

@@ -23,7 +23,6 @@ from duquant.ops.packed_product import (
 from duquant.ops.packing import pack
 from duquant.ops.quantized_tokens import GRID_BYTES, encode_tokens
 
-
 TESTED_ROWS = (3, 40)
 """Few and many: processors with AMX multiply many otherwise."""
 

@@ -7,8 +7,9 @@
    next rotation reads channel `order[k]` where it would read k. */
 
 #include <immintrin.h>
-#include <stdint.h>
 #include <stdlib.h>
+
+#include "row_codes.h"
 
 #define VECTORS 8 /* of a matrix's columns, at once, of a single row */
 #define UNROLLED _Pragma("GCC unroll 16") /* or sums would live in memory */
@@ -137,6 +138,20 @@ static inline __attribute__((always_inline)) void transform(const Transform *f, 
     }
 }
 
+/* At most TOKENS rows. */
+static void transform_some(const Transform *f, const float *x, float *y, float *spare, int64_t rows) {
+    if (rows == TOKENS) {
+        transform(f, x, y, spare, TOKENS);
+        return;
+    }
+    for (; rows >= 4; rows -= 4, x += 4 * f->width, y += 4 * f->width) transform(f, x, y, spare, 4);
+    for (; rows; rows--, x += f->width, y += f->width) transform(f, x, y, spare, 1);
+}
+
+static size_t spare_bytes(int64_t width, int64_t size) {
+    return (size_t)((width + size) * 2 * ACROSS) * sizeof(float);
+}
+
 /* x, y: rows x width. Returns 0, or 1 if memory ran out. */
 int transform_rows(const float *x, float *y, const float *rotations, const int32_t *orders, int64_t rows,
                    int64_t width, int64_t steps, int64_t matrices, int64_t size, int threads) {
@@ -144,23 +159,63 @@ int transform_rows(const float *x, float *y, const float *rotations, const int32
     int failed = 0;
 #pragma omp parallel num_threads(rows <= TOKENS ? 1 : threads) reduction(| : failed)
     {
-        float *spare = aligned_alloc(64, (size_t)((width + size) * 2 * ACROSS * 4));
+        float *spare = aligned_alloc(64, spare_bytes(width, size));
         failed = !spare;
 #pragma omp for schedule(dynamic)
-        for (int64_t row = 0; row < rows; row += TOKENS) {
-            const float *from = x + row * width;
-            float *to = y + row * width;
-            int64_t left = rows - row < TOKENS ? rows - row : TOKENS;
-            if (!spare) continue;
-            if (left == TOKENS) {
-                transform(&f, from, to, spare, TOKENS);
-                continue;
-            }
-            for (; left >= 4; left -= 4, from += 4 * width, to += 4 * width)
-                transform(&f, from, to, spare, 4);
-            for (; left; left--, from += width, to += width) transform(&f, from, to, spare, 1);
-        }
+        for (int64_t row = 0; row < rows; row += TOKENS)
+            if (spare)
+                transform_some(&f, x + row * width, y + row * width, spare,
+                               rows - row < TOKENS ? rows - row : TOKENS);
         free(spare);
+    }
+    return failed;
+}
+
+/* Rows of floats, or of bfloat16, as floats, minus `mean` if there is one. */
+static void widen(const void *x, int is_bfloat16, const float *mean, float *to, int64_t rows, int64_t width) {
+    for (int64_t r = 0; r < rows; r++, to += width) {
+        if (is_bfloat16) {
+            const uint16_t *from = (const uint16_t *)x + r * width;
+            for (int64_t c = 0; c < width; c++) {
+                const uint32_t bits = (uint32_t)from[c] << 16;
+                memcpy(to + c, &bits, sizeof bits);
+            }
+        } else {
+            memcpy(to, (const float *)x + r * width, (size_t)width * sizeof(float));
+        }
+        if (mean)
+            for (int64_t c = 0; c < width; c++) to[c] -= mean[c];
+    }
+}
+
+/* What a site does to its input, x: rows x width, floats or bfloat16.
+   out: of every transformed row the integers, then its scale and its zero point. Returns as above. */
+int transform_tokens(const void *x, int is_bfloat16, const float *mean, uint8_t *out,
+                     const float *rotations, const int32_t *orders, int64_t rows, int64_t width,
+                     int64_t steps, int64_t matrices, int64_t size, const Range *range, int threads) {
+    const Transform f = {rotations, orders, steps, matrices, size, width};
+    const int64_t entry = is_bfloat16 ? 2 : 4;
+    int failed = 0;
+#pragma omp parallel num_threads(rows <= TOKENS ? 1 : threads) reduction(| : failed)
+    {
+        const size_t floats = (size_t)(TOKENS * width) * sizeof(float);
+        float *wide = aligned_alloc(64, (2 * floats + spare_bytes(width, size) + 63) / 64 * 64);
+        float *done = wide + TOKENS * width, *spare = done + TOKENS * width;
+        failed = !wide;
+#pragma omp for schedule(dynamic)
+        for (int64_t row = 0; row < rows; row += TOKENS) {
+            const int64_t count = rows - row < TOKENS ? rows - row : TOKENS;
+            if (!wide) continue;
+            widen((const char *)x + row * width * entry, is_bfloat16, mean, wide, count, width);
+            transform_some(&f, wide, done, spare, count);
+            for (int64_t r = 0; r < count; r++) {
+                float high, low, s, z;
+                extremes_of_row(done + r * width, width, &high, &low);
+                grid_of_row(range, high, low, &s, &z);
+                encode_row(done + r * width, width, s, z, range->largest, out + (row + r) * (width + GRID_BYTES));
+            }
+        }
+        free(wide);
     }
     return failed;
 }

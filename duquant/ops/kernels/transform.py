@@ -5,7 +5,9 @@ an index for every entry. ``transform.c`` reads the activation once and writes i
 products are summed in the order of the channels, as PyTorch's usually are, but nothing promises
 that: results of the two agree to float32 rounding.
 
-It takes float32 in blocks that are a multiple of :func:`panel_width`; PyTorch does the rest. The
+``transform_tokens`` of the same source goes on and quantizes these tokens.
+
+It takes float32, the latter bfloat16 as well, in blocks that are a multiple of :func:`panel_width`; PyTorch does the rest. The
 gradient is the operator's (:mod:`duquant.ops.dual_transform`).
 """
 
@@ -15,8 +17,25 @@ import functools
 import torch
 from torch import Tensor
 
+from duquant.ops.affine import LARGEST_SCALE, SMALLEST_SCALE, largest_zero
 from duquant.ops.dual_transform import transform_rows_in_steps
 from duquant.ops.kernels.compiler import load_library
+from duquant.ops.quantized_tokens import GRID_BYTES
+from duquant.ops.transformed_tokens import transformed_tokens_in_steps
+
+BYTE = 8
+
+
+class _Range(ctypes.Structure):
+    """How a token's range becomes its grid, as the C source has it."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_float)
+        for name in (
+            *("of_high", "of_low", "largest", "middle"),
+            *("smallest_scale", "largest_scale", "largest_zero"),
+        )
+    )
 
 
 def is_available() -> bool:
@@ -37,26 +56,71 @@ def transform_rows(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor
         ValueError: if a permutation, which a file may bring, names a channel that does not exist.
     """
     library = _library()
-    if library is None or not _takes(library, x, rotations):
+    if library is None or x.dtype != torch.float32 or not _has_panels(library, x, rotations):
         return transform_rows_in_steps(x, rotations, permutations)
     x, width = x.contiguous(), x.shape[-1]
     rotations = rotations.float().contiguous()
-    steps, matrices, size, _ = rotations.shape
-    assert width % size == 0
-    assert matrices in (1, width // size)
-    orders = _orders(permutations, steps, width)
+    orders = _orders(permutations, len(rotations), width)
     out = torch.empty_like(x)
     pointers = [tensor.data_ptr() for tensor in (x, out, rotations, orders)]
-    sizes = (x.numel() // width, width, steps, matrices, size)
-    if library.transform_rows(*pointers, *sizes, torch.get_num_threads()):
+    if library.transform_rows(*pointers, *_sizes(x, rotations), torch.get_num_threads()):
         raise MemoryError(f"no memory to transform rows of {width} channels")
     return out
 
 
-def _takes(library: ctypes.CDLL, x: Tensor, rotations: Tensor) -> bool:
+def transformed_tokens(
+    x: Tensor,
+    mean: Tensor | None,
+    rotations: Tensor,
+    permutations: Tensor,
+    bits: int,
+    clip_ratio: float,
+    clip_ends: Tensor | None,
+    symmetric: bool,
+) -> Tensor:
+    """:func:`duquant.ops.transformed_tokens.transformed_tokens_in_steps` on a processor.
+
+    Raises:
+        ValueError: as :func:`transform_rows`.
+    """
+    library, clip = _library(), (clip_ratio, clip_ends, symmetric)
+    is_taken = x.dtype in (torch.float32, torch.bfloat16) and bits <= BYTE
+    if library is None or not is_taken or not _has_panels(library, x, rotations):
+        return transformed_tokens_in_steps(x, mean, rotations, permutations, bits, *clip)
+    x, width = x.contiguous(), x.shape[-1]
+    mean = None if mean is None else mean.float().contiguous()
+    assert mean is None or mean.shape == (width,)
+    rotations = rotations.float().contiguous()
+    orders = _orders(permutations, len(rotations), width)
+    of_high, of_low = (clip_ratio, clip_ratio) if clip_ends is None else clip_ends.tolist()
+    middle = 2 ** (bits - 1) - 1 if symmetric else 0
+    scales = SMALLEST_SCALE, LARGEST_SCALE, largest_zero(bits)
+    grid = _Range(of_high, of_low, 2**bits - 1, middle, *scales)
+    out = x.new_empty(*x.shape[:-1], width + GRID_BYTES, dtype=torch.uint8)
+    failed = library.transform_tokens(
+        *(x.data_ptr(), x.dtype == torch.bfloat16, None if mean is None else mean.data_ptr()),
+        *(out.data_ptr(), rotations.data_ptr(), orders.data_ptr()),
+        *_sizes(x, rotations),
+        ctypes.byref(grid),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise MemoryError(f"no memory to transform tokens of {width} channels")
+    return out
+
+
+def _has_panels(library: ctypes.CDLL, x: Tensor, rotations: Tensor) -> bool:
     has_entries = x.numel() > 0 and rotations.numel() > 0
-    is_whole = has_entries and rotations.shape[-1] % library.panel_width() == 0
-    return x.dtype == torch.float32 and is_whole
+    return has_entries and rotations.shape[-1] % library.panel_width() == 0
+
+
+def _sizes(x: Tensor, rotations: Tensor) -> tuple[int, ...]:
+    """Rows, width, steps, matrices and block size, as both functions of the source take them."""
+    steps, matrices, size, _ = rotations.shape
+    width = x.shape[-1]
+    assert width % size == 0
+    assert matrices in (1, width // size)
+    return x.numel() // width, width, steps, matrices, size
 
 
 def _orders(permutations: Tensor, steps: int, width: int) -> Tensor:
@@ -88,6 +152,11 @@ def _is_right(library: ctypes.CDLL) -> bool:
     """Exchange channels by rotations of zeros and ones: the result is exact."""
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.transform_rows.argtypes = [*[pointer] * 4, *[number] * 5, ctypes.c_int]
+    library.transform_tokens.argtypes = [
+        *(pointer, ctypes.c_int, *[pointer] * 4),
+        *([number] * 5),
+        *(ctypes.POINTER(_Range), ctypes.c_int),
+    ]
     size, tokens = library.panel_width(), 19
     width = 3 * size
     x = torch.arange(tokens * width, dtype=torch.float32, device="cpu").view(tokens, width)
