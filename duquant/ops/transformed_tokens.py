@@ -1,14 +1,15 @@
-"""What a site does to its input, in one step: subtract the mean, transform, quantize.
+"""Transform and quantize in one step: a site's input, and heads of Q, K and V.
 
-The definition is :mod:`duquant.ops.dual_transform` followed by :mod:`duquant.ops.quantized_tokens`.
-A kernel takes a few tokens at a time through all of it while they are in the cache, so nothing in
-floating point is written to memory.
+The definitions are :mod:`duquant.ops.dual_transform` followed by quantization. A kernel takes a few
+rows at a time through all of it while they are in the cache, so no step in between is written to
+memory.
 """
 
 import torch
 from torch import Tensor
 
-from duquant.ops.dual_transform import transform_rows_in_steps
+from duquant.ops.affine import fake_quantize
+from duquant.ops.dual_transform import rotation_alone, transform_rows_in_steps
 from duquant.ops.quantized_tokens import GRID_BYTES, quantize_tokens_in_steps
 
 
@@ -60,3 +61,35 @@ def _(
     symmetric: bool,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
+
+
+def transformed_values_in_steps(
+    x: Tensor, rotation: Tensor | None, bits: int, clip_ratio: float, symmetric: bool
+) -> Tensor:
+    """Rotate every row, quantize it and dequantize it.
+
+    Args:
+        x: float ``(..., width)``; the arithmetic runs in float32 or wider.
+        rotation: ``(b, b)``, applied to every ``b`` channels, or ``None``.
+        bits: width of the integers, at most 8.
+        clip_ratio: factor on both ends of every row's range.
+        symmetric: centre the range on zero.
+
+    Returns:
+        Shape and dtype of ``x``, contiguous.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    rotated = wide if rotation is None else transform_rows_in_steps(wide, *rotation_alone(rotation))
+    clip = {"clip_high": clip_ratio, "clip_low": clip_ratio}
+    values = fake_quantize(rotated, bits, symmetric=symmetric, **clip).to(x.dtype)
+    return values.clone() if values is x else values
+
+
+transformed_values = torch.library.custom_op(
+    "duquant::transformed_values", transformed_values_in_steps, mutates_args=()
+)
+
+
+@transformed_values.register_fake
+def _(x: Tensor, rotation: Tensor | None, bits: int, clip_ratio: float, symmetric: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

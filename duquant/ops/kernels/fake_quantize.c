@@ -18,12 +18,6 @@ static int useful(int threads, int64_t rows, int64_t columns) {
     return rows * columns < SMALL ? 1 : threads;
 }
 
-/* Written so that it compiles to a maximum and a minimum, without branches, and keeps NaN. */
-static inline float clamp(float level, float largest) {
-    level = 0 > level ? 0 : level;
-    return largest < level ? largest : level;
-}
-
 /* high, low: the largest and the smallest entry of every row, NaN where one is NaN. */
 void row_extremes(const float *x, float *high, float *low, int64_t rows, int64_t columns,
                   int threads) {

@@ -188,31 +188,52 @@ static void widen(const void *x, int is_bfloat16, const float *mean, float *to, 
     }
 }
 
-/* What a site does to its input, x: rows x width, floats or bfloat16.
-   out: of every transformed row the integers, then its scale and its zero point. Returns as above. */
-int transform_tokens(const void *x, int is_bfloat16, const float *mean, uint8_t *out,
-                     const float *rotations, const int32_t *orders, int64_t rows, int64_t width,
-                     int64_t steps, int64_t matrices, int64_t size, const Range *range, int threads) {
+static inline uint16_t to_bfloat16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return x == x ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
+}
+
+/* Values of a row, as floats or as bfloat16. */
+static void narrow(const float *row, int64_t width, int is_bfloat16, void *to) {
+    if (is_bfloat16)
+        for (int64_t c = 0; c < width; c++) ((uint16_t *)to)[c] = to_bfloat16(row[c]);
+    else
+        memcpy(to, row, (size_t)width * sizeof(float));
+}
+
+/* Transform rows and quantize each by itself; x: rows x width, floats or bfloat16. `rotations` may be null.
+   out: the integers of every row, its scale and its zero point; or, with `wants_values`, the values that
+   they stand for, in the dtype of x. Returns as above. */
+int quantize_transformed(const void *x, int is_bfloat16, const float *mean, void *out, int wants_values,
+                         const float *rotations, const int32_t *orders, int64_t rows, int64_t width,
+                         int64_t steps, int64_t matrices, int64_t size, const Range *range, int threads) {
     const Transform f = {rotations, orders, steps, matrices, size, width};
-    const int64_t entry = is_bfloat16 ? 2 : 4;
+    const int64_t entry = is_bfloat16 ? 2 : 4, bytes = wants_values ? width * entry : width + GRID_BYTES;
     int failed = 0;
 #pragma omp parallel num_threads(rows <= TOKENS ? 1 : threads) reduction(| : failed)
     {
         const size_t floats = (size_t)(TOKENS * width) * sizeof(float);
         float *wide = aligned_alloc(64, (2 * floats + spare_bytes(width, size) + 63) / 64 * 64);
-        float *done = wide + TOKENS * width, *spare = done + TOKENS * width;
+        float *done = rotations ? wide + TOKENS * width : wide, *spare = wide + 2 * TOKENS * width;
         failed = !wide;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, rows / (8 * threads * TOKENS) + 1)
         for (int64_t row = 0; row < rows; row += TOKENS) {
             const int64_t count = rows - row < TOKENS ? rows - row : TOKENS;
             if (!wide) continue;
             widen((const char *)x + row * width * entry, is_bfloat16, mean, wide, count, width);
-            transform_some(&f, wide, done, spare, count);
+            if (rotations) transform_some(&f, wide, done, spare, count);
             for (int64_t r = 0; r < count; r++) {
-                float high, low, s, z;
-                extremes_of_row(done + r * width, width, &high, &low);
+                float high, low, s, z, *values = done + r * width;
+                uint8_t *to = (uint8_t *)out + (row + r) * bytes;
+                extremes_of_row(values, width, &high, &low);
                 grid_of_row(range, high, low, &s, &z);
-                encode_row(done + r * width, width, s, z, range->largest, out + (row + r) * (width + GRID_BYTES));
+                if (wants_values) {
+                    round_row(values, width, s, z, range->largest);
+                    narrow(values, width, is_bfloat16, to);
+                } else {
+                    encode_row(values, width, s, z, range->largest, to);
+                }
             }
         }
         free(wide);

@@ -5,10 +5,11 @@ an index for every entry. ``transform.c`` reads the activation once and writes i
 products are summed in the order of the channels, as PyTorch's usually are, but nothing promises
 that: results of the two agree to float32 rounding.
 
-``transform_tokens`` of the same source goes on and quantizes these tokens.
+``quantize_transformed`` of the same source goes on and quantizes these tokens.
 
-It takes float32, the latter bfloat16 as well, in blocks that are a multiple of :func:`panel_width`; PyTorch does the rest. The
-gradient is the operator's (:mod:`duquant.ops.dual_transform`).
+It takes float32, where it quantizes bfloat16 as well, in blocks that are a multiple of
+:func:`panel_width`; PyTorch does the rest. The gradient is the operator's
+(:mod:`duquant.ops.dual_transform`).
 """
 
 import ctypes
@@ -21,7 +22,10 @@ from duquant.ops.affine import LARGEST_SCALE, SMALLEST_SCALE, largest_zero
 from duquant.ops.dual_transform import transform_rows_in_steps
 from duquant.ops.kernels.compiler import load_library
 from duquant.ops.quantized_tokens import GRID_BYTES
-from duquant.ops.transformed_tokens import transformed_tokens_in_steps
+from duquant.ops.transformed_tokens import (
+    transformed_tokens_in_steps,
+    transformed_values_in_steps,
+)
 
 BYTE = 8
 
@@ -83,30 +87,69 @@ def transformed_tokens(
     Raises:
         ValueError: as :func:`transform_rows`.
     """
-    library, clip = _library(), (clip_ratio, clip_ends, symmetric)
-    is_taken = x.dtype in (torch.float32, torch.bfloat16) and bits <= BYTE
-    if library is None or not is_taken or not _has_panels(library, x, rotations):
+    clip = clip_ratio, clip_ends, symmetric
+    if not _takes(x, rotations, bits):
         return transformed_tokens_in_steps(x, mean, rotations, permutations, bits, *clip)
-    x, width = x.contiguous(), x.shape[-1]
+    x = x.contiguous()
     mean = None if mean is None else mean.float().contiguous()
-    assert mean is None or mean.shape == (width,)
-    rotations = rotations.float().contiguous()
-    orders = _orders(permutations, len(rotations), width)
+    assert mean is None or mean.shape == (x.shape[-1],)
+    out = x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
+    _quantize(x, mean, out, rotations, permutations, _range(bits, *clip))
+    return out
+
+
+def transformed_values(
+    x: Tensor, rotation: Tensor | None, bits: int, clip_ratio: float, symmetric: bool
+) -> Tensor:
+    """:func:`duquant.ops.transformed_tokens.transformed_values_in_steps` on a processor."""
+    if not _takes(x, rotation, bits):
+        return transformed_values_in_steps(x, rotation, bits, clip_ratio, symmetric)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    rotations = None if rotation is None else rotation.view(1, 1, *rotation.shape)
+    none = torch.zeros(0, x.shape[-1], dtype=torch.int64, device=x.device)
+    _quantize(x, None, out, rotations, none, _range(bits, clip_ratio, None, symmetric))
+    return out
+
+
+def _takes(x: Tensor, rotations: Tensor | None, bits: int) -> bool:
+    library = _library()
+    if library is None or x.dtype not in (torch.float32, torch.bfloat16) or bits > BYTE:
+        return False
+    return x.numel() > 0 if rotations is None else _has_panels(library, x, rotations)
+
+
+def _range(bits: int, clip_ratio: float, clip_ends: Tensor | None, symmetric: bool) -> _Range:
     of_high, of_low = (clip_ratio, clip_ratio) if clip_ends is None else clip_ends.tolist()
     middle = 2 ** (bits - 1) - 1 if symmetric else 0
     scales = SMALLEST_SCALE, LARGEST_SCALE, largest_zero(bits)
-    grid = _Range(of_high, of_low, 2**bits - 1, middle, *scales)
-    out = x.new_empty(*x.shape[:-1], width + GRID_BYTES, dtype=torch.uint8)
-    failed = library.transform_tokens(
-        *(x.data_ptr(), x.dtype == torch.bfloat16, None if mean is None else mean.data_ptr()),
-        *(out.data_ptr(), rotations.data_ptr(), orders.data_ptr()),
-        *_sizes(x, rotations),
+    return _Range(of_high, of_low, 2**bits - 1, middle, *scales)
+
+
+def _quantize(
+    x: Tensor,
+    mean: Tensor | None,
+    out: Tensor,
+    rotations: Tensor | None,
+    permutations: Tensor,
+    grid: _Range,
+) -> None:
+    library, width = _library(), x.shape[-1]
+    assert library is not None
+    sizes: tuple[int, ...] = (x.numel() // width, width, 0, 0, 0)
+    orders = None
+    if rotations is not None:
+        rotations = rotations.float().contiguous()
+        orders, sizes = _orders(permutations, len(rotations), width), _sizes(x, rotations)
+    pointers = [None if t is None else t.data_ptr() for t in (x, mean, out, rotations, orders)]
+    kinds = x.dtype == torch.bfloat16, out.dtype == x.dtype
+    if library.quantize_transformed(
+        *(pointers[0], kinds[0], *pointers[1:3], kinds[1], *pointers[3:]),
+        *sizes,
         ctypes.byref(grid),
         torch.get_num_threads(),
-    )
-    if failed:
+    ):
         raise MemoryError(f"no memory to transform tokens of {width} channels")
-    return out
 
 
 def _has_panels(library: ctypes.CDLL, x: Tensor, rotations: Tensor) -> bool:
@@ -152,8 +195,8 @@ def _is_right(library: ctypes.CDLL) -> bool:
     """Exchange channels by rotations of zeros and ones: the result is exact."""
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.transform_rows.argtypes = [*[pointer] * 4, *[number] * 5, ctypes.c_int]
-    library.transform_tokens.argtypes = [
-        *(pointer, ctypes.c_int, *[pointer] * 4),
+    library.quantize_transformed.argtypes = [
+        *(pointer, ctypes.c_int, pointer, pointer, ctypes.c_int, pointer, pointer),
         *([number] * 5),
         *(ctypes.POINTER(_Range), ctypes.c_int),
     ]
