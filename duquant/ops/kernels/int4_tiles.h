@@ -8,30 +8,11 @@
    Some tokens stay in the second-level cache while all weights pass by. Of a strip of 32 weight rows as many
    columns as stay in the first-level cache are cut and meet all these tokens, whose sums wait in memory. */
 
-#include <sys/syscall.h>
-#include <unistd.h>
+#include "tiles.h"
 
-#define TILE 1024        /* bytes of a tile */
-#define SIDE 16          /* rows of a tile; numbers of 32 bits in a row */
-#define PAIR (2 * SIDE)  /* rows of weights, and tokens, whose sums fill four tiles */
 #define TOKEN_CACHE (1000 * 1024) /* bytes of tokens */
 #define CHUNK 256        /* bytes of a weight row that are cut at once */
 #define MOST_STRIPS 32   /* that one thread takes at once: neighbours write to the same pages */
-#define PERMISSION 0x1023, 18 /* of Linux: a process asks for the tiles' registers */
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} __attribute__((packed)) Layout;
-
-static int has_tiles(void) { return syscall(SYS_arch_prctl, PERMISSION) == 0; }
-
-static void begin_tiles(void) {
-    Layout layout = {.palette = 1};
-    for (int t = 0; t < 8; t++) layout.bytes[t] = 64, layout.rows[t] = SIDE;
-    _tile_loadconfig(&layout);
-}
 
 /* A matrix of 16 x 16 numbers of 32 bits, turned. */
 static inline __attribute__((always_inline)) void turn(__m512i r[SIDE]) {

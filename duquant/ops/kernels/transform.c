@@ -6,6 +6,7 @@
    registers over the channels of a block in their order. A permutation costs nothing, because the
    next rotation reads channel `order[k]` where it would read k. */
 
+#define _GNU_SOURCE /* for syscall */
 #include <immintrin.h>
 #include <stdlib.h>
 
@@ -202,6 +203,32 @@ static void narrow(const float *row, int64_t width, int is_bfloat16, void *to) {
         memcpy(to, row, (size_t)width * sizeof(float));
 }
 
+/* What becomes of transformed rows. */
+typedef struct {
+    const Range *range;
+    void *to;
+    int is_bfloat16, wants_values;
+    int64_t bytes; /* of a row */
+} Sink;
+
+/* Quantize a transformed row, which is overwritten. */
+static void finish_row(const Sink *sink, float *values, int64_t width, int64_t row) {
+    uint8_t *to = (uint8_t *)sink->to + row * sink->bytes;
+    float high, low, s, z;
+    extremes_of_row(values, width, &high, &low);
+    grid_of_row(sink->range, high, low, &s, &z);
+    if (sink->wants_values) {
+        round_row(values, width, s, z, sink->range->largest);
+        narrow(values, width, sink->is_bfloat16, to);
+    } else {
+        encode_row(values, width, s, z, sink->range->largest, to);
+    }
+}
+
+#ifdef __AMX_BF16__
+#include "transform_tiles.h"
+#endif
+
 /* Transform rows and quantize each by itself; x: rows x width, floats or bfloat16. `rotations` may be null.
    out: the integers of every row, its scale and its zero point; or, with `wants_values`, the values that
    they stand for, in the dtype of x. Returns as above. */
@@ -210,6 +237,11 @@ int quantize_transformed(const void *x, int is_bfloat16, const float *mean, void
                          int64_t steps, int64_t matrices, int64_t size, const Range *range, int threads) {
     const Transform f = {rotations, orders, steps, matrices, size, width};
     const int64_t entry = is_bfloat16 ? 2 : 4, bytes = wants_values ? width * entry : width + GRID_BYTES;
+    const Sink sink = {range, out, is_bfloat16, wants_values, bytes};
+#ifdef __AMX_BF16__
+    if (is_bfloat16 && rotations && rows >= FEWEST_ROWS && has_tiles())
+        return quantize_by_tiles(&f, x, mean, &sink, rows, threads);
+#endif
     int failed = 0;
 #pragma omp parallel num_threads(rows <= TOKENS ? 1 : threads) reduction(| : failed)
     {
@@ -223,18 +255,7 @@ int quantize_transformed(const void *x, int is_bfloat16, const float *mean, void
             if (!wide) continue;
             widen((const char *)x + row * width * entry, is_bfloat16, mean, wide, count, width);
             if (rotations) transform_some(&f, wide, done, spare, count);
-            for (int64_t r = 0; r < count; r++) {
-                float high, low, s, z, *values = done + r * width;
-                uint8_t *to = (uint8_t *)out + (row + r) * bytes;
-                extremes_of_row(values, width, &high, &low);
-                grid_of_row(range, high, low, &s, &z);
-                if (wants_values) {
-                    round_row(values, width, s, z, range->largest);
-                    narrow(values, width, is_bfloat16, to);
-                } else {
-                    encode_row(values, width, s, z, range->largest, to);
-                }
-            }
+            for (int64_t r = 0; r < count; r++) finish_row(&sink, done + r * width, width, row + r);
         }
         free(wide);
     }
