@@ -160,11 +160,13 @@ class AttentionQuantizer(ExactBuffers):
     ) -> Tensor | None:
         """Heads rotated and quantized in one step, where there is a kernel for it."""
         grid = quantizer.fixed_grid()
-        is_free = grid is not None and not records_gradient(heads)
-        if not is_free or not is_present("transformed_values", heads.device.type):
+        is_there = rotation is None or rotation.device == heads.device
+        if grid is None or not is_there or records_gradient(heads):
             return None
-        on_device = rotation is None or rotation.device == heads.device
-        values: Tensor = call(transformed_values, heads, rotation, *grid) if on_device else None
+        if not is_present("transformed_values", heads.device.type):
+            return None
+        bits, clip_ratio, symmetric = grid
+        values: Tensor = call(transformed_values, heads, rotation, bits, clip_ratio, symmetric)
         return values
 
     def _decode(

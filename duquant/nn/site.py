@@ -109,8 +109,9 @@ class SiteTransform(ExactBuffers):
     def _transformed_tokens(self, x: Tensor) -> Tensor | None:
         """The same of ``(tokens, width)`` in one step, where there is a kernel for it."""
         transform = self.transform
-        is_whole = isinstance(transform, RotatePermute) and not self.online_scale.numel()
-        if not is_whole or not is_present("transformed_tokens", x.device.type):
+        if not isinstance(transform, RotatePermute) or self.online_scale.numel():
+            return None
+        if not is_present("transformed_tokens", x.device.type):
             return None
         mean = self.mean if self.mean.numel() else None
         matrices, grid = transform.matrices, self.quantizer.token_grid()
