@@ -23,6 +23,7 @@
 #include <sys/mman.h>
 
 #define LARGE_PAGE (1 << 21)
+#define AHEAD 4         /* rows of weights that one token asks memory for in advance */
 #define FEWEST_TOKENS 4 /* that are multiplied by tiles, where there are some */
 
 #define OFFSET 8
@@ -126,7 +127,9 @@ static inline __attribute__((always_inline)) void tile(const Problem *p, int64_t
         for (int64_t at = start; at < end; at += WIDTH) {
             Vector low[ROWS], high[ROWS];
             UNROLLED for (int r = 0; r < rows; r++) {
-                Vector w = load_part(p->weights + (row + r) * p->half + at, p->half - at);
+                const uint8_t *from = p->weights + (row + r) * p->half + at;
+                Vector w = load_part(from, p->half - at);
+                if (tokens == 1) _mm_prefetch((const char *)from + AHEAD * p->half, _MM_HINT_T0);
                 low[r] = low_half(w);
                 high[r] = high_half(w);
             }

@@ -12,6 +12,7 @@
 
 #define TOKEN_CACHE (1000 * 1024) /* bytes of tokens */
 #define CHUNK 256        /* bytes of a weight row that are cut at once */
+#define ASKED 128        /* bytes of the next strip that memory is asked for with every product */
 #define MOST_STRIPS 32   /* that one thread takes at once: neighbours write to the same pages */
 
 /* A matrix of 16 x 16 numbers of 32 bits, turned. */
@@ -99,10 +100,10 @@ static inline __attribute__((always_inline)) void turned(const int32_t *from, in
 }
 
 /* Add the products of a strip's tiles with those of `groups` (1 or 2) times 16 tokens to four tiles of sums,
-   two of the first tokens and two of the others. */
+   two of the first tokens and two of the others. Meanwhile ask memory for what lies at `next`. */
 static inline __attribute__((always_inline)) void add_tiles(const uint8_t *w, const uint8_t *x,
                                                             int64_t bytes, int is_first, const int groups,
-                                                            int32_t *sums) {
+                                                            int32_t *sums, const uint8_t *next) {
     if (is_first) {
         _tile_zero(0);
         _tile_zero(1);
@@ -118,7 +119,8 @@ static inline __attribute__((always_inline)) void add_tiles(const uint8_t *w, co
             _tile_loadd(3, sums + 3 * SIDE * SIDE, 64);
         }
     }
-    for (int64_t at = 0; at < bytes; at += 2 * TILE) {
+    for (int64_t at = 0; at < bytes; at += 2 * TILE, next += ASKED) {
+        for (int line = 0; line < ASKED; line += 64) _mm_prefetch((const char *)next + line, _MM_HINT_T1);
         _tile_loadd(4, w + at, 64);
         _tile_loadd(6, x + at, 64);
         _tile_loadd(5, w + TILE + at, 64);
@@ -177,16 +179,19 @@ static inline void finish_strip(const Problem *p, const Output *out, int64_t tok
 static void multiply_tiles(const Problem *p, const Output *out, uint8_t *strip, int32_t *sums,
                            int64_t first_token, int64_t last_token, int64_t row, int64_t rows) {
     const int64_t tokens = last_token - first_token;
+    const uint8_t *next = p->weights + (row + PAIR) * p->half; /* the next strip */
     for (int64_t start = 0; start < p->bytes; start += CHUNK) {
         const int64_t end = start + CHUNK < p->bytes ? start + CHUNK : p->bytes;
         cut_strip(p, strip, row, rows, start);
         for (int64_t token = 0; token < tokens; token += PAIR) {
             const uint8_t *x = p->even + (first_token + token) * 2 * p->bytes + start * PAIR * 2;
             int32_t *to = sums + token * PAIR;
+            const int64_t size = (end - start) * PAIR * 2;
             if (tokens - token > SIDE)
-                add_tiles(strip, x, (end - start) * PAIR * 2, !start, 2, to);
+                add_tiles(strip, x, size, !start, 2, to, next);
             else
-                add_tiles(strip, x, (end - start) * PAIR * 2, !start, 1, to);
+                add_tiles(strip, x, size, !start, 1, to, next);
+            next += size / (2 * TILE) * ASKED;
         }
     }
     for (int64_t token = 0; token < tokens; token += SIDE) {
