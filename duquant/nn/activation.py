@@ -11,6 +11,8 @@ from duquant.ops.affine import UNQUANTIZED_BITS
 from duquant.ops.quantized_tokens import quantize_tokens
 from duquant.transforms.exact_buffers import ExactBuffers
 
+BYTE_BITS = 8
+
 
 class ActivationQuantizer(ExactBuffers):
     """Fake-quantize the last dimension of a tensor, token by token.
@@ -74,12 +76,24 @@ class ActivationQuantizer(ExactBuffers):
 
     def encoded(self, x: Tensor) -> Tensor:
         """Integers as bytes, ``(..., width + 6)``: see :mod:`duquant.ops.quantized_tokens`."""
+        bits, ratio, ends, symmetric = self.token_grid()
+        return quantize_tokens(x, bits, clip_ratio=ratio, clip_ends=ends, symmetric=symmetric)
+
+    def token_grid(self) -> tuple[int, float, Tensor | None, bool]:
+        """Bits, clip ratio, clip ends and symmetry, as the operators for tokens take them."""
         form = self.form
         assert isinstance(form, Integer)
         ends = self.clip_ends if self.clip_ends.numel() else None
-        return quantize_tokens(
-            x, form.bits, clip_ratio=self.ratio, clip_ends=ends, symmetric=form.symmetric
-        )
+        return form.bits, self.ratio, ends, form.symmetric
+
+    def fixed_grid(self) -> tuple[int, float, bool] | None:
+        """Bits, clip ratio and symmetry, where these are all that decides a row's grid."""
+        form = self.form
+        is_plain = isinstance(form, Integer) and form.group_size is None and form.bits <= BYTE_BITS
+        if not is_plain or self.factors is not None or self.clip_ends.numel():
+            return None
+        assert isinstance(form, Integer)
+        return form.bits, self.ratio, form.symmetric
 
     def encoded_rows(self, x: Tensor) -> Tensor:
         """Any format's codes and scales as bytes: see :mod:`duquant.formats.row_bytes`."""

@@ -18,8 +18,11 @@ from duquant.nn.activation import ActivationQuantizer
 from duquant.nn.attention_bias import AttentionBiases, RotatedBiases
 from duquant.ops.chunks import in_chunks
 from duquant.ops.dual_transform import apply_transform, rotation_alone
+from duquant.ops.gradient import records_gradient
 from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor
+from duquant.ops.kernel_presence import call, is_present
 from duquant.ops.precision import widen_on_cpu
+from duquant.ops.transformed_tokens import transformed_values
 from duquant.transforms.exact_buffers import ExactBuffers
 
 ATTENTION_NAME = "duquant"
@@ -120,7 +123,8 @@ class AttentionQuantizer(ExactBuffers):
     def quantized_value(self, value: Tensor, bias: Tensor | None = None) -> Tensor:
         """V quantized, its bias added."""
         if bias is None:
-            return in_chunks(self.value, value, dim=1)
+            whole = self._whole(value, None, self.value)
+            return in_chunks(self.value, value, dim=1) if whole is None else whole
         return _add(in_chunks(self.value, _wide(value), dim=1), bias, value.dtype)
 
     def encode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,6 +143,10 @@ class AttentionQuantizer(ExactBuffers):
     def _rotated(
         self, heads: Tensor, quantizer: ActivationQuantizer, bias: Tensor | None
     ) -> Tensor:
+        whole = None if bias is not None else self._whole(heads, self.hadamard, quantizer)
+        if whole is not None:
+            return whole
+
         def work(chunk: Tensor) -> Tensor:
             rotated = self.rotate(chunk)
             quantized: Tensor = quantizer(rotated if bias is None else _wide(rotated))
@@ -146,6 +154,20 @@ class AttentionQuantizer(ExactBuffers):
 
         quantized = in_chunks(work, heads, dim=1)
         return quantized if bias is None else _add(quantized, self.rotate(bias), heads.dtype)
+
+    def _whole(
+        self, heads: Tensor, rotation: Tensor | None, quantizer: ActivationQuantizer
+    ) -> Tensor | None:
+        """Heads rotated and quantized in one step, where there is a kernel for it."""
+        grid = quantizer.fixed_grid()
+        is_there = rotation is None or rotation.device == heads.device
+        if grid is None or not is_there or records_gradient(heads):
+            return None
+        if not is_present("transformed_values", heads.device.type):
+            return None
+        bits, clip_ratio, symmetric = grid
+        values: Tensor = call(transformed_values, heads, rotation, bits, clip_ratio, symmetric)
+        return values
 
     def _decode(
         self,

@@ -19,9 +19,12 @@ from duquant.nn.execution import Reader
 from duquant.ops.chunks import in_chunks
 from duquant.ops.gradient import records_gradient
 from duquant.ops.integer_product import engine
+from duquant.ops.kernel_presence import call, is_present
 from duquant.ops.precision import widen_on_cpu
+from duquant.ops.transformed_tokens import transformed_tokens
 from duquant.transforms.exact_buffers import ExactBuffers
 from duquant.transforms.identity import Identity
+from duquant.transforms.rotate_permute import RotatePermute
 from duquant.transforms.transform import Transform
 
 
@@ -91,7 +94,9 @@ class SiteTransform(ExactBuffers):
         :mod:`duquant.ops.quantized_tokens`), unless a gradient is recorded: bytes pass none on.
         """
         if self.emits_integers and not records_gradient(x):
-            tokens = in_chunks(self._encoded, x.flatten(0, -2), dim=0)
+            rows = x.flatten(0, -2)
+            fused = self._transformed_tokens(rows)
+            tokens = in_chunks(self._encoded, rows, dim=0) if fused is None else fused
             shaped: Tensor = tokens.unflatten(0, x.shape[:-1])
             return shaped
         quantized: Tensor = self.quantizer(self.transformed(x)).to(x.dtype)
@@ -100,6 +105,18 @@ class SiteTransform(ExactBuffers):
     def extra_repr(self) -> str:
         """Show the sizes."""
         return f"width={self.width}"
+
+    def _transformed_tokens(self, x: Tensor) -> Tensor | None:
+        """The same of ``(tokens, width)`` in one step, where there is a kernel for it."""
+        transform = self.transform
+        if not isinstance(transform, RotatePermute) or self.online_scale.numel():
+            return None
+        if not is_present("transformed_tokens", x.device.type):
+            return None
+        mean = self.mean if self.mean.numel() else None
+        matrices, grid = transform.matrices, self.quantizer.token_grid()
+        tokens: Tensor = call(transformed_tokens, x, mean, *matrices, *grid)
+        return tokens
 
     def _encoded(self, x: Tensor) -> Tensor:
         return self.quantizer.encoded(self.transformed(x))

@@ -262,14 +262,22 @@ def test_a_hook_that_is_not_heard_is_an_error(tmp_path: Path, monkeypatch: Any) 
         model(IDS)
 
 
+def noting_rows(quantize: Callable[..., Tensor], rows: list[int]) -> Callable[..., Tensor]:
+    def noting(heads: Tensor, *bias: Tensor | None) -> Tensor:
+        rows.append(heads.shape[2])
+        return quantize(heads, *bias)
+
+    return noting
+
+
 @pytest.mark.parametrize("family", ["llama-grouped", "qwen2", "mistral-sliding", "smollm3"])
 def test_a_cached_token_is_quantized_once(family: str, tmp_path: Path) -> None:
     model = write_quantized(tmp_path, FAMILIES[family]).load()
     rows: list[int] = []
     for layer in model.model.layers:
         quantizer = layer.self_attn.attention_quantizer
-        for each in (quantizer.key, quantizer.value):
-            each.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[2]))
+        for name in ("quantized_key", "quantized_value"):
+            setattr(quantizer, name, noting_rows(getattr(quantizer, name), rows))
     for cache in caches(model)[1:]:
         outputs = steps(model, cache, IDS)
         assert rows

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from duquant.ops.affine import AffineGrid, affine_grid
+from duquant.ops.hadamard import hadamard_matrix
 from duquant.ops.packing import pack
 from duquant.ops.quantized_tokens import encode_tokens
 from duquant.ops.rotation import random_orthogonal
@@ -107,9 +108,54 @@ def token_cases() -> Iterator[Case]:
         yield Case(f"{name}, clipped by its ends", (x, 4, 1.0, ends, False))
 
 
+def exact_products(width: int) -> Iterator[tuple[str, Tensor]]:
+    """Activations whose sums with rotations of zeros and eighths are exact in any order."""
+    for name, x in activations(width):
+        scaled = (x * 4 / x.abs().max().clamp(min=1e-3) if x.numel() else x) * 8
+        yield name, scaled.round()
+    x = outlier_activation(150, width, seed=6).mul(4).round().clamp(-100, 100)
+    yield "many tokens", x
+    yield "many tokens of bfloat16", x.bfloat16()
+
+
+def rotations_of_eighths(steps: int, matrices: int) -> Tensor:
+    """Hadamard matrices of 64, each with other signs, ``(steps, matrices, 64, 64)``."""
+    generator = torch.Generator().manual_seed(steps)
+    signs = torch.randint(0, 2, (steps, matrices, 1, SIZE), generator=generator) * 2.0 - 1
+    return hadamard_matrix(SIZE) * signs
+
+
+def transformed_token_cases() -> Iterator[Case]:
+    for blocks, times, own in [(3, 1, False), (2, 0, True), (2, 2, True)]:
+        width = blocks * SIZE
+        generator = torch.Generator().manual_seed(times)
+        orders = [torch.randperm(width, generator=generator) for _ in range(times)]
+        permutations = torch.stack(orders) if times else torch.zeros(0, width).long()
+        rotations = rotations_of_eighths(times + 1, blocks if own else 1)
+        mean = torch.arange(width) / 4.0 - 5
+        ends = torch.tensor([0.8, 0.65])
+        for name, x in exact_products(width):
+            for bits, symmetric, each, clip in [
+                *[(4, False, None, None), (4, True, mean, None)],
+                *[(8, False, mean, ends), (2, False, None, ends)],
+            ]:
+                arguments = (x, each, rotations, permutations, bits, 0.9, clip, symmetric)
+                yield Case(f"{name}, {bits} bits, {times} permutations, {symmetric=}", arguments)
+
+
+def transformed_value_cases() -> Iterator[Case]:
+    rotation = rotations_of_eighths(1, 1)[0, 0]
+    for width, each in ((SIZE, rotation), (2 * SIZE, rotation), (70, None)):
+        for name, x in exact_products(width):
+            for bits, symmetric in ((4, False), (3, True), (8, False)):
+                arguments = (x, each, bits, 0.9, symmetric)
+                yield Case(f"{name}, {width} channels, {bits} bits, {symmetric=}", arguments)
+
+
 def packed_cases() -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
     """Activations with their zero points and packed weights."""
-    for rows, columns, out in [(5, 66, 19), (1, 130, 70), (0, 64, 3), (13, 64, 1), (3, 33, 4)]:
+    sizes = [(5, 66, 19), (1, 130, 70), (0, 64, 3), (13, 64, 1), (50, 700, 37), (16, 1024, 32)]
+    for rows, columns, out in [*sizes, (300, 132, 65), (3, 33, 4)]:
         generator = torch.Generator().manual_seed(rows)
         q = torch.randint(0, 16, (rows, columns), generator=generator, dtype=torch.uint8)
         w = torch.randint(0, 16, (out, columns), generator=generator, dtype=torch.uint8)
@@ -186,6 +232,8 @@ def ends_of_places(arguments: list[Any], results: list[Tensor]) -> list[Tensor]:
 
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "transform_rows": transform_cases,
+    "transformed_tokens": transformed_token_cases,
+    "transformed_values": transformed_value_cases,
     "fake_quantize_rows": fake_quantize_cases,
     "quantize_rows_gradient": gradient_cases,
     "quantize_tokens": token_cases,

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duquant.ops.dual_transform import DualTransform, apply_in_steps, apply_transform
-from duquant.ops.kernels import transform
+from duquant.ops.kernels import rows, transform
+from duquant.ops.quantized_tokens import decode_tokens
 from duquant.ops.rotation import random_orthogonal
 from tests.outliers import outlier_activation, seeds
 
@@ -62,3 +63,39 @@ def test_dimensions_and_strides_do_not_matter() -> None:
     x = outlier_activation(30, 2 * SIZE, 1).view(5, 6, -1).transpose(0, 1)
     expected = apply_transform(x.reshape(30, -1), transformation).view_as(x)
     assert torch.equal(apply_transform(x, transformation), expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 8, 19, 150])
+@pytest.mark.parametrize("has_mean", [False, True])
+def test_quantizing_on_the_way_changes_no_bit(tokens: int, has_mean: bool) -> None:
+    width = 4 * SIZE
+    x, matrices = outlier_activation(tokens, width, 1), drawn(1, 4, 1, shared=False)
+    mean = torch.linspace(-1, 1, width) if has_mean else None
+    smoothed = x if mean is None else x - mean
+    whole = transform.transformed_tokens(x, mean, *matrices, 4, 0.9, None, False)
+    transformed = transform.transform_rows(smoothed, *matrices)
+    assert torch.equal(whole, rows.quantize_tokens(transformed, 4, 0.9, None, False))
+
+
+@pytest.mark.parametrize("has_mean", [False, True])
+def test_half_precision_moves_few_integers_of_many_tokens(has_mean: bool) -> None:
+    """Processors with AMX multiply parts of bfloat16; others give what float32 gives."""
+    tokens, width = 500, 8 * SIZE
+    x, matrices = outlier_activation(tokens, width, 2).bfloat16(), drawn(2, 8, 1, shared=True)
+    mean = x.float().mean(dim=0) if has_mean else None
+    wide = x.float() if mean is None else x.float() - mean
+    arguments = (mean, *matrices, 4, 0.9, None, False)
+    found, _ = decode_tokens(transform.transformed_tokens(x, *arguments))
+    narrow = transform.transform_rows(wide, *matrices)
+    expected, _ = decode_tokens(rows.quantize_tokens(narrow, 4, 0.9, None, False))
+    apart = (found.int() - expected.int()).abs()
+    assert apart.max() <= 1
+    assert apart.float().mean() < 1e-4  # 1e-5 of many more integers
+
+
+def test_a_damaged_permutation_is_refused() -> None:
+    x, matrices = outlier_activation(5, 4 * SIZE, 0), drawn(0, 4, 1, shared=True)
+    permutations = matrices.permutations.clone()
+    permutations[0, 3] = 4 * SIZE
+    with pytest.raises(ValueError, match="the model is damaged"):
+        transform.transformed_tokens(x, None, matrices.rotations, permutations, 4, 1.0, None, True)

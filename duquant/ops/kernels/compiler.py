@@ -79,7 +79,9 @@ def _cached_or_compiled(
     # PyTorch's own OpenMP library, or two pools of threads would fight for the cores
     openmp = [str(file) for file in (Path(torch.__file__).parent / "lib").glob("libgomp*")][:1]
     command = [*compiler, *FLAGS]
-    identity = [source.read_bytes(), " ".join(command + openmp).encode(), _processor()]
+    sources = [source, *sorted(source.parent.glob("*.h"))]  # which it may include
+    identity = [*(file.read_bytes() for file in sources), " ".join(command + openmp).encode()]
+    identity.append(_processor())
     identity.append(subprocess.check_output([*compiler, "--version"], timeout=SECONDS_TO_COMPILE))
     name = "-".join([source.stem, hashlib.sha256(b"\0".join(identity)).hexdigest()[:16]])
     directory = cache_directory()

@@ -9,9 +9,7 @@
    NaN makes the row's scale NaN, and so all its values and their gradients; an infinite one is
    clamped like any other. What is not inside is left out of sums, not multiplied by 0. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "row_codes.h"
 
 #define SMALL 16384 /* entries that one thread finishes before others have begun */
 #define STRIDE 64   /* entries looked at together */
@@ -20,35 +18,12 @@ static int useful(int threads, int64_t rows, int64_t columns) {
     return rows * columns < SMALL ? 1 : threads;
 }
 
-/* Written so that it compiles to a maximum and a minimum, without branches, and keeps NaN. */
-static inline float clamp(float level, float largest) {
-    level = 0 > level ? 0 : level;
-    return largest < level ? largest : level;
-}
-
-/* For the integers of a row, which are 0 where they are not a number. */
-static inline float clamp_to_number(float level, float largest) {
-    level = level > 0 ? level : 0;
-    return level < largest ? level : largest;
-}
-
 /* high, low: the largest and the smallest entry of every row, NaN where one is NaN. */
 void row_extremes(const float *x, float *high, float *low, int64_t rows, int64_t columns,
                   int threads) {
 #pragma omp parallel for num_threads(useful(threads, rows, columns)) schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        const float *row = x + r * columns;
-        float h = row[0], l = row[0];
-        int undefined = 0;
-#pragma omp simd reduction(max : h) reduction(min : l) reduction(| : undefined)
-        for (int64_t c = 0; c < columns; c++) {
-            h = row[c] > h ? row[c] : h;
-            l = row[c] < l ? row[c] : l;
-            undefined |= row[c] != row[c];
-        }
-        high[r] = undefined ? NAN : h;
-        low[r] = undefined ? NAN : l;
-    }
+    for (int64_t r = 0; r < rows; r++)
+        extremes_of_row(x + r * columns, columns, high + r, low + r);
 }
 
 /* out: x^. */
@@ -68,16 +43,8 @@ void quantize_rows(const float *x, const float *scale, const float *zero, float 
 void encode_rows(const float *x, const float *scale, const float *zero, uint8_t *out, int64_t rows,
                  int64_t columns, float largest, int threads) {
 #pragma omp parallel for num_threads(useful(threads, rows, columns)) schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        const float *row = x + r * columns, s = scale[r], z = zero[r];
-        uint8_t *to = out + r * (columns + (int64_t)(sizeof(float) + sizeof(int16_t)));
-        const int16_t integer_zero = (int16_t)z;
-#pragma omp simd
-        for (int64_t c = 0; c < columns; c++)
-            to[c] = (uint8_t)(int32_t)clamp_to_number(rintf(row[c] / s) + z, largest);
-        memcpy(to + columns, &s, sizeof s);
-        memcpy(to + columns + sizeof s, &integer_zero, sizeof integer_zero);
-    }
+    for (int64_t r = 0; r < rows; r++)
+        encode_row(x + r * columns, columns, scale[r], zero[r], largest, out + r * (columns + GRID_BYTES));
 }
 
 static __attribute__((noinline)) void row_sums(const float *restrict row, const float *restrict g,

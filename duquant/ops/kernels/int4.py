@@ -3,7 +3,7 @@
 PyTorch's int8 products need weights of a byte each, laid out beforehand. ``int4_linear.c`` reads
 the packed weights as they lie in the file, half a byte each: nothing is laid out, nothing is kept
 twice, and decoding, which waits for memory, waits half as long. Sums are corrected, scaled and
-converted while they are still in the cache.
+converted while they are still in the cache. Processors with AMX multiply tiles of them.
 """
 
 import ctypes
@@ -22,6 +22,9 @@ from duquant.ops.packed_product import (
 )
 from duquant.ops.packing import pack
 from duquant.ops.quantized_tokens import GRID_BYTES, encode_tokens
+
+TESTED_ROWS = (3, 40)
+"""Few and many: processors with AMX multiply many otherwise."""
 
 
 class _Output(ctypes.Structure):
@@ -108,7 +111,11 @@ def _is_right(library: ctypes.CDLL) -> bool:
         *(size, size, size, ctypes.c_int),
     ]
     library.int4_linear.restype = ctypes.c_int
-    rows, out, columns = 7, 11, 2306
+    return all(_is_exact(library, rows) for rows in TESTED_ROWS)
+
+
+def _is_exact(library: ctypes.CDLL, rows: int) -> bool:
+    out, columns = 11, 2306
     counted = torch.arange(columns, device="cpu")
     ones = torch.ones(out, dtype=torch.float32, device="cpu")  # an engine may set the default
     q = torch.full((rows, columns), LARGEST_ACTIVATION, dtype=torch.uint8, device="cpu")

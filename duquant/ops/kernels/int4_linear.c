@@ -15,10 +15,16 @@
    Tokens and weight rows are taken a few at a time, as many as their sums fit the registers. The
    integers of some more tokens stay in the second-level cache while all weights pass by. */
 
+#define _GNU_SOURCE /* for syscall */
 #include <immintrin.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+#define LARGE_PAGE (1 << 21)
+#define AHEAD 4         /* rows of weights that one token asks memory for in advance */
+#define FEWEST_TOKENS 4 /* that are multiplied by tiles, where there are some */
 
 #define OFFSET 8
 #define STRIP 64    /* rows of weights that one thread multiplies before it looks for more */
@@ -121,7 +127,9 @@ static inline __attribute__((always_inline)) void tile(const Problem *p, int64_t
         for (int64_t at = start; at < end; at += WIDTH) {
             Vector low[ROWS], high[ROWS];
             UNROLLED for (int r = 0; r < rows; r++) {
-                Vector w = load_part(p->weights + (row + r) * p->half + at, p->half - at);
+                const uint8_t *from = p->weights + (row + r) * p->half + at;
+                Vector w = load_part(from, p->half - at);
+                if (tokens == 1) _mm_prefetch((const char *)from + AHEAD * p->half, _MM_HINT_T0);
                 low[r] = low_half(w);
                 high[r] = high_half(w);
             }
@@ -191,6 +199,14 @@ static void finish(const Problem *p, const Output *out, int64_t token, int64_t r
     }
 }
 
+/* A token's scale and zero point, which follow its integers. */
+static void keep_grid(const Problem *p, const uint8_t *grid, int64_t token) {
+    int16_t zero;
+    memcpy(p->token_scale + token, grid, sizeof(float));
+    memcpy(&zero, grid + sizeof(float), sizeof zero);
+    p->token_zero[token] = zero;
+}
+
 /* Deal one token into its even and odd columns; keep its sum, its scale and its zero point. */
 static void deal(const Problem *p, const uint8_t *x, int64_t columns, int64_t token, int has_grid) {
     uint8_t *even = p->even + token * p->bytes, *odd = p->odd + token * p->bytes;
@@ -204,13 +220,12 @@ static void deal(const Problem *p, const uint8_t *x, int64_t columns, int64_t to
     memset(even + p->half, 0, rest);
     memset(odd + p->half, 0, rest);
     p->token_sums[token] = sum;
-    if (has_grid) {
-        int16_t zero;
-        memcpy(p->token_scale + token, x + columns, sizeof(float));
-        memcpy(&zero, x + columns + sizeof(float), sizeof zero);
-        p->token_zero[token] = zero;
-    }
+    if (has_grid) keep_grid(p, x + columns, token);
 }
+
+#ifdef __AMX_INT8__
+#include "int4_tiles.h"
+#endif
 
 /* A few tokens with a strip of weight rows. */
 static void multiply(const Problem *p, const Output *out, int64_t first_token, int64_t last_token,
@@ -230,13 +245,24 @@ static void multiply(const Problem *p, const Output *out, int64_t first_token, i
         finish(p, out, token, first_row, last_row - first_row, all[token - first_token]);
 }
 
+/* Memory that comes fresh from the system is cleared page by page when it is first written to; large pages
+   are fewer. This is a wish, and changes nothing else. */
+static void prefer_large_pages(void *memory, int64_t bytes) {
+    const uintptr_t first = ((uintptr_t)memory + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+    const uintptr_t end = ((uintptr_t)memory + (uintptr_t)bytes) / LARGE_PAGE * LARGE_PAGE;
+    if (first < end) madvise((void *)first, end - first, MADV_HUGEPAGE);
+}
+
 /* x: tokens of `columns` integers, `stride` bytes apart; weights: rows x (columns / 2).
    With out->scale every token has a scale and a zero point behind its integers (float, int16).
    `largest` is the largest activation. Returns 0, or 1 if memory ran out. */
 int int4_linear(const uint8_t *x, int64_t stride, const uint8_t *weights, const Output *out,
                 int64_t tokens, int64_t columns, int64_t largest, int threads) {
     const int64_t half = columns / 2, bytes = (half + WIDTH - 1) / WIDTH * WIDTH;
-    uint8_t *dealt = aligned_alloc(64, (size_t)((2 * tokens * bytes + 63) / 64 * 64));
+    const int64_t rounded = tokens < FEWEST_TOKENS ? tokens : (tokens + 31) / 32 * 32; /* whole tiles */
+    const int64_t size = (2 * rounded * bytes + 63) / 64 * 64;
+    uint8_t *dealt = aligned_alloc(64, (size_t)size);
+    if (dealt) prefer_large_pages(dealt, size);
     int32_t *of_tokens = malloc((size_t)tokens * (sizeof(int32_t) + 2 * sizeof(float)));
     if (!dealt || !of_tokens) {
         free(dealt);
@@ -246,6 +272,15 @@ int int4_linear(const uint8_t *x, int64_t stride, const uint8_t *weights, const 
     float *scales = (float *)(of_tokens + tokens);
     const Problem p = {dealt, dealt + tokens * bytes, weights, half, bytes, chunk_of(largest, bytes),
                        of_tokens, scales, scales + tokens};
+    prefer_large_pages(out->to, tokens * out->rows * (out->is_bfloat16 ? 2 : 4));
+#ifdef __AMX_INT8__
+    if (tokens >= FEWEST_TOKENS && has_tiles()) {
+        const int failed = by_tiles(&p, out, x, stride, tokens, columns, threads);
+        free(dealt);
+        free(of_tokens);
+        return failed;
+    }
+#endif
     int64_t at_once = CACHE / (2 * bytes) / TOKENS * TOKENS;
     at_once = at_once < TOKENS ? TOKENS : at_once > AT_ONCE ? AT_ONCE : at_once;
     const int64_t blocks = (tokens + at_once - 1) / at_once;

@@ -21,6 +21,7 @@ from duquant.ops.packed_product import packed_linear, packed_product
 from duquant.ops.quantized_tokens import quantized_tokens
 from duquant.ops.scaled_sums import scaled_sums
 from duquant.ops.screen import screen_rows
+from duquant.ops.transformed_tokens import transformed_tokens, transformed_values
 from duquant.ops.triton_kernels import int4 as triton_int4
 from duquant.ops.triton_kernels import rows as triton_rows
 from duquant.ops.triton_kernels import transform as triton_transform
@@ -58,6 +59,8 @@ class Kernel(NamedTuple):
 
 KERNELS = (
     Kernel(transform_rows, "cpu", transform.transform_rows, transform.is_available),
+    Kernel(transformed_tokens, "cpu", transform.transformed_tokens, transform.is_available),
+    Kernel(transformed_values, "cpu", transform.transformed_values, transform.is_available),
     Kernel(quantize_rows, "cpu", rows.fake_quantize_rows, rows.is_available),
     Kernel(rows_gradient, "cpu", rows.quantize_rows_gradient, rows.is_available),
     Kernel(quantized_tokens, "cpu", rows.quantize_tokens, rows.is_available),

@@ -5,8 +5,11 @@ an index for every entry. ``transform.c`` reads the activation once and writes i
 products are summed in the order of the channels, as PyTorch's usually are, but nothing promises
 that: results of the two agree to float32 rounding.
 
-It takes float32 in blocks that are a multiple of :func:`panel_width`; PyTorch does the rest. The
-gradient is the operator's (:mod:`duquant.ops.dual_transform`).
+``quantize_transformed`` of the same source goes on and quantizes these tokens.
+
+It takes float32, where it quantizes bfloat16 as well, in blocks that are a multiple of
+:func:`panel_width`; PyTorch does the rest. The gradient is the operator's
+(:mod:`duquant.ops.dual_transform`).
 """
 
 import ctypes
@@ -15,8 +18,28 @@ import functools
 import torch
 from torch import Tensor
 
+from duquant.ops.affine import LARGEST_SCALE, SMALLEST_SCALE, largest_zero
 from duquant.ops.dual_transform import transform_rows_in_steps
 from duquant.ops.kernels.compiler import load_library
+from duquant.ops.quantized_tokens import GRID_BYTES
+from duquant.ops.transformed_tokens import (
+    transformed_tokens_in_steps,
+    transformed_values_in_steps,
+)
+
+BYTE = 8
+
+
+class _Range(ctypes.Structure):
+    """How a token's range becomes its grid, as the C source has it."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_float)
+        for name in (
+            *("of_high", "of_low", "largest", "middle"),
+            *("smallest_scale", "largest_scale", "largest_zero"),
+        )
+    )
 
 
 def is_available() -> bool:
@@ -37,26 +60,110 @@ def transform_rows(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor
         ValueError: if a permutation, which a file may bring, names a channel that does not exist.
     """
     library = _library()
-    if library is None or not _takes(library, x, rotations):
+    if library is None or x.dtype != torch.float32 or not _has_panels(library, x, rotations):
         return transform_rows_in_steps(x, rotations, permutations)
     x, width = x.contiguous(), x.shape[-1]
     rotations = rotations.float().contiguous()
-    steps, matrices, size, _ = rotations.shape
-    assert width % size == 0
-    assert matrices in (1, width // size)
-    orders = _orders(permutations, steps, width)
+    orders = _orders(permutations, len(rotations), width)
     out = torch.empty_like(x)
     pointers = [tensor.data_ptr() for tensor in (x, out, rotations, orders)]
-    sizes = (x.numel() // width, width, steps, matrices, size)
-    if library.transform_rows(*pointers, *sizes, torch.get_num_threads()):
+    if library.transform_rows(*pointers, *_sizes(x, rotations), torch.get_num_threads()):
         raise MemoryError(f"no memory to transform rows of {width} channels")
     return out
 
 
-def _takes(library: ctypes.CDLL, x: Tensor, rotations: Tensor) -> bool:
+def transformed_tokens(
+    x: Tensor,
+    mean: Tensor | None,
+    rotations: Tensor,
+    permutations: Tensor,
+    bits: int,
+    clip_ratio: float,
+    clip_ends: Tensor | None,
+    symmetric: bool,
+) -> Tensor:
+    """:func:`duquant.ops.transformed_tokens.transformed_tokens_in_steps` on a processor.
+
+    Raises:
+        ValueError: as :func:`transform_rows`.
+    """
+    clip = clip_ratio, clip_ends, symmetric
+    if not _takes(x, rotations, bits):
+        return transformed_tokens_in_steps(x, mean, rotations, permutations, bits, *clip)
+    x = x.contiguous()
+    mean = None if mean is None else mean.float().contiguous()
+    assert mean is None or mean.shape == (x.shape[-1],)
+    out = x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
+    _quantize(x, mean, out, rotations, permutations, _range(bits, *clip))
+    return out
+
+
+def transformed_values(
+    x: Tensor, rotation: Tensor | None, bits: int, clip_ratio: float, symmetric: bool
+) -> Tensor:
+    """:func:`duquant.ops.transformed_tokens.transformed_values_in_steps` on a processor."""
+    if not _takes(x, rotation, bits):
+        return transformed_values_in_steps(x, rotation, bits, clip_ratio, symmetric)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    rotations = None if rotation is None else rotation.view(1, 1, *rotation.shape)
+    none = torch.zeros(0, x.shape[-1], dtype=torch.int64, device=x.device)
+    _quantize(x, None, out, rotations, none, _range(bits, clip_ratio, None, symmetric))
+    return out
+
+
+def _takes(x: Tensor, rotations: Tensor | None, bits: int) -> bool:
+    library = _library()
+    if library is None or x.dtype not in (torch.float32, torch.bfloat16) or bits > BYTE:
+        return False
+    return x.numel() > 0 if rotations is None else _has_panels(library, x, rotations)
+
+
+def _range(bits: int, clip_ratio: float, clip_ends: Tensor | None, symmetric: bool) -> _Range:
+    of_high, of_low = (clip_ratio, clip_ratio) if clip_ends is None else clip_ends.tolist()
+    middle = 2 ** (bits - 1) - 1 if symmetric else 0
+    scales = SMALLEST_SCALE, LARGEST_SCALE, largest_zero(bits)
+    return _Range(of_high, of_low, 2**bits - 1, middle, *scales)
+
+
+def _quantize(
+    x: Tensor,
+    mean: Tensor | None,
+    out: Tensor,
+    rotations: Tensor | None,
+    permutations: Tensor,
+    grid: _Range,
+) -> None:
+    library, width = _library(), x.shape[-1]
+    assert library is not None
+    sizes: tuple[int, ...] = (x.numel() // width, width, 0, 0, 0)
+    orders = None
+    if rotations is not None:
+        rotations = rotations.float().contiguous()
+        orders, sizes = _orders(permutations, len(rotations), width), _sizes(x, rotations)
+    pointers = [None if t is None else t.data_ptr() for t in (x, mean, out, rotations, orders)]
+    kinds = x.dtype == torch.bfloat16, out.dtype == x.dtype
+    if library.quantize_transformed(
+        *(pointers[0], kinds[0], *pointers[1:3], kinds[1], *pointers[3:]),
+        *sizes,
+        ctypes.byref(grid),
+        torch.get_num_threads(),
+    ):
+        raise MemoryError(f"no memory to transform tokens of {width} channels")
+
+
+def _has_panels(library: ctypes.CDLL, x: Tensor, rotations: Tensor) -> bool:
     has_entries = x.numel() > 0 and rotations.numel() > 0
-    is_whole = has_entries and rotations.shape[-1] % library.panel_width() == 0
-    return x.dtype == torch.float32 and is_whole
+    return has_entries and rotations.shape[-1] % library.panel_width() == 0
+
+
+def _sizes(x: Tensor, rotations: Tensor) -> tuple[int, ...]:
+    """Rows, width, steps, matrices and block size, as both functions of the source take them."""
+    steps, matrices, size, _ = rotations.shape
+    width = x.shape[-1]
+    assert width % size == 0
+    assert matrices in (1, width // size)
+    return x.numel() // width, width, steps, matrices, size
 
 
 def _orders(permutations: Tensor, steps: int, width: int) -> Tensor:
@@ -88,6 +195,11 @@ def _is_right(library: ctypes.CDLL) -> bool:
     """Exchange channels by rotations of zeros and ones: the result is exact."""
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.transform_rows.argtypes = [*[pointer] * 4, *[number] * 5, ctypes.c_int]
+    library.quantize_transformed.argtypes = [
+        *(pointer, ctypes.c_int, pointer, pointer, ctypes.c_int, pointer, pointer),
+        *([number] * 5),
+        *(ctypes.POINTER(_Range), ctypes.c_int),
+    ]
     size, tokens = library.panel_width(), 19
     width = 3 * size
     x = torch.arange(tokens * width, dtype=torch.float32, device="cpu").view(tokens, width)

@@ -1,0 +1,25 @@
+/* The registers of AMX: eight tiles of 16 rows of 64 bytes. */
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define TILE 1024       /* bytes of a tile */
+#define SIDE 16         /* rows of a tile; numbers of 32 bits in a row */
+#define PAIR (2 * SIDE) /* rows whose sums fill four tiles with as many columns */
+#define PERMISSION 0x1023, 18 /* of Linux: a process asks for these registers */
+
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} __attribute__((packed)) Layout;
+
+static int has_tiles(void) { return syscall(SYS_arch_prctl, PERMISSION) == 0; }
+
+static void begin_tiles(void) {
+    Layout layout = {.palette = 1};
+    for (int t = 0; t < 8; t++) layout.bytes[t] = 64, layout.rows[t] = SIDE;
+    _tile_loadconfig(&layout);
+}
