@@ -67,7 +67,8 @@ def test_models_in_half_precision_are_checked_in_float32(
     stored = read_first_tokens(half.path)
     ours = logits.log_softmax(-1).gather(-1, torch.tensor(stored.tokens))
     far = (ours - torch.tensor(stored.log_probabilities)).abs().amax(-1)
-    assert far.min() > check.LARGEST_DIFFERENCE, "half precision could not be told from anything"
+    agreeing = int((far <= check.LARGEST_DIFFERENCE).sum())
+    assert agreeing < check.FEWEST_AGREEING * len(far), "half precision passes for float32"
 
 
 @pytest.mark.parametrize(
