@@ -33,6 +33,7 @@ from duquant.json_files import read_json
 from duquant.model.content_digest import content_digest
 from duquant.model.decoder import Decoder
 from duquant.ops.kernels.library_cache import cache_directory
+from duquant.ops.precision import product_settings
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARY_SETTINGS = ("ATEN_", "CUBLAS_", "DNNL_", "MKL_", "NVIDIA_", "ONEDNN_")
@@ -126,7 +127,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "matmul_precision": torch.get_float32_matmul_precision(),
+        "matmul_precision": product_settings(),
         "libraries": {
             name: value for name, value in os.environ.items() if name.startswith(LIBRARY_SETTINGS)
         },

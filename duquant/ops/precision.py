@@ -24,24 +24,27 @@ def widen_on_cpu(x: Tensor) -> Tensor:
     return x
 
 
+def product_settings() -> list[str]:
+    """What programs allow for products of float32, on GPUs and on processors.
+
+    ``torch.get_float32_matmul_precision`` refuses to say where it was set for one of them.
+    """
+    return [matmul.fp32_precision for matmul in _matmuls()]
+
+
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Let matrix products of float32 be computed in float32 meanwhile."""
-    backends: list[Any] = [torch.backends.cuda, torch.backends.mkldnn]
-    matmuls = [getattr(backend, "matmul", backend) for backend in backends]
-    if not all(hasattr(matmul, "fp32_precision") for matmul in matmuls):  # PyTorch before 2.9
-        allowed = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(allowed)
-        return
-    settings = [matmul.fp32_precision for matmul in matmuls]
+    settings = product_settings()
     try:
-        for matmul in matmuls:
+        for matmul in _matmuls():
             matmul.fp32_precision = "ieee"
         yield
     finally:
-        for matmul, setting in zip(matmuls, settings, strict=True):
+        for matmul, setting in zip(_matmuls(), settings, strict=True):
             matmul.fp32_precision = setting
+
+
+def _matmuls() -> list[Any]:
+    backends: list[Any] = [torch.backends.cuda, torch.backends.mkldnn]
+    return [backend.matmul for backend in backends]

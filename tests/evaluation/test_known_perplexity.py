@@ -102,7 +102,11 @@ SURROUNDINGS: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
     "threads": lambda patch: patch.setattr(torch, "get_num_threads", lambda: 64),
     "torch": lambda patch: patch.setattr(torch, "__version__", "9.9.9"),
     "libraries": lambda patch: patch.setenv("MKL_CBWR", "COMPATIBLE"),
-    "precision": lambda patch: patch.setattr(torch, "get_float32_matmul_precision", lambda: "high"),
+    "precision": lambda patch: patch.setattr(
+        torch.backends.mkldnn.matmul,
+        "fp32_precision",
+        "bf16",  # type: ignore[attr-defined]
+    ),
 }
 
 

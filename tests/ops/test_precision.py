@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from duquant.evaluation.known_perplexity import describe_machine
 from duquant.ops.precision import exact_products, widen_on_cpu
 
 
@@ -36,8 +37,6 @@ def _allow(setting: str, *, by_backend: bool) -> None:
 )
 def test_float32_is_float32_meanwhile(setting: str, by_backend: bool) -> None:
     matmul = torch.backends.cuda.matmul
-    if not hasattr(matmul, "fp32_precision"):
-        pytest.skip("this PyTorch has no setting to read for each backend")
     before = matmul.fp32_precision
     try:
         _allow(setting, by_backend=by_backend)
@@ -53,3 +52,14 @@ def test_float32_is_float32_meanwhile(setting: str, by_backend: bool) -> None:
         matmul.fp32_precision = before
         if not by_backend:
             torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("backend", ["cuda", "mkldnn"])
+def test_settings_of_one_backend_are_told(backend: str) -> None:
+    matmul = getattr(torch.backends, backend).matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        assert "tf32" in describe_machine(torch.device("cpu"))["matmul_precision"]
+    finally:
+        matmul.fp32_precision = before
