@@ -103,9 +103,7 @@ SURROUNDINGS: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
     "torch": lambda patch: patch.setattr(torch, "__version__", "9.9.9"),
     "libraries": lambda patch: patch.setenv("MKL_CBWR", "COMPATIBLE"),
     "precision": lambda patch: patch.setattr(
-        torch.backends.mkldnn.matmul,
-        "fp32_precision",
-        "bf16",  # type: ignore[attr-defined]
+        known_perplexity, "product_settings", lambda: ["ieee", "bf16"]
     ),
 }
 
