@@ -92,7 +92,7 @@ def transformed_tokens(
         return transformed_tokens_in_steps(x, mean, rotations, permutations, bits, *clip)
     x = x.contiguous()
     mean = None if mean is None else mean.float().contiguous()
-    assert mean is None or mean.shape == (x.shape[-1],)
+    assert mean is None or (mean.shape == (x.shape[-1],) and mean.device == x.device)
     out = x.new_empty(*x.shape[:-1], x.shape[-1] + GRID_BYTES, dtype=torch.uint8)
     _quantize(x, mean, out, rotations, permutations, _range(bits, *clip))
     return out
@@ -153,6 +153,7 @@ def _quantize(
 
 
 def _has_panels(library: ctypes.CDLL, x: Tensor, rotations: Tensor) -> bool:
+    assert rotations.device == x.device  # on the meta device they have no memory
     has_entries = x.numel() > 0 and rotations.numel() > 0
     return has_entries and rotations.shape[-1] % library.panel_width() == 0
 
