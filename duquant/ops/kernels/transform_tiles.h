@@ -115,6 +115,7 @@ static const float *transform_pairs(const Transform *f, const uint16_t *x, const
                         }
                         cut(v, first + r * size + c, second + r * size + c);
                     }
+                finish_writing();
                 float *out = to + row * width + start;
                 if (is_whole)
                     multiply_block(x + row * width + start, NULL, width, matrix, out, width, size);
