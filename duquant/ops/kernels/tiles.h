@@ -21,7 +21,7 @@ static int has_tiles(void) { return syscall(SYS_arch_prctl, PERMISSION) == 0; }
 static void begin_tiles(void) {
     Layout layout = {.palette = 1};
     for (int t = 0; t < 8; t++) layout.bytes[t] = 64, layout.rows[t] = SIDE;
-    /* of the intrinsic GCC 12.2 knows that it reads 8 bytes: it need not write the others before */
+    /* GCC 12.2 takes its intrinsic to read 8 bytes of the layout, and does not write the others */
     __asm__ volatile("ldtilecfg %0" : : "m"(layout));
 }
 
