@@ -20,9 +20,9 @@ from duquant.ops.chunks import in_chunks
 from duquant.ops.dual_transform import apply_transform, rotation_alone
 from duquant.ops.gradient import records_gradient
 from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor
-from duquant.ops.kernel_presence import call, is_present
+from duquant.ops.kernel_presence import call
 from duquant.ops.precision import widen_on_cpu
-from duquant.ops.transformed_tokens import transformed_values
+from duquant.ops.transformed_tokens import is_fused, transformed_values
 from duquant.transforms.exact_buffers import ExactBuffers
 
 ATTENTION_NAME = "duquant"
@@ -160,10 +160,9 @@ class AttentionQuantizer(ExactBuffers):
     ) -> Tensor | None:
         """Heads rotated and quantized in one step, where there is a kernel for it."""
         grid = quantizer.fixed_grid()
-        is_there = rotation is None or rotation.device == heads.device
-        if grid is None or not is_there or records_gradient(heads):
+        if grid is None or records_gradient(heads):
             return None
-        if not is_present("transformed_values", heads.device.type):
+        if not is_fused("transformed_values", heads, rotation):
             return None
         bits, clip_ratio, symmetric = grid
         values: Tensor = call(transformed_values, heads, rotation, bits, clip_ratio, symmetric)

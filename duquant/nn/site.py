@@ -19,9 +19,9 @@ from duquant.nn.execution import Reader
 from duquant.ops.chunks import in_chunks
 from duquant.ops.gradient import records_gradient
 from duquant.ops.integer_product import engine
-from duquant.ops.kernel_presence import call, is_present
+from duquant.ops.kernel_presence import call
 from duquant.ops.precision import widen_on_cpu
-from duquant.ops.transformed_tokens import transformed_tokens
+from duquant.ops.transformed_tokens import is_fused, transformed_tokens
 from duquant.transforms.exact_buffers import ExactBuffers
 from duquant.transforms.identity import Identity
 from duquant.transforms.rotate_permute import RotatePermute
@@ -111,9 +111,9 @@ class SiteTransform(ExactBuffers):
         transform = self.transform
         if not isinstance(transform, RotatePermute) or self.online_scale.numel():
             return None
-        if not is_present("transformed_tokens", x.device.type):
-            return None
         mean = self.mean if self.mean.numel() else None
+        if not is_fused("transformed_tokens", x, transform.rotations, mean):
+            return None
         matrices, grid = transform.matrices, self.quantizer.token_grid()
         tokens: Tensor = call(transformed_tokens, x, mean, *matrices, *grid)
         return tokens

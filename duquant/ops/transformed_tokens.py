@@ -10,7 +10,29 @@ from torch import Tensor
 
 from duquant.ops.affine import fake_quantize
 from duquant.ops.dual_transform import rotation_alone, transform_rows_in_steps
+from duquant.ops.kernel_presence import is_present
 from duquant.ops.quantized_tokens import GRID_BYTES, quantize_tokens_in_steps
+
+FUSED_DTYPES = (torch.float32, torch.bfloat16)
+FUSED_BLOCK = 32
+"""The kernels of every machine take blocks that are multiples of it."""
+
+
+def is_fused(operator: str, x: Tensor, rotation: Tensor | None, mean: Tensor | None = None) -> bool:
+    """Whether a kernel does all steps at once; where not, a kernel for each is faster.
+
+    Args:
+        operator: ``transformed_tokens`` or ``transformed_values``.
+        x: what is transformed.
+        rotation: matrices ``(..., b, b)``, or ``None``. While accelerate offloads them they lie on
+            the meta device, and only the module that holds them can compute with them.
+        mean: ``(width,)``, or ``None``.
+    """
+    if any(tensor is not None and tensor.device != x.device for tensor in (rotation, mean)):
+        return False
+    if rotation is not None and (not rotation.numel() or rotation.shape[-1] % FUSED_BLOCK):
+        return False
+    return x.dtype in FUSED_DTYPES and is_present(operator, x.device.type)
 
 
 def transformed_tokens_in_steps(

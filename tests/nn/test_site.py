@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from duquant.formats.integer import Integer
@@ -87,3 +88,18 @@ def test_chunks_are_encoded_like_the_whole(at_once: int, monkeypatch: pytest.Mon
     whole = site(x)
     monkeypatch.setattr("duquant.ops.chunks.FLOATS_AT_ONCE", at_once)
     assert torch.equal(site(x), whole)
+
+
+def test_an_offloaded_transform_is_applied() -> None:
+    """While it does not run it lies on the meta device, so the site must not read it itself."""
+    width = 64
+    x = outlier_activation(10, width, seed=0)
+    site = SiteTransform(width, ActivationQuantizer(Integer(4), 0.9))
+    generator = torch.Generator().manual_seed(0)
+    rotations = random_orthogonal(2, 32, generator).view(1, 2, 32, 32)
+    site.transform = RotatePermute(width, DualTransform(rotations, torch.zeros(0, width).long()))
+    site.emits_integers = True
+    expected = site(x)
+    cpu_offload(site, execution_device=torch.device("cpu"), offload_buffers=True)
+    assert site.transform.rotations.is_meta
+    assert torch.equal(site(x), expected)

@@ -51,6 +51,12 @@ def test_the_largest_sums_are_exact(columns: int, largest: int) -> None:
     assert torch.equal(int4.packed_product(q, pack(w, 4), largest).long(), expected(q, w))
 
 
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_no_columns_sum_to_zero(tokens: int) -> None:
+    q, packed = (torch.zeros(rows, 0, dtype=torch.uint8) for rows in (tokens, 3))
+    assert torch.equal(int4.packed_product(q, packed, 15), torch.zeros(tokens, 3))
+
+
 def test_threads_and_tokens_change_nothing() -> None:
     """Tokens are taken in blocks that fit the cache: more of them than one block holds."""
     q = torch.randint(0, 16, (150, 4096), dtype=torch.uint8)

@@ -9,6 +9,7 @@ from duquant.ops.dual_transform import DualTransform, apply_in_steps, apply_tran
 from duquant.ops.kernels import rows, transform
 from duquant.ops.quantized_tokens import decode_tokens
 from duquant.ops.rotation import random_orthogonal
+from duquant.ops.transformed_tokens import is_fused
 from tests.outliers import outlier_activation, seeds
 
 SIZE = 32
@@ -99,3 +100,29 @@ def test_a_damaged_permutation_is_refused() -> None:
     permutations[0, 3] = 4 * SIZE
     with pytest.raises(ValueError, match="the model is damaged"):
         transform.transformed_tokens(x, None, matrices.rotations, permutations, 4, 1.0, None, True)
+
+
+@pytest.mark.parametrize("operator", ["transformed_tokens", "transformed_values"])
+def test_what_the_kernel_does_not_take_goes_step_by_step(operator: str) -> None:
+    """By a kernel for each step, which is faster than the operator's definition."""
+    x, rotations = outlier_activation(3, 64, 0), torch.zeros(1, 1, SIZE, SIZE)
+    for taken in (x, x.bfloat16()):
+        assert is_fused(operator, taken, rotations, torch.zeros(64))
+        assert is_fused(operator, taken, None)
+    for other in (x.half(), x.double(), x.to("meta")):
+        assert not is_fused(operator, other, rotations)
+    small, none = torch.zeros(1, 4, 16, 16), torch.zeros(0, 1, SIZE, SIZE)
+    for matrices in (small, none, rotations.to("meta")):
+        assert not is_fused(operator, x, matrices)
+    assert not is_fused(operator, x, rotations, torch.zeros(64, device="meta"))
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_what_has_no_memory_is_not_left_out(absent: int) -> None:
+    """A mean or rotations on the meta device: C takes no address for none."""
+    x, (rotations, _) = outlier_activation(5, 64, 0), drawn(0, 2, 0, shared=True)
+    parts = [torch.ones(64), rotations]
+    parts[absent] = parts[absent].to("meta")
+    none = torch.zeros(0, 64).long()
+    with pytest.raises(AssertionError):
+        transform.transformed_tokens(x, *parts, none, 4, 1.0, None, False)

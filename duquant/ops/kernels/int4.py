@@ -78,7 +78,7 @@ def _written(dtype: torch.dtype) -> torch.dtype:
 
 
 def _takes(columns: int, packed: Tensor, largest: int) -> bool:
-    return 2 * packed.shape[1] == columns and 1 <= largest <= LARGEST_ACTIVATION
+    return 0 < columns == 2 * packed.shape[1] and 1 <= largest <= LARGEST_ACTIVATION
 
 
 def _run(

@@ -223,7 +223,8 @@ static void deal(const Problem *p, const uint8_t *x, int64_t columns, int64_t to
     if (has_grid) keep_grid(p, x + columns, token);
 }
 
-#ifdef __AMX_INT8__
+#if defined(__AMX_INT8__) && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VBMI__)
+#define HAS_TILES
 #include "int4_tiles.h"
 #endif
 
@@ -273,7 +274,7 @@ int int4_linear(const uint8_t *x, int64_t stride, const uint8_t *weights, const 
     const Problem p = {dealt, dealt + tokens * bytes, weights, half, bytes, chunk_of(largest, bytes),
                        of_tokens, scales, scales + tokens};
     prefer_large_pages(out->to, tokens * out->rows * (out->is_bfloat16 ? 2 : 4));
-#ifdef __AMX_INT8__
+#ifdef HAS_TILES
     if (tokens >= FEWEST_TOKENS && has_tiles()) {
         const int failed = by_tiles(&p, out, x, stride, tokens, columns, threads);
         free(dealt);

@@ -183,6 +183,7 @@ static void multiply_tiles(const Problem *p, const Output *out, uint8_t *strip, 
     for (int64_t start = 0; start < p->bytes; start += CHUNK) {
         const int64_t end = start + CHUNK < p->bytes ? start + CHUNK : p->bytes;
         cut_strip(p, strip, row, rows, start);
+        finish_writing();
         for (int64_t token = 0; token < tokens; token += PAIR) {
             const uint8_t *x = p->even + (first_token + token) * 2 * p->bytes + start * PAIR * 2;
             int32_t *to = sums + token * PAIR;

@@ -225,7 +225,8 @@ static void finish_row(const Sink *sink, float *values, int64_t width, int64_t r
     }
 }
 
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512VL__)
+#define HAS_TILES
 #include "transform_tiles.h"
 #endif
 
@@ -238,7 +239,7 @@ int quantize_transformed(const void *x, int is_bfloat16, const float *mean, void
     const Transform f = {rotations, orders, steps, matrices, size, width};
     const int64_t entry = is_bfloat16 ? 2 : 4, bytes = wants_values ? width * entry : width + GRID_BYTES;
     const Sink sink = {range, out, is_bfloat16, wants_values, bytes};
-#ifdef __AMX_BF16__
+#ifdef HAS_TILES
     if (is_bfloat16 && rotations && rows >= FEWEST_ROWS && has_tiles())
         return quantize_by_tiles(&f, x, mean, &sink, rows, threads);
 #endif

@@ -3,8 +3,9 @@
    A float is the sum of three numbers in bfloat16, each the rest that the one before leaves. An entry of a
    rotation is taken as three of them, an activation in bfloat16 as itself: their products are those of
    floats. Behind the first rotation an activation is taken as two; of the products of its parts with those
-   of a rotation the three largest are added up, which leaves an error of 2^-17 of a product. Of 2048 x 4096
-   random integers of 4 bits 0.7 in 100,000 differed from those that sums in floats give. */
+   of a rotation the three largest are added up, which leaves an error of at most 1.5 * 2^-17 of a product.
+   Of 2048 x 4096 random integers of 4 bits about 1 in 100,000 differed from those that sums in floats give.
+   A row with an infinite entry becomes NaN. */
 
 #include "tiles.h"
 
@@ -115,6 +116,7 @@ static const float *transform_pairs(const Transform *f, const uint16_t *x, const
                         }
                         cut(v, first + r * size + c, second + r * size + c);
                     }
+                finish_writing();
                 float *out = to + row * width + start;
                 if (is_whole)
                     multiply_block(x + row * width + start, NULL, width, matrix, out, width, size);
