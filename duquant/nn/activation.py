@@ -12,6 +12,7 @@ from duquant.ops.quantized_tokens import quantize_tokens
 from duquant.transforms.exact_buffers import ExactBuffers
 
 BYTE_BITS = 8
+"""Widest integers that a kernel quantizes to on the way."""
 
 
 class ActivationQuantizer(ExactBuffers):

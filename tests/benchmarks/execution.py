@@ -161,7 +161,10 @@ def compare(ours: nn.Module, bench: Bench, plain: nn.Module, wide: Bench, option
         blocks = [block, torch.compile(block, dynamic=False)] if options.compiled else [block]
         return [inputs.block(each, tokens) for each in blocks]
 
-    for what, tokens, more in ((f"prefill {options.tokens}", None, 1), ("decode 1", 1, 20)):
+    for what, tokens, more in (
+        *((f"prefill {options.tokens}", None, 1), ("decode 1", 1, 20)),
+        ("8", 8, 20),  # as many as decoding 8 sequences multiplies
+    ):
         row(
             f"{what} tokens, block, against {name}",
             forms(plain, wide, tokens),

@@ -22,6 +22,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "bfloat16.h"
+
 #define LARGE_PAGE (1 << 21)
 #define AHEAD 4         /* rows of weights that one token asks memory for in advance */
 #define FEWEST_TOKENS 4 /* that are multiplied by tiles, where there are some */
@@ -168,12 +170,6 @@ static void any_tile(const Problem *p, int64_t token, int64_t row, int64_t token
                 sums[t][r] = one[0][0];
             }
     }
-}
-
-static inline uint16_t to_bfloat16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return x == x ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
 }
 
 /* What becomes of the sums of one token with `count` rows of weights, beginning with `row`. */

@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bfloat16.h"
+
 #define STRIP 1024 /* columns at once: their values stay in the first-level cache */
 
 typedef struct {
@@ -15,12 +17,6 @@ typedef struct {
     void *to;                                /* tokens x columns */
     int64_t columns, is_bfloat16;
 } Output;
-
-static inline uint16_t to_bfloat16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return x == x ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
-}
 
 static void finish(const float *product, const Output *out, int64_t token, int64_t first, int64_t count,
                    float of_token, float zero, float scale) {

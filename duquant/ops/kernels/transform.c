@@ -10,6 +10,7 @@
 #include <immintrin.h>
 #include <stdlib.h>
 
+#include "bfloat16.h"
 #include "row_codes.h"
 
 #define VECTORS 8 /* of a matrix's columns, at once, of a single row */
@@ -187,12 +188,6 @@ static void widen(const void *x, int is_bfloat16, const float *mean, float *to, 
         if (mean)
             for (int64_t c = 0; c < width; c++) to[c] -= mean[c];
     }
-}
-
-static inline uint16_t to_bfloat16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return x == x ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
 }
 
 /* Values of a row, as floats or as bfloat16. */

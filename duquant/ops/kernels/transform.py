@@ -23,13 +23,13 @@ from torch import Tensor
 from duquant.ops.affine import LARGEST_SCALE, SMALLEST_SCALE, largest_zero
 from duquant.ops.dual_transform import transform_rows_in_steps
 from duquant.ops.kernels.compiler import load_library
+from duquant.ops.kernels.rows import BYTE
 from duquant.ops.quantized_tokens import GRID_BYTES, quantize_tokens_in_steps
 from duquant.ops.transformed_tokens import (
     transformed_tokens_in_steps,
     transformed_values_in_steps,
 )
 
-BYTE = 8
 TESTED_TOKENS = (19, 67)
 """Few and many: processors with AMX multiply many otherwise."""
 
