@@ -18,6 +18,7 @@ from duquant.model.checkpoint import Checkpoint, find_model_directory
 from duquant.model.skeleton import build_skeleton, read_config
 from duquant.model.tokenizer import require_known_tokens
 from duquant.nn.attention import register_attention
+from duquant.ops.precision import exact_products
 from duquant.plain_text import in_one_line
 
 BlockContext = dict[str, Any]
@@ -87,9 +88,8 @@ class Decoder:
 
     def require_windows(self, windows: Tensor, tokenizer: Any) -> None:
         """Raise ``ValueError`` if token ids ``(windows, tokens)`` are too long or unknown."""
-        length = windows.shape[1]
+        length, limit = windows.shape[1], f"the model has {self.max_positions} positions"
         if length > self.max_positions:
-            limit = f"the model has {self.max_positions} positions"
             raise ValueError(f"sequence_length is {length}, but {limit}")
         require_known_tokens([int(windows.max())], int(self.config.vocab_size), tokenizer)
 
@@ -106,11 +106,8 @@ class Decoder:
     def load_block(self, index: int) -> nn.Module:
         """Block ``index`` with its real weights, on the CPU, for the caller to change."""
         block = copy.deepcopy(self._blocks[index])
-        tensors = {
-            name: tensor
-            for name, tensor in self.checkpoint.read(f"model.layers.{index}.", self.dtype).items()
-            if not name.endswith(RECOMPUTED)
-        }
+        stored = self.checkpoint.read(f"model.layers.{index}.", self.dtype)
+        tensors = {n: tensor for n, tensor in stored.items() if not n.endswith(RECOMPUTED)}
         _fill(block, tensors, f"{self.directory}: block {index}")
         return block.requires_grad_(False)
 
@@ -119,7 +116,8 @@ class Decoder:
         """What each block's forward needs beside hidden states, for one sequence length."""
         hidden = torch.zeros(1, sequence_length, self.hidden_size, dtype=self.dtype, device="cpu")
         model = self.skeleton.model
-        _, recorders = self._run_outside(model, device, makes_masks=True, inputs_embeds=hidden)
+        with exact_products():  # angles are products too: short ones are wrong by radians
+            _, recorders = self._run_outside(model, device, makes_masks=True, inputs_embeds=hidden)
         return [recorder.context for recorder in recorders]
 
     @torch.no_grad()
@@ -147,8 +145,8 @@ class Decoder:
 
     def release(self) -> None:
         """Drop embeddings and head from memory; they are read again when they are needed."""
-        for name in ("model.embed_tokens", "lm_head"):
-            self.skeleton.get_submodule(name).to("meta")
+        for module in (self.skeleton.get_submodule(n) for n in ("model.embed_tokens", "lm_head")):
+            module.to("meta")
 
     def outside_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the stored tensors that belong to no block: embeddings, final norm, head."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from duquant.model.decoder import Decoder
+from duquant.ops.precision import product_settings
 from tests.block_by_block import CPU, run_blocks
 from tests.tiny_models import FAMILIES, tiny_model, token_ids, write_tiny_model
 
@@ -53,6 +54,22 @@ def test_blocks_keep_no_cache_and_outside_runs_leave_the_skeleton_whole(decoder:
         assert context["past_key_values"] is None
         assert context["use_cache"] is False
     assert list(decoder.skeleton.model.layers) == blocks
+
+
+def test_angles_of_positions_are_exact_whatever_products_are_allowed(decoder: Decoder) -> None:
+    expected = decoder.contexts(8, CPU)[0]["position_embeddings"]
+    seen = []
+    decoder.skeleton.model.rotary_emb.register_forward_pre_hook(
+        lambda *_: seen.extend(product_settings())
+    )
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = decoder.contexts(8, CPU)[0]["position_embeddings"]
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == ["ieee", "ieee"]
+    assert all(map(torch.equal, found, expected))
 
 
 def test_a_failed_outside_run_leaves_the_skeleton_whole(decoder: Decoder) -> None:
