@@ -58,7 +58,8 @@ class TrainingConfig:
         inputs: train on what the block receives in the ``quantized`` model, or on what it receives
             in ``full_precision``.
         loss: ``mse`` over all outputs, or ``relative``: every token's squared error is divided by
-            its target's square, so that massive tokens count as much as others.
+            its target's square, so that massive tokens count as much as others, and tokens that are
+            massive in the quantized model alone next to nothing.
     """
 
     activation_clips: bool = False
