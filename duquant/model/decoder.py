@@ -116,7 +116,7 @@ class Decoder:
         """What each block's forward needs beside hidden states, for one sequence length."""
         hidden = torch.zeros(1, sequence_length, self.hidden_size, dtype=self.dtype, device="cpu")
         model = self.skeleton.model
-        with exact_products():  # angles are products too: short ones are wrong by radians
+        with exact_products():  # transformers before 5.23 multiplies angles
             _, recorders = self._run_outside(model, device, makes_masks=True, inputs_embeds=hidden)
         return [recorder.context for recorder in recorders]
 
