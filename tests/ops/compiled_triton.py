@@ -55,9 +55,9 @@ def main() -> None:
         output = torch.empty(count, 256, dtype=torch.bfloat16)
         int4._run(tokens, packed, int4._Rows(each, each, each, each), output)
     rotations, order = torch.zeros(2, 32, 128, 128), torch.arange(4096).view(1, 4096)
-    transform._transform(x.bfloat16(), rotations, order)
     transformed._tokens(x[:1].bfloat16(), x[0], rotations, order, 4, 0.9, None, False)
     transformed._values(x[:, :128].bfloat16(), rotations[0, 0], 4, 0.9, False)
+    transform._transform(x.bfloat16(), rotations, order)
 
 
 if __name__ == "__main__":
