@@ -9,12 +9,14 @@ count as what they launch in Triton. The processor computes all of it, with its 
 
 Two of Inductor's options are set: ``cpp.enable_kernel_profile`` shows generated kernels to the
 profiler, and ``force_pointwise_cat`` writes RoPE's concatenations where they are read, as Inductor
-does by itself on GPUs. Which of the generated kernels are fused may differ there.
+does by itself on GPUs. Generated for a processor, kernels of equal size are fused side by side;
+:mod:`tests.benchmarks.written_kernels` counts those that Inductor would write for a GPU.
 """
 
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,33 +58,41 @@ def reason_to_skip() -> str | None:
 
 def of_a_layer(*, quantized: bool) -> Counter[str]:
     """Launches of one token and layer by name, of a graph compiled from 2 and from 3 layers."""
-    fewer, more = (_of_a_step(layers, quantized=quantized) for layers in (2, 3))
+    fewer, more = (_of_a_step(small_model(layers, quantized=quantized)) for layers in (2, 3))
     assert not fewer - more
     return more - fewer
 
 
-def _of_a_step(layers: int, *, quantized: bool) -> Counter[str]:
-    options, device = {**SIZES, "num_hidden_layers": layers}, torch.device("cpu")
-    if quantized:
-        with tempfile.TemporaryDirectory() as directory:
-            recipe = small_recipe(block_size=BLOCK_SIZE)
-            model = write_quantized(Path(directory), options, recipe).load()
-        duquant.set_execution(model, "integer", "packed")
-    else:
-        model = tiny_model(options)
+def small_model(layers: int, *, quantized: bool) -> Any:
+    """A LLaMA; quantized, its integers are multiplied as they are packed."""
+    options = {**SIZES, "num_hidden_layers": layers}
+    if not quantized:
+        return tiny_model(options)
+    with tempfile.TemporaryDirectory() as directory:
+        recipe = small_recipe(block_size=BLOCK_SIZE)
+        model = write_quantized(Path(directory), options, recipe).load()
+    duquant.set_execution(model, "integer", "packed")
+    return model
+
+
+@torch.no_grad()
+def decode_compiled(model: Any, options: dict[str, Any], tokens: int) -> Iterator[Tensor]:
+    """Compile a model, and decode that many tokens behind a prompt, into a static cache."""
     cache = StaticCache(config=model.config, max_cache_len=LENGTH)
+    model(token_ids(1, PROMPT), past_key_values=cache)
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, options=OPTIONS)
-    with torch.no_grad():
-        model(token_ids(1, PROMPT), past_key_values=cache)
-        _decode(compiled, cache, torch.tensor([[PROMPT]], device=device))
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
-            _decode(compiled, cache, torch.tensor([[PROMPT + 1]], device=device))
+    compiled = torch.compile(model, fullgraph=True, options=options)
+    for index in range(tokens):
+        position = torch.tensor([[PROMPT + index]], device="cpu")
+        yield compiled(token_ids(1, 1), past_key_values=cache, position_ids=position).logits
+
+
+def _of_a_step(model: Any) -> Counter[str]:
+    steps = decode_compiled(model, OPTIONS, tokens=2)
+    next(steps)  # compiles
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        next(steps)
     return launches(seen.events())
-
-
-def _decode(model: Any, cache: StaticCache, position: Tensor) -> None:
-    model(token_ids(1, 1), past_key_values=cache, position_ids=position)
 
 
 def launches(events: Any) -> Counter[str]:
@@ -102,16 +112,20 @@ def launches(events: Any) -> Counter[str]:
     return counts
 
 
+def print_table(quantized: bool, counts: Counter[str]) -> None:
+    """Launches by name, most first."""
+    print(f"\n{'W4A4' if quantized else 'not quantized'}: {counts.total()} kernels")
+    for name, count in counts.most_common():
+        print(f"{count:6} {name}")
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print a table of each model."""
     reason = reason_to_skip()
     if reason is not None:
         raise SystemExit(reason)
     for quantized in (False, True):
-        counts = of_a_layer(quantized=quantized)
-        print(f"\n{'W4A4' if quantized else 'not quantized'}: {counts.total()} kernels")
-        for name, count in counts.most_common():
-            print(f"{count:6} {name}")
+        print_table(quantized, of_a_layer(quantized=quantized))
 
 
 if __name__ == "__main__":

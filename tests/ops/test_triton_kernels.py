@@ -20,9 +20,11 @@ import torch
 from duquant.ops.kernels.table import KERNELS
 from duquant.ops.triton_kernels import int4, presence, rows, transform, transformed
 from tests.assets import REPOSITORY
+from tests.benchmarks.decode_kernels import reason_to_skip
 from tests.ops.kernel_cases import CASES
 from tests.ops.test_kernel_table import as_list, disabled, name_of
 
+KERNELS_OF_A_TOKEN = {"not quantized": 15, "W4A4": 27}
 FILES = sorted(map(str, Path(__file__).parent.glob("interpreted_*.py")))
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs the package triton"
@@ -67,6 +69,20 @@ def test_the_compiler_takes_every_kernel(tmp_path: Path) -> None:
         assert "div.full" not in has[name]
     assert not any("fma.rn.f32" in has[name] for name in ("few_tokens", "many_tokens"))
     assert "mma.sync" in has["rotate_blocks"]
+
+
+@needs_triton
+def test_a_decoded_token_needs_no_more_kernels_on_a_gpu() -> None:
+    """In what Inductor writes for a compiled model; lower the ceilings when fewer are launched."""
+    reason = reason_to_skip()
+    if reason is not None:
+        pytest.skip(reason)
+    process = run("-W", "ignore", "-m", "tests.benchmarks.written_kernels")
+    assert process.returncode == 0, process.stderr
+    totals = dict(re.findall(r"^(.+): (\d+) kernels$", process.stdout, re.MULTILINE))
+    assert totals.keys() == KERNELS_OF_A_TOKEN.keys()
+    for name, most in KERNELS_OF_A_TOKEN.items():
+        assert int(totals[name]) <= most, process.stdout
 
 
 def test_nothing_imports_triton_before_a_kernel_is_launched() -> None:

@@ -5,8 +5,8 @@ quantizes. Of few tokens the last rotation quantizes too, whose programs count h
 arrived; the launch before sets their counter to 0. With one permutation that makes two launches for
 a token that is decoded. Heads are one launch, because a row of a head fits into a program.
 
-Products and sums are those of float32, each rounded by itself, whatever the dtype of the input:
-integers of a token are the same with few and with many tokens. Everything else repeats
+Rotations multiply float32, whatever the dtype of the input, by the same instructions in both ways:
+integers of a token are the same among few and among many. Everything else repeats
 :mod:`duquant.ops.triton_kernels.transform` and :mod:`duquant.ops.triton_kernels.rows`.
 """
 
@@ -169,7 +169,8 @@ def _is_right(device: torch.device) -> bool:
             x = torch.arange(tokens * width, dtype=torch.float32, device="cpu").remainder(251)
             x = x.view(tokens, width).to(dtype)  # bfloat16 holds these
             given = x, mean, rotations, order
-            found = _tokens(*(each.to(device) for each in given), 4, 0.9, None, False).cpu()
+            moved = x.to(device), mean.to(device), rotations.to(device), order.to(device)
+            found = _tokens(*moved, 4, 0.9, None, symmetric=False).cpu()
             if not torch.equal(found, transformed_tokens_in_steps(*given, 4, 0.9, None, False)):
                 return False
         there = x.to(device)
