@@ -24,7 +24,7 @@ from tests.benchmarks.decode_kernels import reason_to_skip
 from tests.ops.kernel_cases import CASES
 from tests.ops.test_kernel_table import as_list, disabled, name_of
 
-KERNELS_OF_A_TOKEN = {"not quantized": 15, "W4A4": 27}
+KERNELS_OF_A_TOKEN = {"not quantized": 15, "W4A4": 26}
 FILES = sorted(map(str, Path(__file__).parent.glob("interpreted_*.py")))
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs the package triton"
