@@ -158,9 +158,14 @@ class AttentionQuantizer(ExactBuffers):
     def _whole(
         self, heads: Tensor, rotation: Tensor | None, quantizer: ActivationQuantizer
     ) -> Tensor | None:
-        """Heads rotated and quantized in one step, where there is a kernel for it."""
+        """Heads rotated and quantized in one step, where there is a kernel for it.
+
+        A compiler fuses quantization alone with what follows, the writing into a cache.
+        """
         grid = quantizer.fixed_grid()
         if grid is None or records_gradient(heads):
+            return None
+        if rotation is None and torch.compiler.is_compiling():
             return None
         if not is_fused("transformed_values", heads, rotation):
             return None

@@ -13,7 +13,11 @@ from duquant.ops.dual_transform import rotation_alone, transform_rows_in_steps
 from duquant.ops.kernel_presence import is_present
 from duquant.ops.quantized_tokens import GRID_BYTES, quantize_tokens_in_steps
 
-FUSED_DTYPES = (torch.float32, torch.bfloat16)
+FUSED_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
+"""What the kernels of a device take."""
 FUSED_BLOCK = 32
 """The kernels of every machine take blocks that are multiples of it."""
 
@@ -32,7 +36,8 @@ def is_fused(operator: str, x: Tensor, rotation: Tensor | None, mean: Tensor | N
         return False
     if rotation is not None and (not rotation.numel() or rotation.shape[-1] % FUSED_BLOCK):
         return False
-    return x.dtype in FUSED_DTYPES and is_present(operator, x.device.type)
+    device = x.device.type
+    return x.dtype in FUSED_DTYPES.get(device, ()) and is_present(operator, device)
 
 
 def transformed_tokens_in_steps(

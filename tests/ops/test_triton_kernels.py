@@ -18,11 +18,13 @@ import pytest
 import torch
 
 from duquant.ops.kernels.table import KERNELS
-from duquant.ops.triton_kernels import int4, presence, rows, transform
+from duquant.ops.triton_kernels import int4, presence, rows, transform, transformed
 from tests.assets import REPOSITORY
+from tests.benchmarks.decode_kernels import reason_to_skip
 from tests.ops.kernel_cases import CASES
 from tests.ops.test_kernel_table import as_list, disabled, name_of
 
+KERNELS_OF_A_TOKEN = {"not quantized": 15, "W4A4": 26}
 FILES = sorted(map(str, Path(__file__).parent.glob("interpreted_*.py")))
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs the package triton"
@@ -55,15 +57,32 @@ def test_the_compiler_takes_every_kernel(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stdout + process.stderr
     lines = [json.loads(line) for line in process.stdout.splitlines()]
     has = {line["name"]: line["has"] for line in lines}
-    assert len(has) == 8
+    assert len(has) == 9
     smallest = 99 << 10  # what a program may have on GPUs of capability 8.6 and 8.9
     assert all(line["shared"] <= smallest for line in lines)
     for name in ("few_tokens", "many_tokens"):  # int8 on tensor cores, read ahead
         assert {"mma.sync", ".s8.s8.s32", "cp.async"} <= set(has[name])
     for name in ("fake_quantize", "gradient", "encode"):  # as IEEE divides
         assert has[name] == ["div.rn.f32"]
-    assert not any("fma.rn.f32" in has[name] for name in ("add_parts", "many_tokens"))
+    for name in ("rotate_and_encode", "quantize_values"):  # and products of rotations
+        assert {"div.rn.f32", "fma.rn.f32"} <= set(has[name])
+        assert "div.full" not in has[name]
+    assert not any("fma.rn.f32" in has[name] for name in ("few_tokens", "many_tokens"))
     assert "mma.sync" in has["rotate_blocks"]
+
+
+@needs_triton
+def test_a_decoded_token_needs_no_more_kernels_on_a_gpu() -> None:
+    """In what Inductor writes for a compiled model; lower the ceilings when fewer are launched."""
+    reason = reason_to_skip()
+    if reason is not None:
+        pytest.skip(reason)
+    process = run("-W", "ignore", "-m", "tests.benchmarks.written_kernels")
+    assert process.returncode == 0, process.stderr
+    totals = dict(re.findall(r"^(.+): (\d+) kernels$", process.stdout, re.MULTILINE))
+    assert totals.keys() == KERNELS_OF_A_TOKEN.keys()
+    for name, most in KERNELS_OF_A_TOKEN.items():
+        assert int(totals[name]) <= most, process.stdout
 
 
 def test_nothing_imports_triton_before_a_kernel_is_launched() -> None:
@@ -116,7 +135,7 @@ def test_it_may_be_missing_and_says_so_once(
 
 
 def test_without_it_the_definitions_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (int4, rows, transform):
+    for module in (int4, rows, transform, transformed):
         monkeypatch.setattr(module, "is_available", lambda: False)
     for kernel in (row._replace(device="cpu") for row in KERNELS if row.device == "cuda"):
         case = next(CASES[name_of(kernel)]())

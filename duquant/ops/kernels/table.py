@@ -25,6 +25,7 @@ from duquant.ops.transformed_tokens import transformed_tokens, transformed_value
 from duquant.ops.triton_kernels import int4 as triton_int4
 from duquant.ops.triton_kernels import rows as triton_rows
 from duquant.ops.triton_kernels import transform as triton_transform
+from duquant.ops.triton_kernels import transformed as triton_transformed
 
 
 class Operator(Protocol):
@@ -69,6 +70,18 @@ KERNELS = (
     Kernel(scaled_sums, "cpu", sums.scaled_sums, sums.is_available),
     Kernel(screen_rows, "cpu", screen.screen_rows, screen.is_available),
     Kernel(transform_rows, "cuda", triton_transform.transform_rows, triton_transform.is_available),
+    Kernel(
+        transformed_tokens,
+        "cuda",
+        triton_transformed.transformed_tokens,
+        triton_transformed.is_available,
+    ),
+    Kernel(
+        transformed_values,
+        "cuda",
+        triton_transformed.transformed_values,
+        triton_transformed.is_available,
+    ),
     Kernel(quantize_rows, "cuda", triton_rows.fake_quantize_rows, triton_rows.is_available),
     Kernel(rows_gradient, "cuda", triton_rows.quantize_rows_gradient, triton_rows.is_available),
     Kernel(quantized_tokens, "cuda", triton_rows.quantize_tokens, triton_rows.is_available),

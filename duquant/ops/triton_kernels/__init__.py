@@ -5,7 +5,8 @@ Triton comes with PyTorch's CUDA wheels; nothing here imports it before a kernel
 
 * :mod:`duquant.ops.triton_kernels.int4`: linears of packed 4-bit weights, for running a model;
 * :mod:`duquant.ops.triton_kernels.rows`: quantization, fake and real, and its gradient;
-* :mod:`duquant.ops.triton_kernels.transform`: rotations and permutations of a site.
+* :mod:`duquant.ops.triton_kernels.transform`: rotations and permutations of a site;
+* :mod:`duquant.ops.triton_kernels.transformed`: the same and quantization, and heads of Q, K and V.
 
 Tiles are fixed, never chosen by a clock: a result depends on nothing but its arguments. Where a
 definition rounds between a product and a sum, ``enable_fp_fusion=False`` keeps the two apart.

@@ -4,9 +4,9 @@ They read the packed weight as it lies in the file, take it apart in registers a
 int8 on tensor cores, into int32: sums are exact. Zero points, scales and bias come last, by the
 same float32 operations in the same order as the definition.
 
-Up to 16 tokens wait for the weight to arrive: there the inputs are cut into parts, so that enough
-programs read at once, and a second kernel adds the parts. With more tokens a first kernel separates
-the activations of even and odd inputs, which a packed byte pairs.
+Up to 16 tokens wait for the weight to arrive. There a program takes few outputs, so that many of
+them read at once, and all of their inputs, so that a linear is one launch. With more tokens a first
+kernel separates the activations of even and odd inputs, which a packed byte pairs.
 """
 
 import functools
@@ -27,11 +27,8 @@ from duquant.ops.triton_kernels.presence import runs_here
 
 FEW_ROWS = 16
 """Tokens that a tile holds at least, which is as few as tensor cores multiply."""
-PROGRAMS = 512
-"""How many programs read a weight at once, if it has that many blocks: four on each of a large
-GPU's processors."""
-FEW_OUTPUTS, FEW_BLOCK = 64, 128
-ADDED_OUTPUTS = 256
+FEW_OUTPUTS, FEW_BLOCK = 16, 256
+"""The fewest outputs that tensor cores multiply: 4,096 of them are 256 programs."""
 LAID_OUT_ROWS, LAID_OUT_BLOCK = 8, 256
 BLOCK = 64
 """Bytes of a packed row at a time; there are twice as many inputs."""
@@ -104,21 +101,11 @@ def _few_tokens(pairs: Tensor, packed: Tensor, rows: _Rows | None, output: Tenso
     from duquant.ops.triton_kernels.source import int4 as source
 
     (count, stride), (out, half) = pairs.shape, packed.shape
-    blocks, across = -(-half // FEW_BLOCK), -(-out // FEW_OUTPUTS)
-    steps = -(-blocks // min(blocks, max(1, PROGRAMS // across)))
-    parts = -(-blocks // steps)
-    partial = pairs.new_empty(parts, count, out, dtype=torch.int32)
-    token_sums = pairs.new_empty(parts, count, dtype=torch.int32)
-    source.few_tokens[across, parts](
-        *(pairs, packed, partial, token_sums, count, out, half, stride, steps),
-        OUTPUTS=FEW_OUTPUTS, ROWS=FEW_ROWS, BLOCK=FEW_BLOCK,
-        num_warps=4, num_stages=3, enable_fp_fusion=False,
-    )  # fmt: skip
-    source.add_parts[-(-out // ADDED_OUTPUTS), count](
-        *(pairs, partial, token_sums, *(rows or [None] * 4)),
-        *(output, count, out, half, stride, parts),
+    source.few_tokens[(-(-out // FEW_OUTPUTS),)](
+        *(pairs, packed, *(rows or [None] * 4), output, count, out, half, stride),
         HAS_GRID=rows is not None, HAS_BIAS=rows is not None and rows.bias is not None,
-        OUTPUTS=ADDED_OUTPUTS, num_warps=4, enable_fp_fusion=False,
+        OUTPUTS=FEW_OUTPUTS, ROWS=FEW_ROWS, BLOCK=FEW_BLOCK,
+        num_warps=2, num_stages=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 

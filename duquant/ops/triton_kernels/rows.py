@@ -73,7 +73,7 @@ def quantize_tokens(
     is_taken = x.dtype in TAKEN and x.numel() > 0 and bits <= BYTE
     if not (is_taken and is_available()):
         return quantize_tokens_in_steps(x, bits, clip_ratio, clip_ends, symmetric)
-    return _encode(x, bits, clip_ratio, clip_ends, symmetric)
+    return encode(x, bits, clip_ratio, clip_ends, symmetric)
 
 
 @functools.cache
@@ -133,9 +133,10 @@ def _gradient(
     return to_scale, clamped, to_x, places[0], places[1]
 
 
-def _encode(
+def encode(
     x: Tensor, bits: int, clip_ratio: float, clip_ends: Tensor | None, symmetric: bool
 ) -> Tensor:
+    """:func:`quantize_tokens` of what the kernel takes, without looking."""
     from duquant.ops.triton_kernels.source import rows as source
 
     x = x.contiguous()
@@ -172,7 +173,7 @@ def _is_right(device: torch.device) -> bool:
     right = gradient_in_steps(x, grad, *expected[1:], 4, wants_input=True)
     if not all(torch.allclose(*pair, atol=1e-3) for pair in zip(sums, right, strict=True)):
         return False
-    tokens = _encode(there, 4, 0.9, None, symmetric=False).cpu()
+    tokens = encode(there, 4, 0.9, None, symmetric=False).cpu()
     return torch.equal(tokens, quantize_tokens_in_steps(x, 4, 0.9, None, symmetric=False))
 
 

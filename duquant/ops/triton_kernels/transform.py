@@ -10,6 +10,7 @@ agree to rounding. The gradient is the operator's (:mod:`duquant.ops.dual_transf
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,39 +45,99 @@ def transform_rows(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor
 
 
 def _transform(x: Tensor, rotations: Tensor, permutations: Tensor) -> Tensor:
-    steps, matrices, size, _ = rotations.shape
-    width = x.shape[-1]
-    assert width % size == 0
-    assert matrices in (1, width // size)
-    assert len(permutations) == steps - 1
     x, rotations = x.contiguous(), rotations.to(x.dtype).contiguous()
-    result, tokens = torch.empty_like(x), x.numel() // width
-    room = tokens if tokens < ALIGNED else -(-tokens // ALIGNED) * ALIGNED
-    given, orders = x.view(tokens, width), (None, *permutations.contiguous())
+    result, width = torch.empty_like(x), x.shape[-1]
+    steps = rotation_steps(width, rotations, permutations)
+    given = x.view(-1, width)
     with torch.cuda.device_of(x):
-        for step, (rotation, order) in enumerate(zip(rotations, orders, strict=True)):
-            is_last = step == steps - 1
-            between = None if is_last else x.new_empty(width, room).t()[:tokens]
-            taken = result.view(tokens, width) if between is None else between
-            _rotate(given, rotation, order, taken)
-            given = taken
+        for step in steps[:-1]:
+            given = rotate(given, step, room_for(given, x.dtype))
+        rotate(given, steps[-1], result.view(-1, width))
     return result
 
 
-def _rotate(x: Tensor, rotation: Tensor, order: Tensor | None, y: Tensor) -> None:
+class Step(NamedTuple):
+    """One rotation and the order in which it reads its channels.
+
+    Attributes:
+        rotation: ``(matrices, size, size)``, contiguous.
+        order: integers ``(width,)``, or ``None``.
+    """
+
+    rotation: Tensor
+    order: Tensor | None
+
+
+def rotation_steps(width: int, rotations: Tensor, permutations: Tensor) -> list[Step]:
+    """The steps of a transform of ``width`` channels, checked for shapes that fit."""
+    steps, matrices, size, _ = rotations.shape
+    assert width % size == 0
+    assert matrices in (1, width // size)
+    assert len(permutations) == steps - 1
+    orders = (None, *permutations.contiguous())
+    return [Step(*pair) for pair in zip(rotations, orders, strict=True)]
+
+
+def room_for(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for what lies between two rotations of ``x (tokens, width)``, channel by channel."""
+    tokens, width = x.shape
+    room = tokens if tokens < ALIGNED else -(-tokens // ALIGNED) * ALIGNED
+    return x.new_empty(width, room, dtype=dtype).t()[:tokens]
+
+
+class Tiles(NamedTuple):
+    """How a step's work is cut: a program for each tile of tokens and columns of a block."""
+
+    tokens: int
+    channels: int
+    rows: int
+
+    @classmethod
+    def of(cls, tokens: int, size: int) -> "Tiles":
+        """For so many tokens and blocks of ``size`` channels."""
+        sizes = (tokens, MOST_TOKENS), (size, MOST_CHANNELS), (size, MOST_ROWS)
+        return cls(
+            *(max(SMALLEST, min(most, 1 << (each - 1).bit_length())) for each, most in sizes)
+        )
+
+    def programs(self, tokens: int, width: int, size: int) -> tuple[int, int]:
+        """How many there are, across the tokens and across the channels."""
+        return -(-tokens // self.tokens), width // size * -(-size // self.channels)
+
+
+def rotate(
+    x: Tensor,
+    step: Step,
+    y: Tensor,
+    *,
+    mean: Tensor | None = None,
+    arrivals: Tensor | None = None,
+    fuses: bool = True,
+) -> Tensor:
+    """One launch: ``x (tokens, width)`` through a step into ``y``, which comes back.
+
+    Args:
+        x: floats.
+        step: its rotation is float32 where ``y`` is, and else in the dtype of ``x``.
+        y: ``(tokens, width)``.
+        mean: float32 ``(width,)``, subtracted first.
+        arrivals: int32, a counter that is set to 0 for the next launch.
+        fuses: whether a product and a sum may be rounded once.
+    """
     from duquant.ops.triton_kernels.source import transform as source
 
-    (tokens, width), (matrices, size, _) = x.shape, rotation.shape
-    rows, channels, block = (
-        max(SMALLEST, min(most, 1 << (count - 1).bit_length()))
-        for count, most in ((tokens, MOST_TOKENS), (size, MOST_CHANNELS), (size, MOST_ROWS))
-    )
-    source.rotate_blocks[-(-tokens // rows), width // size * -(-size // channels)](
-        *(x, rotation, order, y, tokens, width, size, size * size if matrices > 1 else 0),
-        *(*x.stride(), *y.stride()),
-        HAS_ORDER=order is not None, WIDENS=is_interpreted(),
-        TOKENS=rows, CHANNELS=channels, BLOCK=block, num_warps=4, enable_fp_fusion=True,
+    (tokens, width), (matrices, size, _) = x.shape, step.rotation.shape
+    tiles = Tiles.of(tokens, size)
+    source.rotate_blocks[tiles.programs(tokens, width, size)](
+        *(x, mean, step.rotation, step.order, y, arrivals),
+        *(tokens, width, size, size * size if matrices > 1 else 0, *x.stride(), *y.stride()),
+        HAS_MEAN=mean is not None, HAS_ORDER=step.order is not None,
+        IS_COUNTED=arrivals is not None,
+        WIDENS=y.dtype == torch.float32 or is_interpreted(),
+        TOKENS=tiles.tokens, CHANNELS=tiles.channels, BLOCK=tiles.rows,
+        num_warps=4, enable_fp_fusion=fuses,
     )  # fmt: skip
+    return y
 
 
 def _is_right(device: torch.device) -> bool:

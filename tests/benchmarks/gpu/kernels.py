@@ -16,11 +16,15 @@ from duquant.ops.kernels.table import KERNELS
 from duquant.ops.packed_product import packed_linear
 from duquant.ops.quantized_tokens import decode_tokens, encode_tokens, quantized_tokens
 from duquant.ops.rotation import random_orthogonal
+from duquant.ops.transformed_tokens import transformed_tokens, transformed_values
 from duquant.ops.triton_kernels.presence import LEAST_CAPABILITY
 from tests.benchmarks.gpu.bench import Bench, Figures, check, generator
 
 FEW = 1e-4
 """Share of entries that may be far apart: a value between two codes falls to either."""
+A_STEP = 0.14
+"""Two neighbours of 16 levels, as a share of the largest: one token has too few entries for
+``FEW``. ``tests/ops/test_kernel_table.py`` compares exact sums, bit by bit."""
 Look = Callable[[Any], list[Tensor]]
 
 
@@ -111,7 +115,7 @@ def fake_quantization_kernels(bench: Bench) -> Figures:
 @check(60)
 @torch.no_grad()
 def site_kernels(bench: Bench) -> Figures:
-    """The transform of a site, and the quantization of its tokens."""
+    """The transform of a site, the quantization of its tokens, both at once, and of heads."""
     rows = {}
     width, size = (192, 64) if bench.small else (4096, 128)
     rotations = random_orthogonal(2 * (width // size), size, generator(3))
@@ -126,6 +130,14 @@ def site_kernels(bench: Bench) -> Figures:
             )
             given = (x, 4, 0.9, None, False)
             rows[f"quantization, {name}"] = compared(bench, quantized_tokens, given, 1e-5, decoded)
+            both = (x, x[0].float(), *moved, *given[1:])
+            rows[f"both at once, {name}"] = compared(
+                bench, transformed_tokens, both, A_STEP, decoded
+            )
+            heads = x.view(-1, size), moved[0][0, 0], 4, 0.9, False
+            rows[f"heads, {name}"] = compared(
+                bench, transformed_values, heads, A_STEP, lambda y: [y]
+            )
     return summed(rows)
 
 

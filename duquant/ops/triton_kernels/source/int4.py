@@ -119,67 +119,57 @@ def many_tokens(
     tl.store(target, result, is_channel[:, None] & is_token[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "steps"])
+@triton.jit(do_not_specialize=["rows"])
 def few_tokens(
-    pairs, packed, partial, token_sums, rows, out, half, stride, steps,
+    pairs, packed, scale, zero, sums, bias, output, rows, out, half, stride,
+    HAS_GRID: tl.constexpr, HAS_BIAS: tl.constexpr,
     OUTPUTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Products of a part of the inputs, of at most ``ROWS`` tokens.
+    """Results of at most ``ROWS`` tokens; a program passes over all inputs of its outputs.
 
     Args:
         pairs: int16, two activations each; a row every ``stride``.
         packed: the weight, uint8 ``(out, half)``.
-        partial: int32 ``(parts, rows, out)``.
-        token_sums: int32 ``(parts, rows)``, sums of the activations.
+        scale: of the outputs, float32 ``(out,)``; the next three likewise.
+        zero: see :func:`duquant.ops.packed_product.linear_in_steps`.
+        sums: likewise.
+        bias: likewise.
+        output: ``(rows, out)``.
         rows: tokens.
         out: outputs.
         half: bytes of a packed row.
         stride: of the rows of ``pairs``.
-        steps: blocks of a part.
+        HAS_GRID: whether rows are encoded tokens; if not, products alone are written.
+        HAS_BIAS: whether there is a bias.
         OUTPUTS: weight rows at a time.
         ROWS: tokens at a time.
         BLOCK: bytes at a time.
     """
     channel = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    part, token = tl.program_id(1), tl.arange(0, ROWS)
+    token = tl.arange(0, ROWS)
+    is_channel, is_token = channel < out, token < rows
     total = tl.zeros((OUTPUTS, ROWS), dtype=tl.int32)
-    sums = tl.zeros((ROWS,), dtype=tl.int32)
-    for step in range(steps):
-        at = (part * steps + step) * BLOCK + tl.arange(0, BLOCK)
-        inside = (at < half)[:, None] & (token < rows)[None, :]
+    token_sum = tl.zeros((ROWS,), dtype=tl.int32)
+    for start in range(0, half, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        inside = (at < half)[:, None] & is_token[None, :]
         pair = tl.load(pairs + token[None, :] * stride + at[:, None], inside, other=0)
         even, odd = pair.to(tl.int8), (pair >> 8).to(tl.int8)
-        sums += tl.sum(even.to(tl.int32) + odd.to(tl.int32), 0)
+        token_sum += tl.sum(even.to(tl.int32) + odd.to(tl.int32), 0)
         total = _multiply(total, _packed_tile(packed, channel, at, out, half), even, odd)
-    target = partial + (part * rows + token)[None, :].to(tl.int64) * out + channel[:, None]
-    tl.store(target, total, (channel < out)[:, None] & (token < rows)[None, :])
-    if tl.program_id(0) == 0:
-        tl.store(token_sums + part * rows + token, sums, token < rows)
-
-
-@triton.jit(do_not_specialize=["rows", "parts"])
-def add_parts(
-    pairs, partial, token_sums, scale, zero, sums, bias, output, rows, out, half, stride, parts,
-    HAS_GRID: tl.constexpr, HAS_BIAS: tl.constexpr, OUTPUTS: tl.constexpr,
-):  # fmt: skip
-    """One token's results from the parts that :func:`few_tokens` has left."""
-    channel = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    row, inside = tl.program_id(1), channel < out
-    total = tl.zeros((OUTPUTS,), dtype=tl.int32)
-    token_sum = 0
-    for part in range(parts):
-        at = part * rows + row
-        total += tl.load(partial + at.to(tl.int64) * out + channel, inside, other=0)
-        token_sum += tl.load(token_sums + at)
     result = total.to(tl.float32)
     if HAS_GRID:
-        token_scale, token_zero = _token_grid(pairs, row, stride, half, row >= 0)
+        token_scale, token_zero = _token_grid(pairs, token, stride, half, is_token)
         result = _finished(
-            result, token_scale, token_zero, token_sum.to(tl.float32),
-            tl.load(scale + channel, inside, other=0),
-            tl.load(zero + channel, inside, other=0),
-            tl.load(sums + channel, inside, other=0),
-        )  # fmt: skip
+            result,
+            token_scale[None, :],
+            token_zero[None, :],
+            token_sum.to(tl.float32)[None, :],
+            tl.load(scale + channel, is_channel, other=0)[:, None],
+            tl.load(zero + channel, is_channel, other=0)[:, None],
+            tl.load(sums + channel, is_channel, other=0)[:, None],
+        )
     if HAS_BIAS:
-        result += tl.load(bias + channel, inside, other=0)
-    tl.store(output + row.to(tl.int64) * out + channel, result, inside)
+        result += tl.load(bias + channel, is_channel, other=0)[:, None]
+    target = output + token.to(tl.int64)[None, :] * out + channel[:, None]
+    tl.store(target, result, is_channel[:, None] & is_token[None, :])

@@ -20,7 +20,7 @@ def _round(x):
 
 
 @triton.jit
-def _clamp(x, low, high):
+def clamp(x, low, high):
     """Between two numbers; what is not a number stays that."""
     return tl.clamp(x, low, high, propagate_nan=tl.PropagateNan.ALL)
 
@@ -44,29 +44,35 @@ def _extremes(x, start, is_row, columns, ROWS: tl.constexpr, COLUMNS: tl.constex
         more, less = tl.where(inside, each, float("-inf")), tl.where(inside, each, float("inf"))
         high = tl.maximum(high, more, propagate_nan=tl.PropagateNan.ALL)
         low = tl.minimum(low, less, propagate_nan=tl.PropagateNan.ALL)
+    return row_ends(high, low)
+
+
+@triton.jit
+def row_ends(high, low):
+    """Largest of ``high`` and smallest of ``low`` of every row; NaN where ``high`` has one."""
     is_odd = tl.max((high != high).to(tl.int32), 1) > 0
     high = tl.where(is_odd, float("nan"), tl.max(high, 1))
     return high, tl.where(is_odd, float("nan"), tl.min(low, 1))
 
 
 @triton.jit
-def _grid(high, low, BITS: tl.constexpr, SYMMETRIC: tl.constexpr):
+def row_grid(high, low, BITS: tl.constexpr, SYMMETRIC: tl.constexpr):
     """:func:`duquant.ops.affine.grid_of_range`."""
     if SYMMETRIC:
         middle: tl.constexpr = 2.0 ** (BITS - 1) - 1
         largest = tl.maximum(tl.abs(high), tl.abs(low), propagate_nan=tl.PropagateNan.ALL)
-        scale = _clamp(tl.div_rn(largest, middle), SMALLEST_SCALE, LARGEST_SCALE)
+        scale = clamp(tl.div_rn(largest, middle), SMALLEST_SCALE, LARGEST_SCALE)
         return scale, tl.full(scale.shape, middle, tl.float32)
     if BITS >= WIDE_BITS:
-        high, low = _clamp(high, 0.0, float("inf")), _clamp(low, float("-inf"), 0.0)
+        high, low = clamp(high, 0.0, float("inf")), clamp(low, float("-inf"), 0.0)
     last: tl.constexpr = 2.0**BITS - 1
-    scale = _clamp(tl.div_rn(high - low, last), SMALLEST_SCALE, LARGEST_SCALE)
+    scale = clamp(tl.div_rn(high - low, last), SMALLEST_SCALE, LARGEST_SCALE)
     limit: tl.constexpr = max(LARGEST_ZERO, last)
-    return scale, _round(_clamp(tl.div_rn(-low, scale), -limit, limit))
+    return scale, _round(clamp(tl.div_rn(-low, scale), -limit, limit))
 
 
 @triton.jit
-def _levels(x, scale, zero):
+def row_levels(x, scale, zero):
     """Integers before they are clamped."""
     return _round(tl.div_rn(x, scale[:, None])) + zero[:, None]
 
@@ -86,7 +92,7 @@ def fake_quantize(
         high = highest * tl.load(clip_high + row, is_row, other=0)
     if HAS_LOW:
         low = lowest * tl.load(clip_low + row, is_row, other=0)
-    scale, zero = _grid(high, low, BITS, SYMMETRIC)
+    scale, zero = row_grid(high, low, BITS, SYMMETRIC)
     tl.store(all_highest + row, highest, is_row)
     tl.store(all_lowest + row, lowest, is_row)
     tl.store(scales + row, scale, is_row)
@@ -94,8 +100,8 @@ def fake_quantize(
     for first in range(0, columns, COLUMNS):
         at = first + tl.arange(0, COLUMNS)[None, :]
         inside = is_row[:, None] & (at < columns)
-        q = _clamp(
-            _levels(tl.load(x + start + at, inside, other=0), scale, zero), 0.0, 2.0**BITS - 1
+        q = clamp(
+            row_levels(tl.load(x + start + at, inside, other=0), scale, zero), 0.0, 2.0**BITS - 1
         )
         tl.store(values + start + at, (q - zero[:, None]) * scale[:, None], inside)
 
@@ -119,8 +125,8 @@ def gradient(
         inside = is_row[:, None] & (at < columns)
         each = tl.load(x + start + at, inside, other=0)
         arriving = tl.load(grad + start + at, inside, other=0)
-        levels = _levels(each, scale, zero)
-        q = _clamp(levels, 0.0, 2.0**BITS - 1)
+        levels = row_levels(each, scale, zero)
+        q = clamp(levels, 0.0, 2.0**BITS - 1)
         is_outside = levels != q
         distance = (
             (q - zero[:, None]) * scale[:, None] - tl.where(is_outside, 0.0, each)
@@ -140,25 +146,25 @@ def gradient(
         tl.store(places_low + row, tl.where(first_low < columns, first_low, 0), is_row)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def encode(
-    x, clip_ends, output, rows, columns, ratio,
+@triton.jit
+def encode_rows(
+    x, clip_ends, output, row, is_row, columns, ratio,
     HAS_ENDS: tl.constexpr, BITS: tl.constexpr, SYMMETRIC: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Rows of :mod:`duquant.ops.quantized_tokens`: integers, 4 bytes of scale, 2 of zero point."""
-    row, is_row, start = _place(rows, columns, ROWS)
+    start = (row * columns)[:, None]
     highest, lowest = _extremes(x, start, is_row, columns, ROWS, COLUMNS)
     of_high, of_low = ratio, ratio
     if HAS_ENDS:
         of_high, of_low = tl.load(clip_ends), tl.load(clip_ends + 1)
-    scale, zero = _grid(highest * of_high, lowest * of_low, BITS, SYMMETRIC)
+    scale, zero = row_grid(highest * of_high, lowest * of_low, BITS, SYMMETRIC)
     target = output + (row * (columns + 6))[:, None]
     for first in range(0, columns, COLUMNS):
         at = first + tl.arange(0, COLUMNS)[None, :]
         inside = is_row[:, None] & (at < columns)
         each = tl.load(x + start + at, inside, other=0).to(tl.float32)
-        q = _clamp(_levels(each, scale, zero), 0.0, 2.0**BITS - 1)
+        q = clamp(row_levels(each, scale, zero), 0.0, 2.0**BITS - 1)
         q = tl.where(q == q, q, 0.0)  # no byte says that it is not a number; the scale does
         tl.store(target + at, q.to(tl.int32).to(tl.uint8), inside)
     zero = tl.where(zero == zero, zero, 0.0).to(tl.int32)
@@ -168,3 +174,16 @@ def encode(
     tl.store(behind, scale_bytes.to(tl.uint8), is_row[:, None] & (place < 4))
     zero_bytes = (zero[:, None] >> shift) & 255
     tl.store(behind + 4, zero_bytes.to(tl.uint8), is_row[:, None] & (place < 2))
+
+
+@triton.jit(do_not_specialize=["rows"])
+def encode(
+    x, clip_ends, output, rows, columns, ratio,
+    HAS_ENDS: tl.constexpr, BITS: tl.constexpr, SYMMETRIC: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """:func:`duquant.ops.quantized_tokens.quantize_tokens_in_steps`."""
+    row, is_row, _ = _place(rows, columns, ROWS)
+    encode_rows(
+        x, clip_ends, output, row, is_row, columns, ratio, HAS_ENDS, BITS, SYMMETRIC, ROWS, COLUMNS
+    )
