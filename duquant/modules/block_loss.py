@@ -9,6 +9,9 @@ from duquant.model.batch import BlockBatch
 SMALLEST_SQUARE = 1e-12
 """Least square of a token's target in the relative loss."""
 
+LOST = 10.0
+"""Relative squared error of a token beyond which its weight in the gradient falls."""
+
 
 def block_loss(output: Tensor, batch: BlockBatch, recipe: Recipe) -> Tensor:
     """Loss of the block's outputs ``(samples, tokens, hidden)``, a scalar.
@@ -24,12 +27,13 @@ def block_loss(output: Tensor, batch: BlockBatch, recipe: Recipe) -> Tensor:
 
 
 def _relative(output: Tensor, target: Tensor) -> Tensor:
-    """Mean over tokens of ``r = ‖output - target‖² / ‖target‖²``, or of ``2 - 1/r`` from 1 on.
+    """Mean over tokens of ``r = ‖output - target‖² / ‖target‖²``, which is bent beyond ``LOST``.
 
     A token that is massive in the quantized model alone has an ``r`` of thousands. It is lost to
-    any training, and would own the gradient; here it has next to none. The slope at 1 is 1 on both
-    sides.
+    any training, and would own the gradient. From ``c = LOST`` on ``c (2 - c/r)`` takes the place
+    of ``r``, whose slope is 1 at ``c`` and falls to 0.
     """
     squares = target.square().sum(dim=-1).clamp(min=SMALLEST_SQUARE)
     errors = (output - target).square().sum(dim=-1) / squares
-    return (errors.clamp(max=1.0) + (1.0 - 1.0 / errors.clamp(min=1.0))).mean()
+    beyond = LOST * (1.0 - LOST / errors.clamp(min=LOST))
+    return (errors.clamp(max=LOST) + beyond).mean()
