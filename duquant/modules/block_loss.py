@@ -1,5 +1,6 @@
 """What a block's training makes small: how far its outputs are from their targets."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,5 +36,5 @@ def _relative(output: Tensor, target: Tensor) -> Tensor:
     """
     squares = target.square().sum(dim=-1).clamp(min=SMALLEST_SQUARE)
     errors = (output - target).square().sum(dim=-1) / squares
-    beyond = LOST * (1.0 - LOST / errors.clamp(min=LOST))
-    return (errors.clamp(max=LOST) + beyond).mean()
+    beyond = LOST * (2.0 - LOST / errors.clamp(min=LOST))
+    return torch.where(errors < LOST, errors, beyond).mean()
