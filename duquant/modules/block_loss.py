@@ -1,5 +1,6 @@
 """What a block's training makes small: how far its outputs are from their targets."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,4 +33,5 @@ def _relative(output: Tensor, target: Tensor) -> Tensor:
     """
     squares = target.square().sum(dim=-1).clamp(min=SMALLEST_SQUARE)
     errors = (output - target).square().sum(dim=-1) / squares
-    return (errors.clamp(max=1.0) + (1.0 - 1.0 / errors.clamp(min=1.0))).mean()
+    beyond = 2.0 - 1.0 / errors.clamp(min=1.0)
+    return torch.where(errors < 1.0, errors, beyond).mean()
