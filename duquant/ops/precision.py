@@ -1,9 +1,9 @@
 """Which precision transforms are computed in.
 
 Rotations are products with orthogonal matrices, in front of a rounding to 16 levels. On
-accelerators they run in the model's dtype, whose products are accumulated in float32. Processors
-multiply half precision more slowly than float32, many without hardware for it, so there they run in
-float32.
+accelerators they run in the model's dtype, whose products are accumulated in float32; kernels that
+quantize as well (:mod:`duquant.ops.transformed_tokens`) multiply float32. Processors multiply half
+precision more slowly than float32, many without hardware for it, so there they run in float32.
 
 A search multiplies hundreds of rotations and bounds what rounding does to the result. There float32
 has to be float32, also where a program allows shorter products (TF32) elsewhere.

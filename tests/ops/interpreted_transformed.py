@@ -20,6 +20,7 @@ from duquant.ops.triton_kernels import int4, transformed
 from tests.ops.interpreted_int4 import arguments
 from tests.ops.interpreted_transform import drawn
 from tests.ops.kernel_cases import rotations_of_eighths
+from tests.ops.launches import LAUNCHES
 from tests.outliers import outlier_activation
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinities
@@ -123,7 +124,7 @@ def test_an_infinity_stays_in_its_block() -> None:
 
 
 def test_how_often_they_are_launched(launches: list[str]) -> None:
-    """What is counted for a decoded token: ``tests/emulated/device.py``."""
+    """What is counted for a decoded token: ``tests/ops/launches.py``."""
     once = drawn(3, 32, 1, shared=True)
     x, grid = outlier_activation(FEW + 1, 96, 3), (4, 1.0, None, False)
     transformed.transformed_tokens(x[:FEW], x[0], *once, *grid)
@@ -132,6 +133,12 @@ def test_how_often_they_are_launched(launches: list[str]) -> None:
     assert _taken(launches) == ["rotate_blocks", "rotate_blocks", "encode"]
     transformed.transformed_tokens(x[:1], x[0], *drawn(3, 32, 0, shared=True), *grid)
     assert _taken(launches) == ["rotate_blocks", "encode"]
+    for times in (0, 1, 2):
+        made = drawn(3, 32, times, shared=True)
+        transformed.transformed_tokens(x[:1], x[0], *made, *grid)
+        shapes = x[:1].shape, x[0].shape, made.rotations.shape
+        counted = LAUNCHES["duquant::transformed_tokens"](shapes)
+        assert len(_taken(launches)) == counted
     transformed.transformed_values(x, once.rotations[0, 0], 4, 1.0, False)
     assert _taken(launches) == ["quantize_values"]
     _, tokens, packed, *rows, bias = arguments(1, 66, 19)

@@ -5,7 +5,7 @@ them apart in registers gives two tiles, which meet the even and the odd activat
 of int8. Weights are the left factor, which tensor cores take from registers.
 
 Tiles are (outputs, bytes of a packed row) and (bytes, tokens). Every sum of products is an int32,
-so that neither the order nor the number of parts changes a result.
+so that the order of additions does not change a result.
 """
 
 import triton
