@@ -59,7 +59,7 @@ class TrainingConfig:
             in ``full_precision``.
         loss: ``mse`` over all outputs, or ``relative``: every token's squared error is divided by
             its target's square, so that massive tokens count as much as others, and tokens that are
-            massive in the quantized model alone next to nothing.
+            massive in the quantized model alone hardly change the gradient.
     """
 
     activation_clips: bool = False

@@ -30,9 +30,9 @@ def block_loss(output: Tensor, batch: BlockBatch, recipe: Recipe) -> Tensor:
 def _relative(output: Tensor, target: Tensor) -> Tensor:
     """Mean over tokens of ``r = ‖output - target‖² / ‖target‖²``, which is bent beyond ``LOST``.
 
-    A token that is massive in the quantized model alone has an ``r`` of thousands. It is lost to
-    any training, and would own the gradient. From ``c = LOST`` on ``c (2 - c/r)`` takes the place
-    of ``r``, whose slope is 1 at ``c`` and falls to 0.
+    A token that is massive in the quantized model alone has an ``r`` of thousands, and the gradient
+    would be that token's. From ``c = LOST`` on ``c (2 - c/r)`` takes the place of ``r``: its slope
+    is 1 at ``c`` and falls to 0.
     """
     squares = target.square().sum(dim=-1).clamp(min=SMALLEST_SQUARE)
     errors = (output - target).square().sum(dim=-1) / squares

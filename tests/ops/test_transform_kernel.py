@@ -4,12 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from duquant.ops.dual_transform import DualTransform, apply_in_steps, apply_transform
 from duquant.ops.kernels import rows, transform
 from duquant.ops.quantized_tokens import decode_tokens
 from duquant.ops.rotation import random_orthogonal
-from duquant.ops.transformed_tokens import is_fused
+from duquant.ops.transformed_tokens import FUSED_ROWS, is_fused
 from tests.outliers import outlier_activation, seeds
 
 SIZE = 32
@@ -126,3 +127,17 @@ def test_what_has_no_memory_is_not_left_out(absent: int) -> None:
     none = torch.zeros(0, 64).long()
     with pytest.raises(AssertionError):
         transform.transformed_tokens(x, *parts, none, 4, 1.0, None, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_rows_of_half_precision_stay_with_the_tensor_cores_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("duquant.ops.transformed_tokens.is_present", lambda *_: True)
+    rows = FUSED_ROWS
+    with FakeTensorMode():  # knows of a GPU that is not there
+        for x in (torch.empty(rows, 64, device="cuda"), torch.empty(2, rows, 64, device="cuda")):
+            assert is_fused("transformed_tokens", x, None)
+            is_few = x.numel() == rows * 64
+            assert is_fused("transformed_tokens", x.to(dtype), None) == is_few
+    assert is_fused("transformed_tokens", torch.empty(2 * rows, 64, dtype=torch.bfloat16), None)

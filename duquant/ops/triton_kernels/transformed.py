@@ -124,10 +124,10 @@ def _rotate_and_encode(
     tiles, factors = Tiles.of(tokens, size), None if clip_ends is None else clip_ends.float()
     output = x.new_empty(tokens, width + GRID_BYTES, dtype=torch.uint8)
     source.rotate_and_encode[tiles.programs(tokens, width, size)](
-        *(x, None, step.rotation, step.order, between, arrivals),
+        *(x, step.rotation, step.order, between, arrivals),
         *(None if factors is None else factors.contiguous(), output, tokens, width, size),
         *(size * size if matrices > 1 else 0, *x.stride(), float(clip_ratio)),
-        HAS_MEAN=False, HAS_ORDER=step.order is not None, HAS_ENDS=factors is not None,
+        HAS_ORDER=step.order is not None, HAS_ENDS=factors is not None,
         BITS=bits, SYMMETRIC=symmetric,
         TOKENS=tiles.tokens, CHANNELS=tiles.channels, BLOCK=tiles.rows,
         ROWS=FEW_TOKENS, COLUMNS=ENTRIES, num_warps=4, enable_fp_fusion=False,

@@ -15,9 +15,9 @@ from duquant.ops.triton_kernels.source.transform import place, rotated_tile, wri
 
 @triton.jit(do_not_specialize=["tokens"])
 def rotate_and_encode(
-    x, mean, rotations, order, between, arrivals, clip_ends, output,
+    x, rotations, order, between, arrivals, clip_ends, output,
     tokens, width, size, of_matrix, x_token, x_channel, ratio,
-    HAS_MEAN: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_ENDS: tl.constexpr,
+    HAS_ORDER: tl.constexpr, HAS_ENDS: tl.constexpr,
     BITS: tl.constexpr, SYMMETRIC: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -28,8 +28,8 @@ def rotate_and_encode(
     """
     token, block, column = place(size, TOKENS, CHANNELS)
     tile = rotated_tile(
-        x, mean, rotations, order, token, block, column, tokens, width, size, of_matrix,
-        x_token, x_channel, HAS_MEAN, HAS_ORDER, True, TOKENS, CHANNELS, BLOCK,
+        x, None, rotations, order, token, block, column, tokens, width, size, of_matrix,
+        x_token, x_channel, False, HAS_ORDER, True, TOKENS, CHANNELS, BLOCK,
     )  # fmt: skip
     write_tile(tile, between, token, block, column, tokens, size, width, 1)
     tl.debug_barrier()  # all threads of this program have written before it says so
