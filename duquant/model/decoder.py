@@ -88,8 +88,9 @@ class Decoder:
 
     def require_windows(self, windows: Tensor, tokenizer: Any) -> None:
         """Raise ``ValueError`` if token ids ``(windows, tokens)`` are too long or unknown."""
-        length, limit = windows.shape[1], f"the model has {self.max_positions} positions"
+        length = windows.shape[1]
         if length > self.max_positions:
+            limit = f"the model has {self.max_positions} positions"
             raise ValueError(f"sequence_length is {length}, but {limit}")
         require_known_tokens([int(windows.max())], int(self.config.vocab_size), tokenizer)
 
@@ -107,7 +108,7 @@ class Decoder:
         """Block ``index`` with its real weights, on the CPU, for the caller to change."""
         block = copy.deepcopy(self._blocks[index])
         stored = self.checkpoint.read(f"model.layers.{index}.", self.dtype)
-        tensors = {n: tensor for n, tensor in stored.items() if not n.endswith(RECOMPUTED)}
+        tensors = {name: t for name, t in stored.items() if not name.endswith(RECOMPUTED)}
         _fill(block, tensors, f"{self.directory}: block {index}")
         return block.requires_grad_(False)
 
@@ -116,7 +117,7 @@ class Decoder:
         """What each block's forward needs beside hidden states, for one sequence length."""
         hidden = torch.zeros(1, sequence_length, self.hidden_size, dtype=self.dtype, device="cpu")
         model = self.skeleton.model
-        with exact_products():  # transformers before 5.23 multiplies angles
+        with exact_products():  # RoPE is a matrix product in older transformers
             _, recorders = self._run_outside(model, device, makes_masks=True, inputs_embeds=hidden)
         return [recorder.context for recorder in recorders]
 
@@ -145,8 +146,8 @@ class Decoder:
 
     def release(self) -> None:
         """Drop embeddings and head from memory; they are read again when they are needed."""
-        for module in (self.skeleton.get_submodule(n) for n in ("model.embed_tokens", "lm_head")):
-            module.to("meta")
+        for name in ("model.embed_tokens", "lm_head"):
+            self.skeleton.get_submodule(name).to("meta")
 
     def outside_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the stored tensors that belong to no block: embeddings, final norm, head."""

@@ -10,7 +10,7 @@ from duquant.model.batch import BlockBatch
 SMALLEST_SQUARE = 1e-12
 """Least square of a token's target in the relative loss."""
 
-LOST = 10.0
+ERROR_LIMIT = 10.0
 """Relative squared error of a token beyond which its weight in the gradient falls."""
 
 
@@ -28,13 +28,13 @@ def block_loss(output: Tensor, batch: BlockBatch, recipe: Recipe) -> Tensor:
 
 
 def _relative(output: Tensor, target: Tensor) -> Tensor:
-    """Mean over tokens of ``r = ‖output - target‖² / ‖target‖²``, which is bent beyond ``LOST``.
+    """Mean over tokens of ``r = ‖output - target‖² / ‖target‖²``, a robust loss.
 
     A token that is massive in the quantized model alone has an ``r`` of thousands, and the gradient
-    would be that token's. From ``c = LOST`` on ``c (2 - c/r)`` takes the place of ``r``: its slope
-    is 1 at ``c`` and falls to 0.
+    would be that token's. From ``c = ERROR_LIMIT`` on ``c (2 - c/r)`` takes the place of ``r``: its
+    slope is 1 at ``c`` and falls to 0.
     """
     squares = target.square().sum(dim=-1).clamp(min=SMALLEST_SQUARE)
     errors = (output - target).square().sum(dim=-1) / squares
-    beyond = LOST * (2.0 - LOST / errors.clamp(min=LOST))
-    return torch.where(errors < LOST, errors, beyond).mean()
+    beyond = ERROR_LIMIT * (2.0 - ERROR_LIMIT / errors.clamp(min=ERROR_LIMIT))
+    return torch.where(errors < ERROR_LIMIT, errors, beyond).mean()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from duquant.config import Recipe, TrainingConfig
 from duquant.model.batch import BlockBatch
-from duquant.modules.block_loss import LOST, block_loss
+from duquant.modules.block_loss import ERROR_LIMIT, block_loss
 
 RECIPE = replace(Recipe(), training=TrainingConfig(loss="relative"))
 
@@ -49,7 +49,7 @@ def test_of_tokens_that_are_lost_it_grows_no_further(error: float, expected: flo
 
 def test_its_slope_has_no_jump() -> None:
     slopes = []
-    for error in (LOST - 1e-3, LOST, LOST + 1e-3):
+    for error in (ERROR_LIMIT - 1e-3, ERROR_LIMIT, ERROR_LIMIT + 1e-3):
         output, target = _token(error)
         slopes.append(torch.autograd.grad(_loss(output.requires_grad_(), target), output)[0])
     for slope in slopes[1:]:

@@ -6,7 +6,8 @@ arrived; the launch before sets their counter to 0. With one permutation that ma
 a token that is decoded. Heads are one launch, because a row of a head fits into a program.
 
 Rotations multiply float32, whatever the dtype of the input, by the same instructions in both ways:
-integers of a token are the same among few and among many. Everything else repeats
+integers of a token are the same among few and among many, as long as these kernels are asked (of
+many rows of half precision they are not: ``FUSED_ROWS``). Everything else repeats
 :mod:`duquant.ops.triton_kernels.transform` and :mod:`duquant.ops.triton_kernels.rows`.
 """
 
