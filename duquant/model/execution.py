@@ -6,6 +6,7 @@ from torch import nn
 
 from duquant.model.structure import SITES, Site
 from duquant.nn.execution import Execution
+from duquant.nn.joined_linears import JoinedLinears, are_multiplied_packed
 from duquant.nn.measured_choice import choose
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
@@ -47,6 +48,10 @@ def configure_site(
     transform.emits_integers = all(_takes_integers(linear, execution) for linear in linears)
     packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
     transform.reader = packed[0].reader() if packed and len(packed) == len(linears) else None
+    are_joined = len(packed) == len(linears) > 1 and are_multiplied_packed(packed)
+    shared = JoinedLinears(packed) if are_joined else None
+    for linear in packed:
+        linear.shared = shared
 
 
 def describe_execution(model: nn.Module) -> str:

@@ -3,24 +3,20 @@
 The weight is what its number format stores. Where that is integers, there are two ways to compute
 the same numbers (:mod:`duquant.nn.execution`):
 
-* **reference**: the input arrives dequantized, the weight is dequantized too, and floats are
-  multiplied. This is what calibration computes with.
+* **reference**: input and weight are dequantized, and floats are multiplied, as in calibration.
 * **integer**: the input arrives as integers (:mod:`duquant.ops.quantized_tokens`), int8 units
   multiply it with the weight's integers, and scales come last.
 
-In exact arithmetic both are equal. The integer products are exact, so the integer result carries
-the rounding of a handful of float32 operations, while the reference accumulates one per input:
-the two differ by at most ``(in + 8) · ε · Σ|x̂ ŵ|`` per output, with ``ε`` the unit roundoff of the
-dtype the reference multiplies in (2⁻²⁴ for float32; 2⁻⁸ for bfloat16, which also rounds ``x̂`` and
-``ŵ`` themselves). A bias counts as one more term.
+In exact arithmetic both are equal. Integer products are exact, and a handful of float32 operations
+follow, where the reference rounds once per input: per output the two differ by at most
+``(in + 8) · ε · Σ|x̂ ŵ|``, with ``ε`` the unit roundoff of the dtype the reference multiplies in
+(2⁻²⁴ for float32; 2⁻⁸ for bfloat16, which also rounds ``x̂`` and ``ŵ``). A bias is one more term.
 
-The packed weight is the layer's state. Faster forms are made from it at first use, and it is made
-from them again when somebody saves, copies or pickles. A layer that accelerate offloads keeps no
-faster form: it would outlive what was offloaded.
+The packed weight is the layer's state. Faster forms are made from it at first use, and it from them
+when somebody saves, copies or pickles. A layer that accelerate offloads keeps none.
 
-Where a gradient is recorded, a site hands on floats and the reference computes. The gradient of the
-input is multiplied by the weight as it is dequantized once more, so training an adapter never holds
-more than one weight in floating point, unless the reference was chosen to keep them all.
+Where a gradient is recorded the reference computes, and the backward pass dequantizes the weight
+again: an adapter trains with one weight in floats at a time, unless the reference keeps them all.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,6 +29,7 @@ from torch.nn import functional as F
 from duquant.formats.number_format import Grid, NumberFormat, split_rows
 from duquant.nn.execution import MEASURED_DEVICE, Choice, Execution, Reader, is_offloaded
 from duquant.nn.layouts import WeightIntegers, make_panels, planned_kernels
+from duquant.nn.shared_product import SharedProduct
 from duquant.nn.site import SiteTransform
 from duquant.ops.freed_memory import return_freed_memory
 from duquant.ops.frozen_linear import frozen_linear
@@ -89,6 +86,7 @@ class PackedLinear(ExactBuffers):
         self.execution = Execution()
         self.choice: Choice | None = None
         self.panels: list[Panel] | None = None
+        self.shared: SharedProduct | None = None
         self._dequantized: Tensor | None = None
 
     @property
@@ -117,8 +115,8 @@ class PackedLinear(ExactBuffers):
 
     def reader(self) -> Reader:
         """What decides whether it takes integers."""
-        forms = {"activations": self.activations, "weights": self.form}
-        return Reader(self.execution, **forms, columns=self.group_size, choice=self.choice)
+        formats = self.activations, self.form
+        return Reader(self.execution, *formats, self.group_size, self.choice)
 
     def planned_kernels(self, device: torch.device) -> Kernels:
         """Kernels of its integer products on a device, for each of ``ROW_COUNTS``."""
@@ -172,6 +170,8 @@ class PackedLinear(ExactBuffers):
         """Return to the packed form; other forms are dropped."""
         self.packed = self.qweight
         self.panels = self._dequantized = None
+        if self.shared is not None:
+            self.shared.drop()
 
     def resident_bytes(self) -> int:
         """Bytes the weight takes in memory as it lies there now."""
@@ -195,6 +195,9 @@ class PackedLinear(ExactBuffers):
         return self.form.restore(cast(dict[str, Tensor], stored), self.in_features)
 
     def _multiply_integers(self, tokens: Tensor) -> Tensor:
+        shared = None if self.shared is None else self.shared.output(self, tokens)
+        if shared is not None:
+            return shared
         rows, dtype = tokens.flatten(0, -2), self.output_like.dtype
         output = integer_linear(rows, self.prepare(), self.bias, dtype)
         shaped: Tensor = output.unflatten(0, tokens.shape[:-1])
@@ -226,16 +229,14 @@ class PackedLinear(ExactBuffers):
         """The packed form: engines' layouts belong to the process that made them."""
         state = self.__dict__.copy()
         state["_buffers"] = {**self._buffers, "packed": self.qweight}
-        state["panels"] = state["_dequantized"] = None
+        state["panels"] = state["_dequantized"] = state["shared"] = None
         return state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         self.restore()
         return super()._apply(fn, recurse)
 
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed is None:
             destination[f"{prefix}packed"] = self.qweight

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from duquant.model.execution import configure_site, describe_kernels
 from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.execution import Execution
+from duquant.nn.joined_linears import join
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteTransform
@@ -67,8 +68,9 @@ class FusedLinear(nn.Module):
         self.width_of_value = self.out_features[-1]
         configure_site(self.site, linears, execution)
         packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
-        if len(packed) > 1 and packed[0].is_integer:
-            packed = self._join(packed)
+        joined = join(packed) if len(packed) > 1 and packed[0].is_integer else None
+        if joined is not None:
+            self.linears, packed = nn.ModuleDict({"all": joined}), [joined]
         for linear in packed:
             if linear.is_integer:
                 linear.prepare()
@@ -87,28 +89,6 @@ class FusedLinear(nn.Module):
             value = outputs[:, -self.width_of_value :]
             value.copy_(self._quantized(value, self.attention))
         return outputs
-
-    def _join(self, linears: list[PackedLinear]) -> list[PackedLinear]:
-        """Multiply by all rows at once; integer sums are exact, so no bit changes.
-
-        Where a part belongs to a whole tensor, or not all have a bias, they stay as they are.
-        """
-        first, biases = linears[0], [linear.bias for linear in linears]
-        parts = {name: [linear.get_buffer(name) for linear in linears] for name in first.EXACT}
-        given = [bias for bias in biases if bias is not None]
-        if len(given) not in (0, len(linears)) or any(p[0].ndim != 2 for p in parts.values()):
-            return linears
-        joined = PackedLinear(
-            {name: torch.cat(each) for name, each in parts.items()},
-            torch.cat(given) if given else None,
-            first.form,
-            activations=first.activations,
-            in_features=first.in_features,
-            dtype=first.output_like.dtype,
-        )
-        joined.execution, joined.choice = first.execution, first.choice
-        self.linears = nn.ModuleDict({"all": joined})
-        return [joined]
 
     @staticmethod
     def _quantized(value: Tensor, attention: AttentionQuantizer) -> Tensor:
