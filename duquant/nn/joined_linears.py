@@ -2,7 +2,8 @@
 
 A decoder calls them one after the other. To decode a token every call is a launch, and launches
 take longer than the products of a small weight. The rows of a joined weight are those of its parts,
-each multiplied as it was, so no bit of an output changes.
+each multiplied as it was, so no bit of an output changes. Of many tokens each multiplies alone:
+there products take the time, and outputs that lie apart are quicker to read on.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from duquant.nn.execution import is_offloaded
 from duquant.nn.packed_linear import PackedLinear
+
+FEW_TOKENS = 16
+"""Up to which they are multiplied as one."""
 
 
 def join(linears: Sequence[PackedLinear]) -> PackedLinear | None:
@@ -46,12 +50,13 @@ def join(linears: Sequence[PackedLinear]) -> PackedLinear | None:
 class JoinedLinears:
     """The readers of a site, for as long as all of them are multiplied as they are packed.
 
-    The joined weight is made when tokens first arrive. Its rows take the place of the parts'
-    buffers, so the memory stays what it was. The first linear multiplies for all, and the others
-    find their outputs, if they are given the same tensor; the last one lets go of it.
+    The joined weight is made when few tokens first arrive. Its rows take the place of the parts'
+    buffers, so the memory stays what it was. The linear that is called first multiplies for all,
+    and the others take their outputs if they are given the same tensor. Where outputs were left,
+    somebody calls the linears in another way, and each multiplies alone from then on.
 
     Args:
-        linears: in the order in which they are called.
+        linears: of the same inputs.
     """
 
     def __init__(self, linears: Sequence[PackedLinear]) -> None:
@@ -59,7 +64,7 @@ class JoinedLinears:
         self._joined: PackedLinear | None = None
         self._is_tried = False
         # One attribute: whoever runs the model in several threads sees all of it or nothing.
-        self._waiting: tuple[Tensor, tuple[Tensor, ...]] | None = None
+        self._waiting: tuple[Tensor, dict[nn.Module, Tensor]] | None = None
 
     @property
     def is_made(self) -> bool:
@@ -68,20 +73,22 @@ class JoinedLinears:
 
     def output(self, linear: nn.Module, tokens: Tensor) -> Tensor | None:
         """See :class:`duquant.nn.shared_product.SharedProduct`."""
-        if linear is self._linears[0]:
+        if tokens.numel() > FEW_TOKENS * tokens.shape[-1]:
+            return None
+        waiting = self._waiting
+        if waiting is None:
             joined = self._made()
             if joined is None:
                 return None
             rows = [each.out_features for each in self._linears]
-            self._waiting = tokens, joined(tokens).split(rows, dim=-1)
-        waiting = self._waiting
-        if waiting is None or waiting[0] is not tokens:
+            outputs = joined(tokens).split(rows, dim=-1)
+            waiting = tokens, dict(zip(self._linears, outputs, strict=True))
+        elif waiting[0] is not tokens or linear not in waiting[1]:
+            self._joined = self._waiting = None
             return None
-        if linear is self._linears[-1]:
-            self._waiting = None
-        return next(
-            output for each, output in zip(self._linears, waiting[1], strict=True) if each is linear
-        )
+        others = {each: output for each, output in waiting[1].items() if each is not linear}
+        self._waiting = (tokens, others) if others else None
+        return waiting[1][linear]
 
     def drop(self) -> None:
         """Forget the joined weight; the parts keep their buffers."""
