@@ -14,10 +14,13 @@ DTYPE_OPTION = "--model.dtype"
 
 
 def is_finite(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether every value is finite, also when it is cast to ``dtype``; integers always are."""
+    """Whether every value is finite, also when it is cast to ``dtype``; integers always are.
+
+    The host waits for the device once.
+    """
     if not x.dtype.is_floating_point or not x.numel():
         return True
-    return all(bool(end.to(dtype or x.dtype).isfinite()) for end in x.detach().aminmax())
+    return bool(torch.stack(x.detach().aminmax()).to(dtype or x.dtype).isfinite().all())
 
 
 def require_finite(x: Tensor, what: str, dtype: torch.dtype) -> None:
