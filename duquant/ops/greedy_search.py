@@ -64,7 +64,7 @@ def greedy_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: boo
     Returns:
         The product after the step with the smallest peak, float32 ``(s, b, b)``.
     """
-    size, rows = rows.shape[-1], _near_one(rows)
+    size, rows = rows.shape[-1], near_one(rows)
     product = torch.eye(size, dtype=torch.float32, device=rows.device).repeat(len(rows), 1, 1)
     active = _ActiveRows(rows, follow_row=follow_row)
     extremes = active.extremes(product)
@@ -79,7 +79,7 @@ def greedy_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: boo
     return best
 
 
-def _near_one(rows: Tensor) -> Tensor:
+def near_one(rows: Tensor) -> Tensor:
     """Rows whose squares are ordinary numbers: those of huge or tiny ones are, after a shift."""
     largest = torch.maximum(rows.amax(dim=(1, 2)), -rows.amin(dim=(1, 2)))
     if ((largest == 0) | ((largest > 1 / HUGE) & (largest < HUGE))).all():
