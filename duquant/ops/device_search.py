@@ -133,7 +133,6 @@ class _Search:
         ends, size = self._ends(exact.flatten(1)), exact.shape[2]
         largest = (ends.amax(dim=1) if self._follow_row else ends).view(-1, 1, 1) * (1 - SAME)
         entry = torch.add(self._channels, number.unsqueeze(2), alpha=size)
-        # A number of the host in torch.where would be copied to the device, and waited for.
         entry.masked_fill_(exact.abs() < largest, self._rows[0].numel())
         first = entry.amin(dim=(1, 2))
         doubt = bound - ends

@@ -109,6 +109,11 @@ def test_no_step_of_a_rotation_search_waits_for_the_device(tmp_path: Path) -> No
     assert facts["learned"]["waits"] == 2 * once
 
 
+def test_a_pass_over_more_chunks_waits_no_more(tmp_path: Path) -> None:
+    few, many = run("chunks", tmp_path)["waits"]
+    assert many - few == 4, "embeddings are copied to the host, once a run"
+
+
 def test_a_planted_item_is_found(tmp_path: Path) -> None:
     (*_, epoch) = run("a_step_that_waits", tmp_path)["LWC"]
     assert epoch["waits"] == epoch["steps"]
