@@ -12,7 +12,8 @@ to where it asked before, and takes four times as many rows. It takes equal rows
 token that is repeated makes them. In the end all rows are computed in float64, which leaves no
 doubt.
 
-On CUDA a step is a graph where it can be (:mod:`duquant.ops.captured`).
+On CUDA steps are repeated as a graph where they can be (:mod:`duquant.ops.captured`), which has not
+run on a GPU yet.
 """
 
 from typing import NamedTuple

@@ -14,6 +14,9 @@ for the largest entry of all. Two things can be known without looking exactly:
 What is left, a handful of entries, is computed in float64, and those that are equal but for
 rounding count as equal. So of one rotation so far (a float32 product, as processors compute it) the
 channel chosen is that of a plain loop over all rows, whatever the order of additions in there.
+
+How many rows join and how many entries are left is different at every step, and an accelerator
+would be waited for to know. There :mod:`duquant.ops.device_search` chooses the same.
 """
 
 from typing import NamedTuple
