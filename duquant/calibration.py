@@ -34,7 +34,7 @@ from duquant.model.site_report import SiteReport
 from duquant.model.surgery import QuantizedBlock
 from duquant.model.value_rotation import rotate_values, rotated_views
 from duquant.modules.block import QuantBlock
-from duquant.ops.finite import require_finite
+from duquant.ops.finite import all_finite, require_finite
 from duquant.processes import ALONE, Processes
 
 
@@ -226,10 +226,14 @@ class BlockCalibration:
         )
 
     def _run(self, layer: nn.Module, stream: Stream, output: Stream) -> None:
+        are_finite = []
         for chunk in _chunks(stream):
             values = layer(stream[chunk].to(self.device), **self.context)
-            require_finite(values, "values of the block's output", values.dtype)
+            are_finite.append(all_finite(values))
             output[chunk] = values
+        if are_finite and not torch.stack(are_finite).all():  # the host waits once for all chunks
+            for chunk in _chunks(output):
+                require_finite(output[chunk], "values of the block's output", values.dtype)
 
 
 def _probe(inputs: Stream, targets: Stream, processes: Processes) -> Probe:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from duquant.model.structure import SITES
 from duquant.model.watched_inputs import watching
-from duquant.ops.finite import require_finite
+from duquant.ops.finite import require_each_finite
 from duquant.processes import Processes
 
 SiteViews = Mapping[str, Callable[[Tensor], Tensor]]
@@ -93,18 +93,21 @@ def observe_sites(
         A mapping from site names, filled as data passes.
 
     Raises:
-        ValueError: while data passes, if some of it is not finite, naming the site.
+        ValueError: in the end, if some data was not finite, naming the site.
     """
     seen: dict[str, ChannelRange] = {}
 
     def look(name: str, inputs: tuple[Tensor, ...]) -> None:
         tokens = viewed(views, name, inputs[0].detach().flatten(0, -2))
         now = ChannelRange.of(tokens, means=means)
-        require_finite(now.peak(), f"channels of {name}", inputs[0].dtype)
         seen[name] = seen[name].join(now) if name in seen else now
 
     with watching(first_linears(block), look):
-        yield seen
+        try:
+            yield seen
+        finally:  # also if the block's output was refused: this says where it begins
+            peaks = {f"channels of {name}": now.peak for name, now in seen.items()}
+            require_each_finite(peaks, next(block.parameters()).dtype)
 
 
 def first_linears(block: nn.Module) -> dict[str, nn.Module]:

@@ -66,8 +66,8 @@ class TokenPeaks:
     """Magnitudes of a site's tokens.
 
     Attributes:
-        magnitudes: float32 ``(samples, tokens)`` on the CPU.
-        channel: of the largest value of all, a scalar on the CPU.
+        magnitudes: float32 ``(samples, tokens)``.
+        channel: of the largest value of all, a scalar.
     """
 
     magnitudes: Tensor
@@ -75,16 +75,20 @@ class TokenPeaks:
 
     @classmethod
     def of(cls, hidden: Tensor) -> "TokenPeaks":
-        """Of a site's input ``(samples, tokens, width)``."""
+        """Of a site's input ``(samples, tokens, width)``, on its device."""
         magnitudes = torch.maximum(hidden.amax(dim=-1), -hidden.amin(dim=-1))
-        largest = hidden.flatten(0, -2)[magnitudes.argmax()]
-        return cls(magnitudes.float().cpu(), largest.abs().argmax().cpu())
+        largest = hidden.flatten(0, -2).index_select(0, magnitudes.argmax().view(1))
+        return cls(magnitudes.float(), largest.abs().argmax())
+
+    def cpu(self) -> "TokenPeaks":
+        """In the host's memory."""
+        return TokenPeaks(self.magnitudes.cpu(), self.channel.cpu())
 
     def join(self, other: "TokenPeaks") -> "TokenPeaks":
         """Of these samples and those of ``other`` behind them."""
-        is_larger = bool(other.magnitudes.max() > self.magnitudes.max())
+        is_larger = other.magnitudes.max() > self.magnitudes.max()
         both = torch.cat([self.magnitudes, other.magnitudes])
-        return TokenPeaks(both, other.channel if is_larger else self.channel)
+        return TokenPeaks(both, torch.where(is_larger, other.channel, self.channel))
 
     def of_all(self, processes: Processes) -> "TokenPeaks":
         """Of the samples of all processes, in their order."""
@@ -99,7 +103,7 @@ def observe_tokens(block: nn.Module) -> Iterator[dict[str, TokenPeaks]]:
     """Collect the magnitudes of every site's tokens while the full-precision ``block`` runs.
 
     Yields:
-        A mapping from site names, filled as samples pass.
+        A mapping from site names, filled as samples pass; in the end on the CPU.
     """
     seen: dict[str, TokenPeaks] = {}
 
@@ -109,6 +113,7 @@ def observe_tokens(block: nn.Module) -> Iterator[dict[str, TokenPeaks]]:
 
     with watching(first_linears(block), look):
         yield seen
+    seen |= {name: peaks.cpu() for name, peaks in seen.items()}
 
 
 def name_massive_tokens(

@@ -30,7 +30,7 @@ from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import QuantLinear
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
-from duquant.ops.finite import require_finite
+from duquant.ops.finite import require_each_finite, require_finite
 from duquant.ops.rotation import BaseSource
 from duquant.rounding.nearest import Nearest
 from duquant.transforms.table import transform_class
@@ -99,13 +99,14 @@ def insert_quantizers(
     for name in LINEARS:
         linear = block.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        require_finite(linear.weight, f"weights of {name}", linear.weight.dtype)
         linears[name] = QuantLinear(
             linear.weight.detach().float(),
             None if linear.bias is None else linear.bias.detach(),
             clips[name],
             recipe.formats.weights,
         )
+    weights = {f"weights of {name}": one.transformed_weight for name, one in linears.items()}
+    require_each_finite(weights, next(block.parameters()).dtype)
     install_modules(block, recipe, sites, linears, biases)
     return QuantizedBlock(block, sites, linears, smoothed.scales)
 

@@ -17,7 +17,7 @@ from duquant.model.structure import SITES
 from duquant.model.surgery import QuantizedBlock
 from duquant.nn.clipping import ClipFactors, FixedClip
 from duquant.nn.linear import round_linears
-from duquant.ops.finite import require_finite
+from duquant.ops.finite import require_each_finite
 from duquant.processes import ALONE, Processes
 from duquant.rounding.clip_ratios import search_clip_ratios
 from duquant.rounding.weight_rounding import WeightRounding
@@ -72,8 +72,10 @@ def round_weights(
         ValueError: if a weight is not finite, naming the linear.
     """
     dtype = next(quantized.layer.parameters()).dtype
-    for name, linear in quantized.linears.items():
-        require_finite(linear.transformed_weight(), f"weights of {name}", dtype)
+    linears = quantized.linears.items()
+    require_each_finite(
+        {f"weights of {name}": one.transformed_weight for name, one in linears}, dtype
+    )
     needs_gram = rounding.needs_gram and any(
         linear.is_quantized for linear in quantized.linears.values()
     )

@@ -4,6 +4,8 @@ The two extremes of a tensor tell, without memory for an answer per value: a NaN
 of them NaN.
 """
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -14,10 +16,18 @@ DTYPE_OPTION = "--model.dtype"
 
 
 def is_finite(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether every value is finite, also when it is cast to ``dtype``; integers always are."""
+    """Whether every value is finite, also when it is cast to ``dtype``; integers always are.
+
+    The host waits for the device once.
+    """
     if not x.dtype.is_floating_point or not x.numel():
         return True
-    return all(bool(end.to(dtype or x.dtype).isfinite()) for end in x.detach().aminmax())
+    return bool(all_finite(x, dtype))
+
+
+def all_finite(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The same of floats, at least one, as a number on their device, which nobody waits for."""
+    return torch.stack(x.detach().aminmax()).to(dtype or x.dtype).isfinite().all()
 
 
 def require_finite(x: Tensor, what: str, dtype: torch.dtype) -> None:
@@ -36,6 +46,18 @@ def require_finite(x: Tensor, what: str, dtype: torch.dtype) -> None:
         raise ValueError(
             f"{undefined} of {x.numel()} {what} are not finite in {_name(dtype)}: {remedy(dtype)}"
         )
+
+
+def require_each_finite(values: Mapping[str, Callable[[], Tensor]], dtype: torch.dtype) -> None:
+    """:func:`require_finite` of several tensors of floats; the host waits once for all of them.
+
+    Args:
+        values: by what messages call them, what computes them; all on one device.
+        dtype: see :func:`require_finite`.
+    """
+    if values and not torch.stack([all_finite(make()) for make in values.values()]).all():
+        for what, make in values.items():
+            require_finite(make(), what, dtype)
 
 
 def remedy(dtype: torch.dtype, option: str = DTYPE_OPTION) -> str:

@@ -14,6 +14,9 @@ for the largest entry of all. Two things can be known without looking exactly:
 What is left, a handful of entries, is computed in float64, and those that are equal but for
 rounding count as equal. So of one rotation so far (a float32 product, as processors compute it) the
 channel chosen is that of a plain loop over all rows, whatever the order of additions in there.
+
+How many rows join and how many entries are left is different at every step, and an accelerator
+would be waited for to know. There :mod:`duquant.ops.device_search` chooses the same.
 """
 
 from typing import NamedTuple
@@ -64,7 +67,7 @@ def greedy_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: boo
     Returns:
         The product after the step with the smallest peak, float32 ``(s, b, b)``.
     """
-    size, rows = rows.shape[-1], _near_one(rows)
+    size, rows = rows.shape[-1], near_one(rows)
     product = torch.eye(size, dtype=torch.float32, device=rows.device).repeat(len(rows), 1, 1)
     active = _ActiveRows(rows, follow_row=follow_row)
     extremes = active.extremes(product)
@@ -79,7 +82,7 @@ def greedy_search(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: boo
     return best
 
 
-def _near_one(rows: Tensor) -> Tensor:
+def near_one(rows: Tensor) -> Tensor:
     """Rows whose squares are ordinary numbers: those of huge or tiny ones are, after a shift."""
     largest = torch.maximum(rows.amax(dim=(1, 2)), -rows.amin(dim=(1, 2)))
     if ((largest == 0) | ((largest > 1 / HUGE) & (largest < HUGE))).all():

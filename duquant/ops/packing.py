@@ -41,8 +41,8 @@ def pack(q: Tensor, bits: int) -> Tensor:
 
 
 def require_width(q: Tensor, bits: int) -> None:
-    """Raise ``ValueError`` if a value does not fit into ``bits`` bits; the host waits to know."""
-    low, high = (float(end) for end in q.aminmax()) if q.numel() else (0.0, 0.0)
+    """Raise ``ValueError`` if a value does not fit into ``bits`` bits; the host waits once."""
+    low, high = torch.stack(q.aminmax()).tolist() if q.numel() else (0.0, 0.0)
     if not (low >= 0 and high < 2**bits):  # nor does what is not a number
         raise ValueError(f"values {low:g}…{high:g} do not fit into {bits} bits")
 

@@ -31,6 +31,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from duquant.ops.device_search import search_on_device
+from duquant.ops.finite import is_finite
 from duquant.ops.greedy_search import greedy_search
 from duquant.ops.hadamard import hadamard_matrix
 from duquant.ops.precision import exact_products
@@ -134,7 +136,7 @@ def find_rotation(
         return random_orthogonal(num_searches, block_size, generator).to(x.device)
     if selector == "none":
         raise ValueError("selector 'none' has no rotation to find")
-    if x.numel() and not all(torch.isfinite(end) for end in x.aminmax()):
+    if not is_finite(x):
         undefined = x.numel() - int(torch.isfinite(x).sum())
         raise ValueError(
             f"{undefined} of {x.numel()} calibration values of an activation are not finite: "
@@ -143,5 +145,6 @@ def find_rotation(
     base = (draw_base or random_base(generator))(num_searches, block_size).to(x.device)
     blocks = x.reshape(-1, num_searches, x.shape[-1] // num_searches).transpose(0, 1)
     rows = blocks.reshape(num_searches, -1, block_size)
+    search = greedy_search if x.device.type == "cpu" else search_on_device
     with exact_products():
-        return greedy_search(rows, base, max_steps, follow_row=selector == "authors")
+        return search(rows, base, max_steps, follow_row=selector == "authors")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import optimizer
 from torch.utils import backend_registration
 
+from tests.emulated.counts import record
 from tests.emulated.device import NAME, EmulatedTensor, attention, dispatch
 
 aten = torch.ops.aten
@@ -100,6 +101,12 @@ def install() -> torch.device:
     def copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
         return dispatch(aten.copy_.default, (target, source, non_blocking), {})  # type: ignore[no-any-return]
 
+    def arange(*range_: Any, dtype: Any = None, **_: Any) -> Tensor:
+        record("aten::arange", is_kernel=True, waits=False, uploads=False)
+        return EmulatedTensor(torch.arange(*range_, dtype=dtype, device="cpu"))
+
+    for name in ("arange", "arange.start", "arange.start_step"):  # PyTorch's changes its size
+        library.impl(name, arange, "PrivateUse1")
     library.impl("scaled_dot_product_attention", attention, "AutogradPrivateUse1")
     library.impl("_copy_from", copy_from, "PrivateUse1")  # of torch.tensor(…, device=…)
     library.impl("empty.memory_format", empty, "PrivateUse1")

@@ -11,7 +11,7 @@ from torch import Tensor
 import duquant
 from callbacks.defaults import default_callbacks, default_logger
 from callbacks.run_directory import prepare_fit
-from duquant import quantization
+from duquant import calibration, quantization
 from duquant.modules.block import QuantBlock
 from tests.emulated import device
 from tests.emulated.counts import Counts, counting
@@ -126,3 +126,19 @@ def a_step_that_is_not_finite(folder: Path) -> Facts:
         "equal": all(map(torch.equal, with_bad, without)),
         "tensors": len(without),
     }
+
+
+@scenario
+def chunks(folder: Path) -> Facts:
+    """Waits of two blocks whose streams pass in 4 chunks and in 8; nothing learns."""
+    source, text = sources(folder, blocks=2)
+    calibration.TOKENS_AT_ONCE = 16
+    recipe, waits = duquant.Recipe(rotation=ROTATION, lwc=NO_LWC), []
+    for count in (4, 8):
+        options = {"num_samples": count, "sequence_length": 16, "device": DEVICE}
+        with counting() as counts:
+            duquant.quantize(
+                source, text.read_text(), recipe, output_dir=folder / str(count), **options
+            )
+        waits.append(counts.totals()["waits"])
+    return {"waits": waits}

@@ -25,6 +25,9 @@ UPLOADS_OF_A_STEP = {"block": 0, "distillation": 2}
 """Streams lie on the device; token ids come from the host."""
 KERNELS_OF_A_TOKEN = {"dynamic": 200, "static": 245, "beams": 270, "packed": 290}
 """Per layer. Most are definitions of operators that are one kernel each in Triton."""
+KERNELS_OF_A_SEARCH_STEP = {"outlier": 25, "authors": 32, "hadamard": 0, "random": 0}
+WAITS_OF_A_SEARCH = {"outlier": 3, "authors": 3, "hadamard": 0, "random": 0}
+"""Values are finite, their size is ordinary, rows were enough; the last for every 64 steps."""
 MORE_WITH_TRITON = {"nothing_learns": 20, "searched_start": 20, "everything_learns": 37}
 """Kernels of a token and layer, dynamic cache, beyond those of the model that was quantized."""
 
@@ -89,6 +92,26 @@ def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
             assert epoch["fused attention"] == 0, "its backward pass repeats no bits"
         kernels = learning[-1]["kernels"] / learning[-1]["steps"]
         assert kernels <= KERNELS_OF_A_STEP[recipe], (recipe, kernels)
+
+
+def test_no_step_of_a_rotation_search_waits_for_the_device(tmp_path: Path) -> None:
+    facts = run("searches", tmp_path)
+    assert all(each["equal"] for each in facts.values()), "as on the CPU"
+    for selector, kernels in KERNELS_OF_A_SEARCH_STEP.items():
+        for scope in ("shared", "per_block"):
+            search = facts[f"{selector} {scope}"]
+            assert search["waits"] == WAITS_OF_A_SEARCH[selector], search["waited_at"]
+            assert search["uploads"] == 1, "the base or the matrix"
+            assert search["kernels of a step"] == kernels
+    once = facts["outlier shared"]["waits"]
+    assert facts["equal rows"]["waits"] == once + 1, "it goes back"
+    assert facts["four times as long"]["waits"] == once + 3
+    assert facts["learned"]["waits"] == 2 * once
+
+
+def test_a_pass_over_more_chunks_waits_no_more(tmp_path: Path) -> None:
+    few, many = run("chunks", tmp_path)["waits"]
+    assert many - few == 4, "embeddings are copied to the host, once a run"
 
 
 def test_a_planted_item_is_found(tmp_path: Path) -> None:
