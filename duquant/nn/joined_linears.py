@@ -50,7 +50,7 @@ def join(linears: Sequence[PackedLinear]) -> PackedLinear | None:
 class JoinedLinears:
     """The readers of a site, for as long as all of them are multiplied as they are packed.
 
-    The joined weight is made when few tokens first arrive. Its rows take the place of the parts'
+    The joined weight is made when tokens first arrive. Its rows take the place of the parts'
     buffers, so the memory stays what it was. The linear that is called first multiplies for all,
     and the others take their outputs if they are given the same tensor. Where outputs were left,
     somebody calls the linears in another way, and each multiplies alone from then on.
@@ -73,13 +73,11 @@ class JoinedLinears:
 
     def output(self, linear: nn.Module, tokens: Tensor) -> Tensor | None:
         """See :class:`duquant.nn.shared_product.SharedProduct`."""
-        if tokens.numel() > FEW_TOKENS * tokens.shape[-1]:
+        joined = self._made()  # of a prompt too: what is compiled afterwards can make nothing
+        if joined is None or tokens.numel() > FEW_TOKENS * tokens.shape[-1]:
             return None
         waiting = self._waiting
         if waiting is None:
-            joined = self._made()
-            if joined is None:
-                return None
             rows = [each.out_features for each in self._linears]
             outputs = joined(tokens).split(rows, dim=-1)
             waiting = tokens, dict(zip(self._linears, outputs, strict=True))

@@ -45,7 +45,7 @@ BLOCK_SIZE = 64
 OPTIONS = {"cpp.enable_kernel_profile": True, "force_pointwise_cat": True}
 GENERATED = re.compile(r"graph_\d+_(cpp_fused.*)")
 OPERATORS = ("transformed_tokens", "transformed_values", "packed_linear")
-PROMPT, LENGTH = 8, 32
+PROMPT, LENGTH = 24, 48
 
 
 def reason_to_skip() -> str | None:
