@@ -60,6 +60,27 @@ def without_dtype(source: str) -> Iterator[str]:
                     yield f"line {node.lineno}: {ast.unparse(node)}"
 
 
+OF_A_DEVICE = (
+    *("synchronize", "empty_cache", "mem_get_info", "memory_allocated", "memory_reserved"),
+    *("max_memory_allocated", "max_memory_reserved", "reset_peak_memory_stats", "memory_stats"),
+    *("get_device_name", "get_device_capability", "get_device_properties", "current_stream"),
+)
+"""Functions of ``torch.cuda`` and its like that take the current GPU where none is named."""
+NAMES_THE_CURRENT_ONE = REPOSITORY / "duquant" / "compute_device.py"
+"""Alone may ask which GPU that is, to give it its number."""
+
+
+def of_the_current_device(source: str) -> Iterator[str]:
+    """Calls that mean the current GPU, which need not be the one that a run computes on."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(func=ast.Attribute(_, "current_device")):
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+            case ast.Call(func=ast.Attribute(_, name), args=[], keywords=[]):
+                if name in OF_A_DEVICE:
+                    yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
 FILES = [REPOSITORY / "cli.py"]
 FILES += [file for name in ("duquant", "callbacks") for file in (REPOSITORY / name).rglob("*.py")]
 
@@ -75,6 +96,14 @@ def test_every_factory_of_floats_names_a_dtype() -> None:
     found = [f"{file}, {call}" for file in FILES for call in without_dtype(file.read_text())]
     assert not found
     assert list(without_dtype("torch.eye(2, dtype=d)\ntorch.eye(2)")) == ["line 2: torch.eye(2)"]
+
+
+def test_only_a_device_without_a_number_is_the_current_one() -> None:
+    found = {file: list(of_the_current_device(file.read_text())) for file in FILES}
+    assert len(found.pop(NAMES_THE_CURRENT_ONE)) == 1
+    assert {file: calls for file, calls in found.items() if calls} == {}
+    named, unnamed = "torch.cuda.synchronize(device)", "torch.cuda.synchronize()"
+    assert list(of_the_current_device(f"{named}\n{unnamed}")) == [f"line 2: {unnamed}"]
 
 
 def test_none_hides_behind_an_import() -> None:

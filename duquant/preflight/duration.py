@@ -8,8 +8,6 @@ of a search by width and tokens, as if in any width the same share of rows could
 """
 
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.structure import linear_shapes
 from duquant.modules.block import QuantBlock
 from duquant.ops.freed_memory import return_freed_memory
+from duquant.preflight.device_clock import DeviceClock
 from duquant.preflight.job import Job
 from duquant.preflight.thin_model import write_thin_model
 
@@ -137,7 +136,7 @@ class _Probe:
     """A thin block and a little of everything that happens to it."""
 
     def __init__(self, job: Job, folder: Path, device: torch.device) -> None:
-        self.recipe, self.device = job.recipe, device
+        self.recipe, self.device, self.clock = job.recipe, device, DeviceClock(device)
         is_host = device.type == "cpu"
         self.decoder: Decoder = write_thin_model(
             folder / "thin", job.decoder, job.recipe, whole=not is_host
@@ -164,21 +163,21 @@ class _Probe:
         chunk = self.streams.full_precision[:]
         tokens = self.sizes.samples * self.sizes.tokens
         with torch.no_grad():
-            forward = _seconds(lambda: run_block(layer, chunk, self.context, self.device))
-        load = _seconds(lambda: self.decoder.load_block(0))
+            forward = self.clock.settled(lambda: run_block(layer, chunk, self.context, self.device))
+        load = self.clock.settled(lambda: self.decoder.load_block(0))
         self._enter(1)
-        once, often = (_once(lambda n=n: self._enter(n)) for n in (1, SEARCH_STEPS))  # type: ignore[misc]
+        once, often = (self.clock.once(lambda n=n: self._enter(n)) for n in (1, SEARCH_STEPS))  # type: ignore[misc]
         step = self._lwc_step()
         block = self.block
         assert block.quantized is not None
         quantized_block = block.quantized
-        rounding = _once(self.calibration.round)
-        store = _once(lambda: self.directory.write_block(0, quantized_block))
+        rounding = self.clock.once(self.calibration.round)
+        store = self.clock.once(lambda: self.directory.write_block(0, quantized_block))
         with torch.no_grad():
-            run = _seconds(
+            run = self.clock.settled(
                 lambda: run_block(quantized_block.layer, chunk, self.context, self.device)
             )
-        restore = _seconds(self._restore)
+        restore = self.clock.settled(self._restore)
         per_step = max(0.0, (often - once) / (SEARCH_STEPS - 1))
         transform = max(0.0, once - per_step - forward)
         shapes = linear_shapes(self.decoder.meta_block()).values()
@@ -211,12 +210,12 @@ class _Probe:
         if samples is None:
             return 0.0
         self.block.train()
-        whole = _seconds(lambda: self._train(samples, self.batch))
+        whole = self.clock.settled(lambda: self._train(samples, self.batch))
         tokens = self.batch * self.sizes.tokens
         if self.asked <= tokens or self.batch == 1:
             return whole * max(1.0, self.asked / tokens)
         half = self.batch // 2
-        less = _seconds(lambda: self._train(samples, half))
+        less = self.clock.settled(lambda: self._train(samples, half))
         return whole + (whole - less) * (self.asked - tokens) / (tokens - half * self.sizes.tokens)
 
     def _train(self, samples: BlockSamples, count: int) -> None:
@@ -234,17 +233,3 @@ class _Probe:
         block = self.directory.read_block(0, self.decoder).to(self.device)
         with torch.no_grad():
             run_block(block, self.streams.full_precision[0:1], self.context, self.device)
-
-
-def _once(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """Of the second time, when everything has been set up."""
-    work()
-    return _once(work)

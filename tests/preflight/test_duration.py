@@ -107,3 +107,14 @@ def test_a_thin_block_goes_through_everything_a_block_does(
     assert 0 < found.per_block < found.calibration
     assert found.validation > 0
     assert time.perf_counter() - start < 30
+
+
+def test_a_probe_waits_for_its_own_device(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duration, "MOST_TOKENS", 64)
+    waited_for: list[torch.device] = []
+    monkeypatch.setattr(torch.cpu, "synchronize", waited_for.append)
+    estimate_duration(job(source, tmp_path), CPU, blocks_left=3, picture_seconds=0.0)
+    assert len(waited_for) >= 2 * 8
+    assert set(waited_for) == {CPU}
