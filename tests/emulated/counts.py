@@ -20,11 +20,13 @@ class Counts:
         kernels: by the operation's name.
         waits: by the place that waited, ``file:line operation``.
         uploads: likewise.
+        unordered: likewise, what CUDA may compute in another order the next time.
     """
 
     kernels: collections.Counter[str] = field(default_factory=collections.Counter)
     waits: collections.Counter[str] = field(default_factory=collections.Counter)
     uploads: collections.Counter[str] = field(default_factory=collections.Counter)
+    unordered: collections.Counter[str] = field(default_factory=collections.Counter)
 
     def totals(self) -> dict[str, Any]:
         """The sums, and where the host waited."""
@@ -33,6 +35,7 @@ class Counts:
             "waits": self.waits.total(),
             "uploads": self.uploads.total(),
             "waited_at": {place: count for place, count in self.waits.items() if count},
+            "unordered": {place: count for place, count in self.unordered.items() if count},
         }
 
 
@@ -50,15 +53,18 @@ def counting() -> Iterator[Counts]:
         _counting.remove(counts)
 
 
-def record(operation: str, *, is_kernel: bool, waits: bool, uploads: bool) -> None:
+def record(
+    operation: str, *, is_kernel: bool, waits: bool, uploads: bool, is_ordered: bool = True
+) -> None:
     """Count one operation."""
     if not _counting:
         return
-    place = f"{_place()} {operation}" if waits or uploads else ""
+    place = f"{_place()} {operation}" if waits or uploads or not is_ordered else ""
     for counts in _counting:
         counts.kernels[operation] += is_kernel
         counts.waits[place] += waits
         counts.uploads[place] += uploads
+        counts.unordered[place] += not is_ordered
 
 
 def _place() -> str:

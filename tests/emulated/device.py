@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from tests.emulated.counts import record
+from tests.emulated.order import keeps_an_order
 from tests.ops.launches import LAUNCHES
 
 NAME = "emulated"
@@ -236,4 +237,7 @@ def _count(function: Any, args: tuple[Any, ...], stays: bool) -> None:
         waits = any(each.dtype in (torch.bool, torch.uint8) for each in indices)
         uploads = any(not isinstance(each, EmulatedTensor) for each in indices)
     is_view = function.is_view or function in (aten.detach.default, aten.alias.default)
-    record(function.name(), is_kernel=not is_view, waits=waits, uploads=uploads)
+    record(
+        function.name(), is_kernel=not is_view, waits=waits, uploads=uploads,
+        is_ordered=keeps_an_order(function, args),
+    )  # fmt: skip

@@ -46,12 +46,10 @@ class Meter(Callback):
             self._stack.close()
             turn = "distillation" if module.is_distilling else "block"
             steps = fit.num_training_batches
-            fused = sum(n for name, n in self._counts.kernels.items() if "flash" in name)
-            facts = {"turn": turn, "steps": steps, "fused attention": fused}
-            self.epochs.append({**facts, **self._counts.totals()})
+            self.epochs.append({"turn": turn, "steps": steps, **self._counts.totals()})
 
 
-def _measured(folder: Path, **recipe: Any) -> list[Facts]:
+def measured(folder: Path, **recipe: Any) -> list[Facts]:
     """Totals of the epochs of a fit with all that a command has."""
     source, text = sources(folder, blocks=1)
     meter, output = Meter(), folder / "run"
@@ -69,9 +67,9 @@ def _measured(folder: Path, **recipe: Any) -> list[Facts]:
 def steps(folder: Path) -> Facts:
     """Steps of blocks and of the whole model."""
     return {
-        "LWC": _measured(folder / "lwc"),
-        "everything": _measured(folder / "all", **{**LEARNS_ALL, "lwc": LWC}),
-        "distillation": _measured(folder / "whole", lwc=NO_LWC, distillation=DISTILLATION),
+        "LWC": measured(folder / "lwc"),
+        "everything": measured(folder / "all", **{**LEARNS_ALL, "lwc": LWC}),
+        "distillation": measured(folder / "whole", lwc=NO_LWC, distillation=DISTILLATION),
     }
 
 
@@ -86,7 +84,7 @@ def a_step_that_waits(folder: Path) -> Facts:
         return value
 
     QuantBlock.loss = waiting  # type: ignore[method-assign]
-    return {"LWC": _measured(folder)}
+    return {"LWC": measured(folder)}
 
 
 @scenario

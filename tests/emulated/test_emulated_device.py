@@ -89,7 +89,7 @@ def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
             assert epoch["steps"] == 4
             assert epoch["waits"] == 0, epoch["waited_at"]
             assert epoch["uploads"] <= UPLOADS_OF_A_STEP[turn] * epoch["steps"]
-            assert epoch["fused attention"] == 0, "its backward pass repeats no bits"
+            assert epoch["unordered"] == {}, "a run that is repeated would end with other bits"
         kernels = learning[-1]["kernels"] / learning[-1]["steps"]
         assert kernels <= KERNELS_OF_A_STEP[recipe], (recipe, kernels)
 
@@ -112,6 +112,19 @@ def test_no_step_of_a_rotation_search_waits_for_the_device(tmp_path: Path) -> No
 def test_a_pass_over_more_chunks_waits_no_more(tmp_path: Path) -> None:
     few, many = run("chunks", tmp_path)["waits"]
     assert many - few == 4, "embeddings are copied to the host, once a run"
+
+
+def test_what_a_gpu_may_add_in_any_order_is_known(tmp_path: Path) -> None:
+    facts = run("orders", tmp_path)
+    assert all(facts["any order"].values()), facts["any order"]
+    assert not any(facts["one order"].values()), facts["one order"]
+
+
+def test_a_planted_sum_in_any_order_is_found(tmp_path: Path) -> None:
+    (*_, epoch) = run("a_step_that_adds_in_any_order", tmp_path)["LWC"]
+    ((place, count),) = epoch["unordered"].items()
+    assert place.endswith("aten::index_add")
+    assert count == epoch["steps"]
 
 
 def test_a_planted_item_is_found(tmp_path: Path) -> None:

@@ -71,6 +71,19 @@ def test_the_compiler_takes_every_kernel(tmp_path: Path) -> None:
     assert "mma.sync" in has["rotate_blocks"]
 
 
+def test_no_kernel_adds_numbers_in_any_order() -> None:
+    """Programs that end may be counted; nothing else is added by many at once."""
+    source = REPOSITORY / "duquant" / "ops" / "triton_kernels" / "source"
+    found = [call for file in source.glob("*.py") for call in atomics(file.read_text())]
+    assert found == ["tl.atomic_add(arrivals, 1"]
+    assert list(atomics("tl.atomic_add(sums + row, x)")) == ["tl.atomic_add(sums + row, x)"]
+
+
+def atomics(text: str) -> list[str]:
+    """What atomic operations are given: a place and a value."""
+    return re.findall(r"\w+\.atomic_\w+\([^,]*, [^,\n]*", text)
+
+
 @needs_triton
 def test_a_decoded_token_needs_no_more_kernels_on_a_gpu() -> None:
     """In what Inductor writes for a compiled model; lower the ceilings when fewer are launched."""
