@@ -34,7 +34,7 @@ from duquant.preflight.disk import disk_bytes
 from duquant.preflight.duration import Duration, estimate_duration
 from duquant.preflight.job import Job
 from duquant.preflight.memory import device_phase, host_phase
-from duquant.preflight.placement import with_streams_placed
+from duquant.preflight.placement import require_device_room, size_text, with_streams_placed
 from duquant.progress_bar import clock
 from duquant.terminal import say
 
@@ -71,8 +71,9 @@ class Preflight(BlockObserver):
         here = data.processes.local_count
         each = f" in each of {here} processes" if here > 1 else ""
         self._say(
-            f"memory: about {_size(before + phase.num_bytes)}{each} (most of it for {phase.name}), "
-            f"{_size(before + available_bytes())} are available; disk: about {_size(disk)}"
+            f"memory: about {size_text(before + phase.num_bytes)}{each} (most of it for "
+            f"{phase.name}), {size_text(before + available_bytes())} are available; "
+            f"disk: about {size_text(disk)}"
         )
         self._say_of_gpu(job, trainer.strategy.root_device)
         duration = estimate_duration(
@@ -122,8 +123,8 @@ class Preflight(BlockObserver):
         if free is not None:
             phase = device_phase(job)
             self._say(
-                f"memory of {device}: about {_size(phase.num_bytes)} (most of it for "
-                f"{phase.name}), {_size(free)} are free"
+                f"memory of {device}: about {size_text(phase.num_bytes)} (most of it for "
+                f"{phase.name}), {size_text(free)} are free"
             )
 
     def _say(self, line: str) -> None:
@@ -180,26 +181,18 @@ def require_room(model: LanguageModel, data: CalibrationDataModule) -> None:
     missing = needed - held_bytes(directory)  # a run that continues has written some of it
     if missing > free:
         raise ValueError(
-            f"the run needs about {_size(missing)} in {model.output_dir}, but {_size(free)} are "
-            f"free there: choose another --output_dir or fewer num_samples"
+            f"the run needs about {size_text(missing)} in {model.output_dir}, but "
+            f"{size_text(free)} are free there: choose another --output_dir or fewer num_samples"
         )
-    _require_device_room(job, torch.device(data.processes.device))
+    device = torch.device(data.processes.device)
+    require_device_room(job, free_device_bytes(device), device)
     phase = host_phase(job)
     here, available = data.processes.local_count, available_bytes()
     if here * phase.num_bytes > available:
         shared = f", in {here} processes" if here > 1 else ""
         raise ValueError(
-            f"the run needs about {_size(here * phase.num_bytes)} more memory ({phase.name}"
-            f"{shared}), but {_size(available)} are available: try {phase.remedy}"
-        )
-
-
-def _require_device_room(job: Job, device: torch.device) -> None:
-    free, phase = free_device_bytes(device), device_phase(job)
-    if free is not None and phase.num_bytes > free:
-        raise ValueError(
-            f"the run needs about {_size(phase.num_bytes)} of the memory of {device} "
-            f"({phase.name}), but {_size(free)} are free there: try {phase.remedy}"
+            f"the run needs about {size_text(here * phase.num_bytes)} more memory ({phase.name}"
+            f"{shared}), but {size_text(available)} are available: try {phase.remedy}"
         )
 
 
@@ -230,7 +223,3 @@ def picture_seconds(job: Job) -> float:
 
 def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

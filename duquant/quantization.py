@@ -37,7 +37,7 @@ from duquant.modules.distillation import Distillation
 from duquant.modules.learner import Learner
 from duquant.ops.device_memory import free_device_bytes
 from duquant.preflight.job import Job
-from duquant.preflight.placement import with_streams_placed
+from duquant.preflight.placement import require_device_room, with_streams_placed
 from duquant.run_lock import LOCK_FILE, RunLock
 from duquant.user_paths import user_path
 
@@ -80,7 +80,8 @@ def quantize(
         ``output_dir``, ready for ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
-        ValueError: if model, texts, recipe or directory do not fit, with the remedy.
+        ValueError: if model, texts, recipe or directory do not fit, or the model's blocks not into
+            the device's memory, with the remedy.
     """
     recipe, output, place = recipe or Recipe(), user_path(output_dir), calibration_device(device)
     _require_empty(output)
@@ -97,11 +98,12 @@ def quantize(
         windows = _windows(texts, tokenizer, num_samples, sequence_length, seed)
         decoder.require_windows(windows, tokenizer)
         require_matching_vocabulary(tokenizer, int(decoder.config.vocab_size), name or source)
+        job = _placed_job(decoder, recipe, windows, place, gradient_checkpointing)
         require_finite_weights(decoder.checkpoint, decoder.dtype)
         stack.enter_context(RunLock(output)).acquire()
         _require_empty(output)  # nobody else writes into it any more
         directory = ModelDirectory(output, recipe)
-        _calibrate(decoder, directory, windows, seed, place, gradient_checkpointing, on_block)
+        _calibrate(job, directory, windows, seed, place, on_block)
         directory.complete(decoder, name)
     return output
 
@@ -116,18 +118,15 @@ def _windows(
 
 
 def _calibrate(
-    decoder: Decoder,
+    job: Job,
     directory: ModelDirectory,
     windows: Tensor,
     seed: int,
     device: torch.device,
-    checkpointing: bool,
     on_block: Callable[[int, int], None] | None,
 ) -> None:
-    recipe, shapes = directory.recipe, linear_shapes(decoder.meta_block())
-    count, tokens = windows.shape
-    sizes = StreamSizes.of(recipe, count, tokens, decoder.hidden_size, decoder.dtype)
-    place = _stream_device(decoder, recipe, sizes, device, checkpointing)
+    decoder, recipe, sizes = job.decoder, job.recipe, job.streams
+    shapes, place = linear_shapes(decoder.meta_block()), device if job.streams_on_gpu else CPU
     streams = Streams.draft(sizes, place, at_start=True)
     open_streams(decoder, windows, streams, device)
     contexts = decoder.contexts(windows.shape[1], device)
@@ -146,22 +145,26 @@ def _calibrate(
             on_block(index, decoder.num_blocks)
     if recipe.distillation.epochs:
         samples = BlockSamples(windows, streams.full_precision)
-        _distil(decoder, directory, samples, contexts, device, checkpointing)
+        _distil(decoder, directory, samples, contexts, device, job.gradient_checkpointing)
 
 
-def _stream_device(
+def _placed_job(
     decoder: Decoder,
     recipe: Recipe,
-    sizes: StreamSizes,
+    windows: Tensor,
     device: torch.device,
     checkpointing: bool,
-) -> torch.device:
-    """Where the streams are held: with the blocks, if there is room for both."""
-    free = free_device_bytes(device)
+) -> Job:
+    """What is to be done, with its streams beside the blocks if there is room for both.
+
+    Raises:
+        ValueError: if there is none for the blocks.
+    """
+    free, (count, tokens) = free_device_bytes(device), windows.shape
     job = Job(
         decoder,
         recipe,
-        sizes,
+        StreamSizes.of(recipe, count, tokens, decoder.hidden_size, decoder.dtype),
         streams_in_memory=True,
         batch_size=recipe.lwc.batch_size,
         windows=(),
@@ -169,7 +172,9 @@ def _stream_device(
         on_gpu=free is not None,
         gradient_checkpointing=checkpointing,
     )
-    return device if with_streams_placed(job, free).streams_on_gpu else CPU
+    placed = with_streams_placed(job, free)
+    require_device_room(placed, free, device, in_python=True)
+    return placed
 
 
 def _distil(

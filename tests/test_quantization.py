@@ -10,11 +10,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 import duquant
+from duquant import quantization
 from duquant.config import DistillationConfig
 from duquant.export.model_card import CARD
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX
 from duquant.modules import distillation
+from duquant.preflight import placement
+from duquant.preflight.memory import device_phase
 from tests.in_process import (
     LIGHTNING_WARNINGS,
     LWC,
@@ -160,3 +163,27 @@ def test_a_block_that_loses_too_much_is_logged(
     )
     for block in (1, 2):
         assert f"block {block}/2: quantization changes its output by" in caplog.text
+
+
+def test_a_device_without_room_for_a_block_is_refused_as_the_command_does(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed: list[int] = []
+
+    def noted(job: Any) -> Any:
+        needed.append(device_phase(job).num_bytes)
+        return device_phase(job)
+
+    def run(free: int) -> None:
+        monkeypatch.setattr(quantization, "free_device_bytes", lambda device: free)
+        words, output = text.read_text(encoding="utf-8"), tmp_path / "model"
+        duquant.quantize(source, words, recipe(lwc=NO_LWC), output_dir=output, **SAMPLES)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(placement, "device_phase", noted)
+    with pytest.raises(ValueError, match=r"of the memory of cpu \(.+\), .* try dtype bfloat16$"):
+        run(0)
+    with pytest.raises(ValueError, match="are free there"):
+        run(needed[-1] - 1)
+    assert not (tmp_path / "model").exists()
+    run(needed[-1])
+    assert (tmp_path / "model" / CARD).exists()
