@@ -121,9 +121,10 @@ def test_the_first_command_works_on_apple_silicon(
     apple: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write_small_model(tmp_path / "model", blocks=1)
-    options = ["--model.lwc.epochs", "0", "--data.validation", "{}"]
+    options = ["--model.lwc.epochs", "1"]
     command = ["cli.py", "fit", *arguments(model, tmp_path / "run", *options)]
     monkeypatch.setattr("sys.argv", command)
     cli.main()
     assert capsys.readouterr().err.count("computing on the CPU: MPS has no float64") == 1
     assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert (tmp_path / "run" / "report.html").is_file()

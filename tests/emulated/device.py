@@ -13,7 +13,8 @@ computes it on those numbers as the CPU does, and counts what would cost time on
 Operators of the product count as all that their definition asks for; inside of
 :func:`triton_kernels` those with a kernel in Triton count as what that launches.
 
-Tensors of two devices in one operation are refused as CUDA refuses them.
+Tensors of two devices in one operation are refused as CUDA refuses them; tensors of a dtype, where
+:mod:`tests.emulated.dtypes` says so.
 """
 
 import functools
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from tests.emulated.counts import record
+from tests.emulated.dtypes import require
 from tests.emulated.order import keeps_an_order
 from tests.ops.launches import LAUNCHES
 
@@ -80,6 +82,7 @@ class EmulatedTensor(Tensor):
         """Put a CPU tensor's numbers on the device."""
         assert held.device.type == "cpu"
         assert type(held) is Tensor
+        require(held.dtype)
         shell = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             held.size(),

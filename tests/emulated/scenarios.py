@@ -57,7 +57,7 @@ def refusal(work: Callable[[], object]) -> str:
     """What is said of work that cannot be done; empty if it can."""
     try:
         work()
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         return str(error)
     return ""
 
@@ -222,7 +222,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     backend.install()
     trainer.install()
-    for more in ("steps", "runs", "searches", "repeats"):
+    for more in ("steps", "runs", "searches", "repeats", "narrow"):
         importlib.import_module(f"tests.emulated.{more}")
     with contextlib.redirect_stdout(io.StringIO()):  # standard output is for the facts
         facts = SCENARIOS[name](folder)

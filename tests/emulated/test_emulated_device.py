@@ -71,6 +71,16 @@ def test_a_model_is_calibrated_exported_loaded_and_writes(name: str, tmp_path: P
     assert set(facts["waits per layer and token"].values()) == {0.5}
 
 
+def test_a_model_runs_where_there_is_no_float64(tmp_path: Path) -> None:
+    """Apple's MPS is such a device; calibration needs float64, and is refused there."""
+    facts = run("without_float64", tmp_path)
+    assert all(words == "the device has no torch.float64" for words in facts["refused"].values())
+    for name, model in facts["models"].items():
+        assert model["tokens"] == [True] * 4, name
+        assert model["losses"] < 1e-4, "float32 sums in another order"
+        assert model["agrees"], name
+
+
 def test_a_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
     facts = run("a_run", tmp_path)
     assert facts["statuses"] == [0, 2, 0]
