@@ -33,14 +33,13 @@ class BlockParallel(DDPStrategy):
         self._is_over: threading.Event | None = None
 
     def setup_environment(self) -> None:
-        """Watch the processes that were started here, then join the group."""
+        """Watch the processes that were started here, join the group, then watch all of it."""
         launcher = self.launcher
         if isinstance(launcher, _SubprocessScriptLauncher) and not self._is_watching:
             self._is_watching = True
             watch(launcher.procs)
         super().setup_environment()
-        if self.process_group_backend == "nccl":
-            self._is_over = end_with_the_others()
+        self._is_over = end_with_the_others(self.global_rank, self.world_size)
 
     def teardown(self) -> None:
         """Let the others end when they like: this process needs them no more."""

@@ -16,9 +16,10 @@ import torch
 import cli
 from callbacks.block_events import BlockRecord
 from duquant.json_files import read_json
+from tests.assets import REPOSITORY
 from tests.forked_process import ForkedProcess
 from tests.in_process import LIGHTNING_WARNINGS, write_text
-from tests.small_run import arguments, run, start, stored_tensors, write_small_model
+from tests.small_run import arguments, one_thread, run, start, stored_tensors, write_small_model
 
 pytestmark = LIGHTNING_WARNINGS
 BLOCKS = 3
@@ -190,4 +191,34 @@ def test_an_error_of_one_process_is_one_message(options: list[str], tmp_path: Pa
     assert process.returncode != 0
     assert said.count("\nerror: ") == 1, said
     assert "process_1_of_2" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("how", "number"),
+    [("collective", signal.SIGKILL), ("deaf", signal.SIGKILL), ("collective", signal.SIGSTOP)],
+    ids=["noticed by gloo", "as NCCL waits", "as if a machine lost power"],
+)
+def test_a_process_of_another_machine_that_is_gone_ends_the_job(
+    how: str, number: signal.Signals
+) -> None:
+    """Nobody here started it, and it is not process 0, whose store would be gone with it."""
+    script = str(REPOSITORY / "tests" / "watched_pair.py")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    first, second = (
+        ForkedProcess([script, rank, how], {**one_thread(), **meeting}) for rank in ("0", "1")
+    )
+    assert [each.stdout.readline() for each in (first, second)] == ["waits\n"] * 2
+    second.send_signal(number)
+    _, said = first.communicate(timeout=PATIENCE)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    assert first.returncode == 2, said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: lost the connection to another process of this job; "
+        "the same command with --ckpt_path last continues"
+    ], said
     assert "Traceback" not in said

@@ -65,12 +65,12 @@ def store(monkeypatch: pytest.MonkeyPatch) -> "distributed.TCPStore":  # type: i
     return held
 
 
-def test_who_waits_in_nccl_leaves_behind_a_process_that_failed(
+def test_who_waits_leaves_behind_a_process_that_failed(
     store: "distributed.TCPStore",  # type: ignore[name-defined]
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     left: queue.Queue[int] = queue.Queue()
-    end_with_the_others(left.put)
+    end_with_the_others(0, 1, left.put)
     with pytest.raises(queue.Empty):
         left.get(timeout=1)
     store.set(joint_failure.KEY, "process 1")
@@ -78,7 +78,7 @@ def test_who_waits_in_nccl_leaves_behind_a_process_that_failed(
     assert capfd.readouterr().err == "", "process 1 has said why"
 
 
-def test_who_waits_in_nccl_leaves_and_says_so_if_process_0_was_killed(
+def test_who_waits_leaves_and_says_so_if_process_0_was_killed(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(joint_failure, "PATIENCE", timedelta(seconds=0.2))
@@ -91,7 +91,7 @@ def test_who_waits_in_nccl_leaves_and_says_so_if_process_0_was_killed(
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", master.stdout.readline().decode().strip())
         left: queue.Queue[int] = queue.Queue()
-        end_with_the_others(left.put)
+        end_with_the_others(0, 1, left.put)
         time.sleep(1)
         master.kill()
     assert left.get(timeout=60) == 2
@@ -102,7 +102,46 @@ def test_a_job_that_is_over_is_watched_no_more(
     store: "distributed.TCPStore",  # type: ignore[name-defined]
 ) -> None:
     left: queue.Queue[int] = queue.Queue()
-    end_with_the_others(left.put).set()
+    end_with_the_others(0, 1, left.put).set()
     store.set(joint_failure.KEY, "process 1")
     with pytest.raises(queue.Empty):
         left.get(timeout=2)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is noticed within two seconds."""
+    monkeypatch.setattr(joint_failure, "SILENCE", 10)
+
+
+def test_one_that_counts_no_more_is_noticed_by_one_and_left_behind_by_all(
+    store: "distributed.TCPStore",  # type: ignore[name-defined]
+    impatient: None,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Process 2 of 3 was on a machine that lost power."""
+    store.set(joint_failure.ALIVE.format(2), "7")
+    left: queue.Queue[int] = queue.Queue()
+    for rank in (0, 1):
+        end_with_the_others(rank, 3, left.put)
+    assert [left.get(timeout=60) for _ in range(2)] == [2, 2]
+    assert store.get(joint_failure.KEY) == b"process 1"
+    assert capfd.readouterr().err == (
+        "error: lost the connection to another process of this job; "
+        "the same command with --ckpt_path last continues\n"
+    )
+
+
+def test_who_counts_or_has_left_is_not_missed(
+    store: "distributed.TCPStore",  # type: ignore[name-defined]
+    impatient: None,
+) -> None:
+    left: queue.Queue[int] = queue.Queue()
+    first, second = (end_with_the_others(rank, 2, left.put) for rank in (0, 1))
+    with pytest.raises(queue.Empty):
+        left.get(timeout=4)
+    second.set()
+    with pytest.raises(queue.Empty):
+        left.get(timeout=4)
+    assert store.get(joint_failure.ALIVE.format(1)) == joint_failure.LEFT.encode()
+    first.set()
