@@ -18,11 +18,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.early_interrupt import INTERRUPTED
-from callbacks.joint_failure import claim_the_word, is_lost_connection
+from callbacks.joint_failure import is_lost_connection, speak_once
 from duquant.evaluation.mt_bench.credentials import without_keys
 from duquant.extras import MissingExtraError
 from duquant.interruption import ToldInterrupt, how_to_continue
-from duquant.terminal import complain, note
+from duquant.terminal import note
 
 MISSING = re.compile(r"class_path '([\w.]+)':.*?Try running `(pip install [^`]+)`", re.DOTALL)
 """What Lightning says of a class, a logger for one, whose package is not installed."""
@@ -55,6 +55,5 @@ def fail(message: str) -> NoReturn:
     """Say what is wrong in one line, unless another process did, and leave with status 2."""
     if missing := MISSING.search(message):
         message = f"{missing[1]} needs what is not installed: {missing[2]}"
-    if claim_the_word():
-        complain(" ".join(without_keys(message).split()))
+    speak_once(" ".join(without_keys(message).split()))
     raise SystemExit(2)

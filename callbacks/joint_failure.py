@@ -37,6 +37,8 @@ machine may be halted with all that runs on it."""
 LOST = ("gloo", "NCCL communicator")
 """What errors of a lost connection name that are of no class of their own."""
 
+_speaking = threading.Lock()
+
 
 def claim_the_word(speaker: str | None = None) -> bool:
     """Whether ``speaker`` is the first to report a failure; asking twice changes nothing.
@@ -55,6 +57,18 @@ def claim_the_word(speaker: str | None = None) -> bool:
         return bool(store.compare_set(KEY, "", name).decode() == name)
     except (OSError, RuntimeError):  # the store is process 0's, which was killed
         return True
+
+
+def speak_once(message: str, speaker: str | None = None) -> None:
+    """Say in one line why the job fails, unless it was said; returns when it has been said.
+
+    Args:
+        message: what is wrong.
+        speaker: as for :func:`claim_the_word`.
+    """
+    with _speaking:  # a thread that has the word must be heard before another ends the process
+        if claim_the_word(speaker):
+            complain(message)
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -124,5 +138,6 @@ def watch(processes: Iterable[Popen[bytes]]) -> None:
 
 def _report_killed(process: Popen[bytes], rank: int) -> None:
     status = process.wait()
-    if status < 0 and claim_the_word(f"watcher of process {rank}"):
-        complain(f"process {rank} was killed (signal {-status}); {how_to_continue()}")
+    if status < 0:
+        words = f"process {rank} was killed (signal {-status}); {how_to_continue()}"
+        speak_once(words, f"watcher of process {rank}")

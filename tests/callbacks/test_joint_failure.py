@@ -4,6 +4,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 
@@ -15,6 +16,7 @@ from callbacks.joint_failure import (
     claim_the_word,
     end_with_the_others,
     is_lost_connection,
+    speak_once,
     watch,
 )
 
@@ -22,6 +24,32 @@ from callbacks.joint_failure import (
 def test_without_other_processes_everyone_may_speak() -> None:
     assert claim_the_word()
     assert claim_the_word("another")
+
+
+def test_who_has_the_word_is_heard_before_the_process_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread reports a killed process; meanwhile the main thread has lost its connection."""
+    said: list[str] = []
+    has_the_word = threading.Event()
+
+    def claim(speaker: str | None) -> bool:
+        is_first = not has_the_word.is_set()
+        has_the_word.set()
+        return is_first
+
+    def complain(message: str) -> None:
+        time.sleep(0.5)
+        said.append(message)
+
+    monkeypatch.setattr(joint_failure, "claim_the_word", claim)
+    monkeypatch.setattr(joint_failure, "complain", complain)
+    thread = threading.Thread(target=speak_once, args=("process 1 was killed",))
+    thread.start()
+    has_the_word.wait()
+    speak_once("lost the connection")
+    assert said == ["process 1 was killed"]
+    thread.join()
 
 
 @pytest.mark.parametrize(

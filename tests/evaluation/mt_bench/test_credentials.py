@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from callbacks import endings
+from callbacks import endings, joint_failure
 from duquant.evaluation.mt_bench import commands
 from duquant.evaluation.mt_bench.credentials import (
     Cover,
@@ -81,7 +81,10 @@ def judge_everything(url: str, key: str) -> str:
                 commands.judge(url, "judge", references, attempts=2, **options)
             except ValueError as error:
                 said += chain(error)
-                with mock.patch.object(endings, "complain", said.append), pytest.raises(SystemExit):
+                with (
+                    mock.patch.object(joint_failure, "complain", said.append),
+                    pytest.raises(SystemExit),
+                ):
                     endings.fail(str(error))
         files = [file for file in Path(directory).rglob("*") if file.is_file()]
         said += [file.name + file.read_text(encoding="utf-8") for file in files]
@@ -251,7 +254,7 @@ def test_covered_texts_share_no_part_with_a_key(key: str, before: str, after: st
 def test_a_key_in_the_wrong_place(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET}\n")
     assert not any(part in without_keys(message) for part in parts(SECRET))
-    with mock.patch.object(endings, "complain") as said, pytest.raises(SystemExit):
+    with mock.patch.object(joint_failure, "complain") as said, pytest.raises(SystemExit):
         endings.fail(message)
     assert not any(part in said.call_args[0][0] for part in parts(SECRET))
 
