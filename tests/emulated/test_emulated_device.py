@@ -31,6 +31,13 @@ WAITS_OF_A_SEARCH = {"outlier": 3, "authors": 3, "hadamard": 0, "random": 0}
 MORE_WITH_TRITON = {"nothing_learns": 20, "searched_start": 20, "everything_learns": 37}
 """Kernels of a token and layer, dynamic cache, beyond those of the model that was quantized."""
 
+WAITS_OF_A_TURN = {
+    "nothing_learns": {"enter": (54, 0), "finish": (72, 4)},
+    "everything_learns": {"enter": (62, 0), "finish": (64, 0)},
+    "searched_start": {"enter": (67, 4), "finish": (42, 0)},
+}
+"""Once in a block, with one chunk of samples, and for each further chunk; without the search."""
+
 
 def run(name: str, folder: Path) -> Any:
     """The facts of a scenario, in a process of its own."""
@@ -122,6 +129,15 @@ def test_no_step_of_a_rotation_search_waits_for_the_device(tmp_path: Path) -> No
 def test_a_pass_over_more_chunks_waits_no_more(tmp_path: Path) -> None:
     few, many = run("chunks", tmp_path)["waits"]
     assert many - few == 4, "embeddings are copied to the host, once a run"
+
+
+def test_a_block_is_entered_and_finished_with_few_waits(tmp_path: Path) -> None:
+    """As many in a block of any width and with any number of training steps."""
+    for recipe, parts in run("turns", tmp_path).items():
+        for part, (once, of_a_chunk) in WAITS_OF_A_TURN[recipe].items():
+            found = parts[part]
+            assert 0 < found["waits"] <= once, (recipe, part, found)
+            assert found["more of a chunk"] <= of_a_chunk, (recipe, part, found)
 
 
 def test_what_a_gpu_may_add_in_any_order_is_known(tmp_path: Path) -> None:
