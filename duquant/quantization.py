@@ -71,8 +71,7 @@ def quantize(
         seed: draws windows and random rotations.
         dtype: dtype in which the model is read and run: float32, bfloat16 or float16.
         device: where to compute, blocks and trainer alike; "cuda" is the current GPU.
-        gradient_checkpointing: in a recipe's distillation, compute every block again in the
-            backward pass instead of holding what all of them computed.
+        gradient_checkpointing: in distillation, compute blocks again instead of holding them all.
         on_block: told the index of every finished block and their number, for progress; a recipe's
             distillation comes after the last.
 
@@ -80,8 +79,7 @@ def quantize(
         ``output_dir``, ready for ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
-        ValueError: if model, texts, recipe or directory do not fit, or the model's blocks not into
-            the device's memory, with the remedy.
+        ValueError: if model, texts, recipe, directory or device do not fit, with the remedy.
     """
     recipe, output, place = recipe or Recipe(), user_path(output_dir), calibration_device(device)
     _require_empty(output)
