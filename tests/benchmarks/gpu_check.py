@@ -3,10 +3,11 @@
     python -m tests.benchmarks.gpu_check --output gpu_check.jsonl
     python -m tests.benchmarks.gpu_check --device cpu --small               # a rehearsal
 
-One line of JSON per check, with its figures; the last line sums up, and the status is 1 if a check
-has failed. It needs PyTorch and the product alone: weights are random, the model is the embedded
-one. Checks run in a process that is begun anew when a check ends it or takes too long, so a
-segmentation fault or an error that a GPU does not recover from is one failed line.
+One line of JSON per check, with its figures; the last line sums up and names checks for which the
+device lacks something, and the status is 1 if a check has failed. It needs PyTorch and the product
+alone: weights are random, the model is the embedded one. Checks run in a process that is begun anew
+when a check ends it or takes too long, so a segmentation fault or an error that a GPU does not
+recover from is one failed line. ``tests/emulated`` runs all of them on a device without hardware.
 """
 
 import argparse
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(lines: Iterator[Line], output: Path | None) -> int:
     """Print lines as they come, and what they come to; the status is 1 if one has failed."""
-    start, failed, count = time.perf_counter(), [], 0
+    start, failed, lacking, count = time.perf_counter(), [], [], 0
     with contextlib.ExitStack() as stack:
         file = None if output is None else stack.enter_context(output.open("w"))
 
@@ -158,8 +159,9 @@ def report(lines: Iterator[Line], output: Path | None) -> int:
             say(line)
             count += 1
             failed += [] if line["ok"] else [line["check"]]
+            lacking += [line["check"]] if "not_applicable" in line else []
         seconds = round(time.perf_counter() - start, 1)
-        say({"checks": count, "failed": failed, "seconds": seconds})
+        say({"checks": count, "failed": failed, "not_applicable": lacking, "seconds": seconds})
     return 1 if failed else 0
 
 

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from tests.benchmarks import gpu_check
-from tests.benchmarks.gpu.bench import CHECKS, Bench
+from tests.benchmarks.gpu.bench import CHECKS, Bench, not_applicable
 from tests.in_process import LIGHTNING_WARNINGS
 
 pytestmark = LIGHTNING_WARNINGS
-OF_ITS_OWN = "quickstart_on_the_device"
-"""Starts README's first command in a process of its own, which other tests do."""
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +20,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(torch.device("cpu"), True, tmp_path_factory.mktemp("bench"))
 
 
-@pytest.mark.parametrize("name", [name for name in gpu_check.ORDER if name != OF_ITS_OWN])
+@pytest.mark.parametrize("name", gpu_check.ORDER)
 def test_every_check_is_green_on_the_cpu(name: str, bench: Bench) -> None:
     line = gpu_check.run_check(name, bench)
     assert line["ok"], line
@@ -43,12 +41,20 @@ def test_a_failed_check_is_a_line_and_a_status(
 
     for check in (breaks, lies):
         monkeypatch.setitem(CHECKS, check.__name__, (check, 1.0))
-    lines = [gpu_check.run_check(name, bench) for name in ("environment", "breaks", "lies")]
+
+    def lacks(_: Bench) -> dict[str, object]:
+        return not_applicable("no such kernel")
+
+    monkeypatch.setitem(CHECKS, "lacks", (lacks, 1.0))
+    names = ("environment", "breaks", "lies", "lacks")
+    lines = [gpu_check.run_check(name, bench) for name in names]
     capsys.readouterr()
     assert gpu_check.report(iter(lines), tmp_path / "lines.jsonl") == 1
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "lines.jsonl").read_text()
-    assert json.loads(printed.splitlines()[-1])["failed"] == ["breaks", "lies"]
+    last = json.loads(printed.splitlines()[-1])
+    assert last["failed"] == ["breaks", "lies"]
+    assert last["not_applicable"] == ["lacks"]
     assert "no such device" in printed
     assert gpu_check.report(iter(lines[:1]), None) == 0
 

@@ -28,15 +28,12 @@ from torch import Tensor
 from tests.emulated.counts import record
 from tests.emulated.dtypes import require
 from tests.emulated.order import keeps_an_order
+from tests.emulated.place import Place
 from tests.ops.launches import LAUNCHES
 
 NAME = "emulated"
 aten = torch.ops.aten
-ANSWERS = {
-    aten._local_scalar_dense.default,
-    aten.equal.default,
-    aten.is_nonzero.default,
-}
+ANSWERS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
 """Operations that return a number to the host."""
 SHAPED_BY_VALUES = {
     aten.nonzero.default,
@@ -116,6 +113,10 @@ class EmulatedTensor(Tensor):
     def data_ptr(self) -> int:
         """There is none that code of the CPU could read."""
         raise RuntimeError(f"the memory of {NAME}:0 is not readable by the CPU")
+
+    def untyped_storage(self) -> Any:
+        """For those who ask which tensors share their numbers; writing a file begins with it."""
+        return Place(self.held.untyped_storage())
 
     def tolist(self) -> Any:
         """Numbers for the host."""

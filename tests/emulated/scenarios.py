@@ -101,6 +101,10 @@ def the_device(folder: Path) -> Facts:
         "refused": refused,
         "waits": {name: _waits(work) for name, work in waiting.items()},
         "silent": {name: _waits(work) for name, work in silent.items()},
+        "same storage": [
+            other.untyped_storage().data_ptr() == here.untyped_storage().data_ptr()
+            for other in (here[1:], here.detach(), here.clone())
+        ],
         "uploads": uploads.totals()["uploads"],
         "kernels of a product": product.totals()["kernels"],
     }
@@ -222,7 +226,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     backend.install()
     trainer.install()
-    for more in ("steps", "runs", "searches", "repeats", "narrow", "turns"):
+    for more in ("steps", "runs", "searches", "repeats", "narrow", "turns", "checks"):
         importlib.import_module(f"tests.emulated.{more}")
     with contextlib.redirect_stdout(io.StringIO()):  # standard output is for the facts
         facts = SCENARIOS[name](folder)

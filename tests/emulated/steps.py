@@ -1,6 +1,7 @@
 """Scenarios that count what training steps ask of the emulated device."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ from tests.in_process import (
     small_trainer,
 )
 
+THREE_EPOCHS = dataclasses.replace(LWC, epochs=3)
+
 
 class Meter(Callback):
     """Counts what is asked of the device between the first and the last step of an epoch.
+
+    In the last epoch as on a GPU with Triton.
 
     Attributes:
         epochs: totals of each epoch.
@@ -38,8 +43,10 @@ class Meter(Callback):
         self._stack = contextlib.ExitStack()
         self._counts = Counts()
 
-    def on_train_epoch_start(self, *_: Any) -> None:
+    def on_train_epoch_start(self, fit: Any, module: Any) -> None:
         self._counts = self._stack.enter_context(counting())
+        if fit.current_epoch + 1 == fit.max_epochs:
+            self._stack.enter_context(device.triton_kernels())
 
     def on_train_batch_end(self, fit: Any, module: Any, outputs: Any, batch: Any, idx: int) -> None:
         if idx + 1 == fit.num_training_batches:
@@ -53,7 +60,7 @@ def measured(folder: Path, **recipe: Any) -> list[Facts]:
     """Totals of the epochs of a fit with all that a command has."""
     source, text = sources(folder, blocks=1)
     meter, output = Meter(), folder / "run"
-    model = small_language_model(source, output, **{"lwc": LWC, **recipe})
+    model = small_language_model(source, output, **{"lwc": THREE_EPOCHS, **recipe})
     data = small_data(source, text)
     prepare_fit(model, data, None)
     fit = small_trainer(
@@ -68,8 +75,10 @@ def steps(folder: Path) -> Facts:
     """Steps of blocks and of the whole model."""
     return {
         "LWC": measured(folder / "lwc"),
-        "everything": measured(folder / "all", **{**LEARNS_ALL, "lwc": LWC}),
-        "distillation": measured(folder / "whole", lwc=NO_LWC, distillation=DISTILLATION),
+        "everything": measured(folder / "all", **{**LEARNS_ALL, "lwc": THREE_EPOCHS}),
+        "distillation": measured(
+            folder / "whole", lwc=NO_LWC, distillation=dataclasses.replace(DISTILLATION, epochs=3)
+        ),
     }
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.assets import REPOSITORY
+from tests.benchmarks import gpu_check
 from tests.emulated.scenarios import RECIPES
 from tests.forked_process import ForkedProcess
 from tests.small_run import one_thread
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.skipif(
     reason="this PyTorch has no place for devices written in Python",
 )
 KERNELS_OF_A_STEP = {"LWC": 1050, "everything": 1700, "distillation": 1200}
+THE_SAME_WITH_TRITON = {"LWC": 530, "everything": 1010, "distillation": 720}
+"""Operators with a kernel in Triton counted as what they launch."""
 UPLOADS_OF_A_STEP = {"block": 0, "distillation": 2}
 """Streams lie on the device; token ids come from the host."""
 KERNELS_OF_A_TOKEN = {"dynamic": 200, "static": 245, "beams": 270, "packed": 290}
@@ -37,6 +40,12 @@ WAITS_OF_A_TURN = {
     "searched_start": {"enter": (67, 4), "finish": (42, 0)},
 }
 """Once in a block, with one chunk of samples, and for each further chunk; without the search."""
+LINES_OF_KERNELS = {
+    *("packed_linears_all_bits", "packed_linear_kernel"),
+    *("fake_quantization_kernels", "site_kernels"),
+}
+"""Lines of ``gpu_check`` about kernels that the device lacks; all but the first compare their
+definitions on the device with those on the CPU."""
 
 
 def run(name: str, folder: Path) -> Any:
@@ -56,6 +65,7 @@ def test_the_device_refuses_and_counts(tmp_path: Path) -> None:
     assert set(facts["waits"].values()) == {1}, facts["waits"]
     assert set(facts["silent"].values()) == {0}, facts["silent"]
     assert facts["uploads"] == facts["kernels of a product"] == 1
+    assert facts["same storage"] == [True, True, False]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -97,18 +107,27 @@ def test_a_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
     assert facts["blocks"] == 2
 
 
+def test_every_line_of_the_look_at_a_gpu_is_green(tmp_path: Path) -> None:
+    lines = run("gpu_checks", tmp_path)
+    assert list(lines) == gpu_check.ORDER
+    assert not [line for line in lines.values() if not line["ok"]]
+    lacking = {name for name, line in lines.items() if "not_applicable" in line}
+    assert lacking == LINES_OF_KERNELS
+
+
 def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
     for recipe, epochs in run("steps", tmp_path).items():
         turn = "distillation" if recipe == "distillation" else "block"
         learning = [epoch for epoch in epochs if epoch["turn"] == turn]
-        assert len(learning) == 2
+        assert len(learning) == 3
         for epoch in learning:
             assert epoch["steps"] == 4
             assert epoch["waits"] == 0, epoch["waited_at"]
             assert epoch["uploads"] <= UPLOADS_OF_A_STEP[turn] * epoch["steps"]
             assert epoch["unordered"] == {}, "a run that is repeated would end with other bits"
-        kernels = learning[-1]["kernels"] / learning[-1]["steps"]
+        _, kernels, with_triton = [epoch["kernels"] / epoch["steps"] for epoch in learning]
         assert kernels <= KERNELS_OF_A_STEP[recipe], (recipe, kernels)
+        assert with_triton <= THE_SAME_WITH_TRITON[recipe], (recipe, with_triton)
 
 
 def test_no_step_of_a_rotation_search_waits_for_the_device(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What every check of :mod:`tests.benchmarks.gpu_check` uses: a device, its clock, a small text."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,11 +30,13 @@ class Bench:
         device: what is looked at.
         small: whether sizes are those of a rehearsal.
         folder: for what checks write; a check may find there what an earlier one has left.
+        command: what begins the command line in a process of its own.
     """
 
     device: torch.device
     small: bool
     folder: Path
+    command: tuple[str, ...] = (sys.executable, "cli.py")
 
     @property
     def is_cuda(self) -> bool:
@@ -115,6 +118,11 @@ class Bench:
 def generator(seed: int) -> torch.Generator:
     """Randomness that is the same on every machine."""
     return torch.Generator(device="cpu").manual_seed(seed)
+
+
+def not_applicable(why: str) -> Figures:
+    """Figures of a check for which the device lacks something; the last line names the check."""
+    return {"not_applicable": why}
 
 
 Check = Callable[[Bench], Figures]

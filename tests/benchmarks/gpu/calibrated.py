@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -117,7 +116,7 @@ def static_cache(bench: Bench) -> Figures:
 def quickstart_on_the_device(bench: Bench) -> Figures:
     """README's first command."""
     output = bench.folder / "run"
-    command = [sys.executable, "cli.py", "fit", "-c", "configs/quickstart.yaml"]
+    command = [*bench.command, "fit", "-c", "configs/quickstart.yaml"]
     command += ["--trainer.accelerator", bench.device.type, "--output_dir", str(output)]
     if bench.small:
         command += ["--model.rotation.max_steps", "4", "--model.lwc.epochs", "1"]

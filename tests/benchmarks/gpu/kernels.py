@@ -1,6 +1,7 @@
 """Every kernel of ours for the device beside its operator's definition: numbers and times of both.
 
-On CUDA these are the Triton kernels; a rehearsal on the CPU looks at those in C.
+On CUDA these are the Triton kernels; a rehearsal on the CPU looks at those in C. A device for which
+there are none runs the definitions; they are compared with those on the CPU, and the line says so.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from duquant.ops.quantized_tokens import decode_tokens, encode_tokens, quantized
 from duquant.ops.rotation import random_orthogonal
 from duquant.ops.transformed_tokens import transformed_tokens, transformed_values
 from duquant.ops.triton_kernels.presence import LEAST_CAPABILITY
-from tests.benchmarks.gpu.bench import Bench, Figures, check, generator
+from tests.benchmarks.gpu.bench import Bench, Figures, check, generator, not_applicable
 
 FEW = 1e-4
 """Share of entries that may be far apart: a value between two codes falls to either."""
@@ -40,6 +41,8 @@ def compared(
         near: largest difference that is none, as a share of the largest entry.
         look: what of the results is compared.
     """
+    if bench.device.type not in {row.device for row in KERNELS}:
+        return _definitions(bench, operator, arguments, near, look)
     kernel = next(
         row for row in KERNELS if row.operator is operator and row.device == bench.device.type
     )
@@ -47,22 +50,41 @@ def compared(
         is_due = (
             bench.is_cuda and torch.cuda.get_device_capability(bench.device) >= LEAST_CAPABILITY
         )
-        return {"ok": not is_due, "skipped": "no kernel here, see the message"}
+        return {"ok": not is_due, **not_applicable("no kernel here, see the message")}
     with operator.set_kernel_enabled(kernel.device, enabled=False):
         expected = look(operator(*arguments))
         slow = bench.mean_ms(lambda: operator(*arguments), 5)
     found = look(operator(*arguments))
     fast = bench.mean_ms(lambda: kernel.function(*arguments))
+    return {**_apart(found, expected, near), "kernel_ms": fast, "torch_ms": slow}
+
+
+def _definitions(
+    bench: Bench, operator: Any, arguments: tuple[Any, ...], near: float, look: Look
+) -> Figures:
+    """An operator's definition on the device and on the CPU."""
+    there = look(operator(*arguments))
+    with operator.set_kernel_enabled("cpu", enabled=False):
+        host = (each.cpu() if isinstance(each, Tensor) else each for each in arguments)
+        expected = look(operator(*host))
+    why = f"no kernels for {bench.device.type}, definitions were compared"
+    return {**_apart([each.cpu() for each in there], expected, near), **not_applicable(why)}
+
+
+def _apart(found: list[Tensor], expected: list[Tensor], near: float) -> Figures:
+    """Shares of entries that differ by more than ``near``."""
     shares = []
     for one, other in zip(found, expected, strict=True):
         apart = (one.double() - other.double()).abs() / other.double().abs().max().clamp(min=1e-30)
         shares.append(float((~(apart <= near)).double().mean()))
-    return {"ok": max(shares) <= FEW, "share_apart": shares, "kernel_ms": fast, "torch_ms": slow}
+    return {"ok": max(shares) <= FEW, "share_apart": shares}
 
 
 def summed(rows: dict[str, Figures]) -> Figures:
-    """Lines of several sizes as one check."""
-    return {"ok": all(row["ok"] for row in rows.values()), **rows}
+    """Lines of several sizes as one check, which names what one of them lacks."""
+    figures = {"ok": all(row["ok"] for row in rows.values()), **rows}
+    reasons = [row["not_applicable"] for row in rows.values() if "not_applicable" in row]
+    return {**figures, **not_applicable(reasons[0])} if reasons else figures
 
 
 def drawn(bench: Bench, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

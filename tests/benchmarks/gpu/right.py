@@ -19,7 +19,7 @@ from duquant.ops.integer_product import engine
 from duquant.ops.kernels.table import KERNELS
 from duquant.ops.rotation import find_rotation
 from duquant.rounding.nearest import Nearest
-from tests.benchmarks.gpu.bench import Bench, Figures, check, generator
+from tests.benchmarks.gpu.bench import Bench, Figures, check, generator, not_applicable
 
 SHAPES = (
     *((1, 64, 24, 1), (5, 96, 17, 1), (16, 130, 33, 1), (17, 130, 33, 1), (18, 1040, 8, 2)),
@@ -37,7 +37,9 @@ def environment(bench: Bench) -> Figures:
         "transformers": transformers.__version__,
         "lightning": lightning.__version__,
         "cpus": os.cpu_count(),
-        "kernels": {row.operator._qualname: row.is_available() for row in KERNELS},
+        "kernels": {
+            f"{row.operator._qualname}, {row.device}": row.is_available() for row in KERNELS
+        },
     }
     if not bench.is_cuda:
         return figures
@@ -63,7 +65,7 @@ def environment(bench: Bench) -> Figures:
 def packed_linears_all_bits(bench: Bench) -> Figures:
     """Integers of every width against float64, and the stored form comes back."""
     if engine(bench.device) is None:
-        return {"skipped": f"no int8 engine on {bench.device}"}
+        return not_applicable(f"no int8 engine on {bench.device}")
     worst, cases, wrong, drawn = 0.0, 0, [], generator(0)
     shapes = SHAPES[:6] if bench.small else SHAPES
     widths = product((2, 4, 8) if bench.small else range(2, 9), (3, 4, 8), shapes)
