@@ -18,7 +18,7 @@ WAITS_OF_A_SEARCH = {"outlier": 3, "authors": 3, "hadamard": 0, "random": 0}
 """Values are finite, their size is ordinary, rows were enough; the last for every 64 steps."""
 
 LAUNCHES_OF_A_CHUNK = {"nearest": 135, "gptq": 332}
-"""Of samples that pass a block together: once in full precision; for GPTQ three times more."""
+"""Of samples that pass a block together, in full precision; for GPTQ also twice when quantized."""
 LAUNCHES_OF_A_BLOCK = 1666
 """Besides its chunks and the steps of its eight searches; nothing learns, weights are rounded to
 nearest."""
