@@ -16,7 +16,7 @@ from duquant.nn.execution import FEWEST_INPUTS_PER_SCALE, Choice
 from duquant.ops.integer_weight import ROW_COUNTS, KernelName, Kernels
 
 REFERENCE = "reference"
-CLEARLY = 1.1
+CLEARLY = 1.05
 """How many times as fast something must be to take the place of what runs without a measurement."""
 WORTH_ITS_MEMORY = 1.5
 """The same of a layout that is kept beside the packed weight, which takes three times as much."""

@@ -7,7 +7,8 @@ LLaMA-2-7B's shapes, random weights, one process, everything in one run: prefill
 decoding of one token behind it. With ``--compiled`` both sides run eagerly and compiled; the faster
 counts. Both sides take turns, numbers are medians, and ratios are times of the baseline over times
 of the quantized block. The roofline is the integer matrix product alone over the baseline's.
-Integers are multiplied by the kernels that were measured to be fastest here; then by each alone.
+Integers are multiplied by the kernels that were measured to be fastest here. Then the seven linears
+run by each candidate alone, in turns with ``auto``, and a line says how near it is to the fastest.
 """
 
 import argparse
@@ -27,11 +28,10 @@ from duquant.export.packed_block import pack_block, unpack_block
 from duquant.model.execution import configure_execution, describe_kernels
 from duquant.model.structure import LINEARS, SITES
 from duquant.nn.attention_quantizer import ATTENTION_NAME
-from duquant.nn.execution import Choice, Execution
+from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.nn.site import SiteNorm, SiteTransform
-from duquant.ops.integer_product import layout_kernels
-from duquant.ops.integer_weight import ROW_COUNTS, KernelName
+from tests.benchmarks.candidates import candidates
 from tests.benchmarks.loading import quantize
 
 Run = Callable[[], object]
@@ -123,18 +123,16 @@ class Bench:
         }
 
 
-def compare_kernels(ours: nn.Module, bench: Bench, repeats: int) -> None:
-    """Print what every kernel takes for the seven linears, with all tokens and with one."""
-    linears = [ours.get_submodule(name) for name in LINEARS]
-    kernels: list[KernelName] = ["packed", *layout_kernels(torch.device("cpu"))]
-    for kernel in kernels:
-        for linear in linears:
-            linear.restore()
-            linear.choice = Choice(True, (kernel,) * len(ROW_COUNTS))
-        (prefill,) = seconds(bench.linears(ours), repeats=repeats)
-        (decode,) = seconds(bench.linears(ours, 1), repeats=20 * repeats)
-        print(f"{f'linears alone, by {kernel}: prefill, decode':44s}", end=" ")
-        print(f"{prefill * 1e3:10.1f} ms {decode * 1e3:10.2f} ms", flush=True)
+def compare_candidates(block: nn.Module, bench: Bench, tokens: int, repeats: int) -> None:
+    """Print what the seven linears take by each, and how ``auto`` stands to the fastest."""
+    blocks = candidates(block)
+    runs = [bench.linears(each, tokens) for each in blocks.values()]
+    times = dict(zip(blocks, seconds(*runs, repeats=repeats), strict=True))
+    for name, taken in times.items():
+        print(f"{f'{tokens} tokens, linears alone, by {name}':44s} {'':13s} {taken * 1e3:10.2f} ms")
+    auto = times.pop("auto")
+    ratio = min(times.values()) / auto
+    print(f"{tokens} tokens, auto against the fastest candidate: {ratio:.2f} x", flush=True)
 
 
 def resident_bytes(block: nn.Module) -> int:
@@ -212,7 +210,8 @@ def measure(options: Any) -> None:
     linears = [ours.get_submodule(name) for name in LINEARS]
     bf16 = sum(2 * linear.in_features * linear.out_features for linear in linears)
     print(f"weights in memory, fast:   {resident_bytes(ours) / bf16:.3f} x bfloat16")
-    compare_kernels(ours, bench, options.repeats)
+    for tokens, more in ((1, 20), (16, 20), (128, 4), (options.tokens, 1)):
+        compare_candidates(ours, bench, tokens, more * options.repeats)
     configure_execution([ours], Execution("integer", "packed"))
     print(f"weights in memory, packed: {resident_bytes(ours) / bf16:.3f} x bfloat16")
     row(

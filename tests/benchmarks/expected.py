@@ -15,6 +15,7 @@ import struct
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -52,9 +53,9 @@ LLAMA_3_8B = {
 }
 
 
-def write_empty_checkpoint(directory: Path) -> Path:
-    """A configuration, and a file that names every weight and holds none."""
-    config = LlamaConfig(**LLAMA_3_8B)
+def write_empty_checkpoint(directory: Path, sizes: dict[str, Any]) -> Path:
+    """A configuration of ``sizes``, and a file that names every weight and holds none."""
+    config = LlamaConfig(**sizes)
     config.save_pretrained(directory)
     with torch.device("meta"):
         weights = AutoModelForCausalLM.from_config(config).state_dict()
@@ -71,10 +72,15 @@ def write_empty_checkpoint(directory: Path) -> Path:
     return directory
 
 
-def read_recipe(name: str) -> Recipe:
-    """The recipe of a file in ``configs/``."""
-    text = (REPOSITORY / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
-    return Recipe.from_dict(yaml.safe_load(text)["model"])
+def read_recipe(*names: str) -> Recipe:
+    """The recipe of a file in ``configs/``, or of several, each put behind those before it."""
+    recipe: dict[str, Any] = {}
+    for name in names:
+        text = (REPOSITORY / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+        for option, value in yaml.safe_load(text)["model"].items():
+            before = recipe.get(option)
+            recipe[option] = {**before, **value} if isinstance(before, dict) else value
+    return Recipe.from_dict(recipe)
 
 
 def job_of(decoder: Decoder, recipe: Recipe, *, in_memory: bool) -> Job:
@@ -124,7 +130,7 @@ def main() -> None:
     names = options.recipes or RECIPES
     resident = int(psutil.Process().memory_info().rss)
     with tempfile.TemporaryDirectory() as folder:
-        directory = str(write_empty_checkpoint(Path(folder)))
+        directory = str(write_empty_checkpoint(Path(folder), LLAMA_3_8B))
         decoder = Decoder(directory, torch.bfloat16)
         print("| recipe | streams | streams in memory | streams on disk | disk |")
         print("|---|---|---|---|---|")

@@ -1,7 +1,6 @@
 """The product on a second device, and what it asks of it: see :mod:`tests.emulated.device`.
 
-A GPU's costs are counted, not timed. Ceilings stand where they were reached; lower them when less
-is asked.
+A GPU's costs are counted, not timed. Their ceilings are in :mod:`tests.ceilings`.
 """
 
 import json
@@ -13,6 +12,21 @@ import torch
 
 from tests.assets import REPOSITORY
 from tests.benchmarks import gpu_check
+from tests.ceilings import (
+    KERNELS_OF_A_SEARCH_STEP,
+    KERNELS_OF_A_STEP,
+    KERNELS_OF_A_TOKEN,
+    LAUNCHES_OF_A_BLOCK,
+    LAUNCHES_OF_A_CHUNK,
+    LAUNCHES_OF_A_COLUMN,
+    LAUNCHES_OF_A_STEP,
+    LAUNCHES_OF_THE_ORIGINAL,
+    MORE_LAUNCHES,
+    UPLOADS_OF_A_STEP,
+    WAITS_OF_A_BLOCK,
+    WAITS_OF_A_SEARCH,
+    WAITS_OF_A_TURN,
+)
 from tests.emulated.scenarios import RECIPES
 from tests.forked_process import ForkedProcess
 from tests.small_run import one_thread
@@ -21,25 +35,6 @@ pytestmark = pytest.mark.skipif(
     not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this PyTorch has no place for devices written in Python",
 )
-KERNELS_OF_A_STEP = {"LWC": 1050, "everything": 1700, "distillation": 1200}
-THE_SAME_WITH_TRITON = {"LWC": 530, "everything": 1010, "distillation": 720}
-"""Operators with a kernel in Triton counted as what they launch."""
-UPLOADS_OF_A_STEP = {"block": 0, "distillation": 2}
-"""Streams lie on the device; token ids come from the host."""
-KERNELS_OF_A_TOKEN = {"dynamic": 200, "static": 245, "beams": 270, "packed": 290}
-"""Per layer. Most are definitions of operators that are one kernel each in Triton."""
-KERNELS_OF_A_SEARCH_STEP = {"outlier": 25, "authors": 32, "hadamard": 0, "random": 0}
-WAITS_OF_A_SEARCH = {"outlier": 3, "authors": 3, "hadamard": 0, "random": 0}
-"""Values are finite, their size is ordinary, rows were enough; the last for every 64 steps."""
-MORE_WITH_TRITON = {"nothing_learns": 20, "searched_start": 20, "everything_learns": 37}
-"""Kernels of a token and layer, dynamic cache, beyond those of the model that was quantized."""
-
-WAITS_OF_A_TURN = {
-    "nothing_learns": {"enter": (54, 0), "finish": (72, 4)},
-    "everything_learns": {"enter": (62, 0), "finish": (64, 0)},
-    "searched_start": {"enter": (67, 4), "finish": (42, 0)},
-}
-"""Once in a block, with one chunk of samples, and for each further chunk; without the search."""
 LINES_OF_KERNELS = {
     *("packed_linears_all_bits", "packed_linear_kernel"),
     *("fake_quantization_kernels", "site_kernels"),
@@ -82,8 +77,9 @@ def test_a_model_is_calibrated_exported_loaded_and_writes(name: str, tmp_path: P
     assert all(facts["tokens"].values()), facts["tokens"]
     for cache, kernels in facts["kernels per layer and token"].items():
         assert kernels <= KERNELS_OF_A_TOKEN[cache], (cache, kernels)
+    assert facts["kernels of the original"] <= LAUNCHES_OF_THE_ORIGINAL
     more = facts["kernels with Triton"] - facts["kernels of the original"]
-    assert 0 < more <= MORE_WITH_TRITON[name]
+    assert 0 < more <= MORE_LAUNCHES[name]
     # Only transformers asks, once a token, whether all texts have ended; there are two layers.
     assert set(facts["waits per layer and token"].values()) == {0.5}
 
@@ -127,7 +123,19 @@ def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
             assert epoch["unordered"] == {}, "a run that is repeated would end with other bits"
         _, kernels, with_triton = [epoch["kernels"] / epoch["steps"] for epoch in learning]
         assert kernels <= KERNELS_OF_A_STEP[recipe], (recipe, kernels)
-        assert with_triton <= THE_SAME_WITH_TRITON[recipe], (recipe, with_triton)
+        assert with_triton <= LAUNCHES_OF_A_STEP[recipe], (recipe, with_triton)
+
+
+def test_a_block_asks_no_more_where_nothing_learns(tmp_path: Path) -> None:
+    facts = run("blocks", tmp_path)
+    assert 0 < facts["nearest"]["kernels of a block"] <= LAUNCHES_OF_A_BLOCK, facts
+    for rounding, asked in facts.items():
+        assert 0 < asked["kernels of a chunk"] <= LAUNCHES_OF_A_CHUNK[rounding], asked
+        assert asked["waits of a block"] <= WAITS_OF_A_BLOCK[rounding], asked
+
+
+def test_gptq_launches_no_more_for_a_column(tmp_path: Path) -> None:
+    assert 0 < run("columns", tmp_path)["kernels of a column"] <= LAUNCHES_OF_A_COLUMN
 
 
 def test_no_step_of_a_rotation_search_waits_for_the_device(tmp_path: Path) -> None:
