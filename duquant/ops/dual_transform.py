@@ -81,9 +81,11 @@ def inverse_transform(transform: DualTransform) -> DualTransform:
 def inverse_transposed(transform: DualTransform) -> DualTransform:
     """What a weight goes through that reads ``transform``: inverses, transposed.
 
-    Differentiable in the blocks; inverses of orthogonal ones are computed too.
+    Differentiable in the blocks; inverses of orthogonal ones are computed too. Of a block that has
+    no inverse the result is not finite. An error would have the host wait for the device at every
+    step of a training, which leaves out steps that are not finite.
     """
-    inverse = torch.linalg.inv(transform.rotations)
+    inverse, _ = torch.linalg.inv_ex(transform.rotations)
     return DualTransform(inverse.transpose(-1, -2), transform.permutations)
 
 

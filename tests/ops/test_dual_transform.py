@@ -11,6 +11,7 @@ from duquant.ops.dual_transform import (
     apply_in_steps,
     apply_transform,
     find_transform,
+    inverse_transposed,
 )
 from duquant.ops.permutation import zigzag_permutation
 from duquant.ops.rotation import Scope, Selector, find_rotation
@@ -144,3 +145,11 @@ def test_gradients_of_float32_are_autograd_of_its_steps(
     for one, other in zip(*found, strict=True):
         # Sums of 64 products of normal numbers, up to three times in a row, in another order.
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_a_block_without_an_inverse_gives_what_is_not_finite() -> None:
+    rotations = torch.stack([torch.eye(4), torch.ones(4, 4)]).unsqueeze(0)
+    transform = DualTransform(rotations, torch.empty(0, 8, dtype=torch.int64))
+    inverse = inverse_transposed(transform).rotations
+    assert torch.equal(inverse[0, 0], torch.eye(4))
+    assert not inverse[0, 1].isfinite().any()
