@@ -18,16 +18,15 @@ from typing import Any
 import torch
 from lightning import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from duquant.calibration import BlockCalibration, open_streams
 from duquant.compute_device import calibration_device
 from duquant.config import DistillationConfig, LWCConfig, Recipe
+from duquant.data.batches import batch_loader
 from duquant.data.streams import CPU, BlockSamples, Streams, StreamSizes
 from duquant.data.windows import draw_windows
 from duquant.export.float_tensors import float_shapes
 from duquant.export.model_directory import ModelDirectory
-from duquant.model.batch import BlockBatch
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.finite_weights import require_finite_weights
 from duquant.model.structure import linear_shapes, require_fitting_widths
@@ -225,7 +224,7 @@ def _train(
     device: torch.device,
 ) -> None:
     """Let a block, or the whole model, learn under a Trainer of its own."""
-    loader = DataLoader(samples, batch_size=settings.batch_size, collate_fn=BlockBatch.collate)
+    loader = batch_loader(samples, settings.batch_size)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")

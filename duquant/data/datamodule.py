@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
+from duquant.data.batches import batch_loader, in_order
 from duquant.data.corpora import CORPUS_NAMES, MIX, load_documents, load_texts, require_source
 from duquant.data.protocols import Protocol, find_protocol
 from duquant.data.streams import BlockSamples, StreamSizes
@@ -167,12 +168,7 @@ class CalibrationDataModule(LightningDataModule):
         """Samples of the current block in a fixed order; without LWC, one token step."""
         if self.samples is None:
             return DataLoader(TensorDataset(torch.zeros(1, dtype=torch.float32, device="cpu")))
-        return DataLoader(
-            self.samples,
-            batch_size=self.samples_at_once // self.processes.count,
-            collate_fn=BlockBatch.collate,
-            sampler=_in_order(self.samples),
-        )
+        return batch_loader(self.samples, self.samples_at_once // self.processes.count)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per validation corpus, in the order they were given.
@@ -182,7 +178,7 @@ class CalibrationDataModule(LightningDataModule):
         shares = [self.processes.share(self.corpus_windows(name)) for name in self.validation]
         chunks = [[(chunk,) for chunk in share.split(self.validation_chunk)] for share in shares]
         return [
-            DataLoader(of_corpus, batch_size=None, sampler=_in_order(of_corpus))  # type: ignore[arg-type]
+            DataLoader(of_corpus, batch_size=None, sampler=in_order(of_corpus))  # type: ignore[arg-type]
             for of_corpus in chunks
         ]
 
@@ -214,8 +210,3 @@ class CalibrationDataModule(LightningDataModule):
     def _token_ids(self, text: str) -> Tensor:
         ids = self.tokenizer(text, add_special_tokens=self.add_special_tokens).input_ids
         return torch.tensor(ids, device="cpu")
-
-
-def _in_order(share: Any) -> "DistributedSampler[Any]":
-    """All of a process's share, one after the other; Lightning would share it out once more."""
-    return DistributedSampler(share, num_replicas=1, rank=0, shuffle=False)

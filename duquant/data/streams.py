@@ -12,6 +12,7 @@ lie in the memory of the device that computes, in the host's or on disk changes 
 (:mod:`duquant.preflight.placement`, :mod:`duquant.data.stream_files`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -153,10 +154,30 @@ class BlockSamples(Dataset[BlockBatch]):
 
     def __getitem__(self, index: int) -> BlockBatch:
         """Sample ``index``."""
-        augmented = self.augmented_target
-        extra = (
-            torch.zeros(0, dtype=torch.float32, device=self.target.device)
-            if augmented is None
-            else augmented[index]
-        )
-        return BlockBatch(self.quantized_input[index], self.target[index], extra)
+        return BlockBatch(*(part[0] for part in self.batch([index])))
+
+    def __getitems__(self, indices: Sequence[int]) -> BlockBatch:
+        """Samples ``indices`` as a batch, which is how a ``DataLoader`` asks for one.
+
+        What lies in the host's memory or on disk is copied: a batch then begins at an aligned
+        address, wherever its samples lie, so that no kernel adds up in another order.
+        """
+        batch = self.batch(indices)
+        return BlockBatch(*(part.clone() if part.device == CPU else part for part in batch))
+
+    def batch(self, indices: Sequence[int]) -> BlockBatch:
+        """Samples ``indices``, read at once; consecutive ones are a view of where they lie."""
+        inputs, target = _rows(self.quantized_input, indices), _rows(self.target, indices)
+        if self.augmented_target is not None:
+            return BlockBatch(inputs, target, _rows(self.augmented_target, indices))
+        empty = torch.zeros(len(indices), 0, dtype=torch.float32, device=target.device)
+        return BlockBatch(inputs, target, empty)
+
+
+def _rows(stream: Stream, indices: Sequence[int]) -> Tensor:
+    first, count = indices[0], len(indices)
+    if list(indices) == list(range(first, first + count)):
+        return stream[first : first + count]
+    if isinstance(stream, FileTensor):
+        return torch.stack([stream[index] for index in indices])
+    return stream.index_select(0, torch.tensor(indices, device=stream.device))

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -21,8 +20,3 @@ class BlockBatch(NamedTuple):
     quantized_input: Tensor
     target: Tensor
     augmented_target: Tensor
-
-    @classmethod
-    def collate(cls, samples: list["BlockBatch"]) -> "BlockBatch":
-        """Stack samples into a batch."""
-        return cls(*(torch.stack(parts) for parts in zip(*samples, strict=True)))

@@ -220,7 +220,7 @@ class _Probe:
 
     def _train(self, samples: BlockSamples, count: int) -> None:
         optimizer = self.block.configure_optimizers()
-        batch = BlockBatch.collate([samples[index] for index in range(count)])
+        batch = samples.batch(range(count))
         on_device = BlockBatch(*(part.to(self.device) for part in batch))
         loss = self.block.training_step(on_device, 0)
         assert loss is not None

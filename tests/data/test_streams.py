@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from duquant.config import LWCConfig, Recipe, TrainingConfig
+from duquant.data.batches import batch_loader
 from duquant.data.streams import BlockSamples, Stream, Streams, StreamSizes
-from duquant.model.batch import BlockBatch
 from duquant.model.file_tensor import lay_out, open_tensors
 
 RECIPES = {
@@ -47,7 +46,7 @@ def test_a_draft_has_room_for_what_its_sizes_say(recipe: str) -> None:
 def test_samples_are_collated_in_order(is_augmented: bool) -> None:
     inputs, targets, augmented = torch.randn(3, 5, 6, 8).unbind()
     samples = BlockSamples(inputs, targets, augmented if is_augmented else None)
-    batches = list(DataLoader(samples, batch_size=2, collate_fn=BlockBatch.collate))
+    batches = list(batch_loader(samples, 2))
     assert len(samples) == 5
     assert [len(batch.quantized_input) for batch in batches] == [2, 2, 1]
     assert torch.equal(torch.cat([batch.quantized_input for batch in batches]), inputs)
@@ -66,9 +65,46 @@ def test_samples_may_lie_on_disk(tmp_path: Path) -> None:
     stored: dict[str, Stream] = dict(open_tensors(path))
     stored["inputs"][:], stored["targets"][:] = inputs, targets
     samples = BlockSamples(stored["inputs"], stored["targets"])
-    batches = list(DataLoader(samples, batch_size=2, collate_fn=BlockBatch.collate))
+    batches = list(batch_loader(samples, 2))
     assert torch.equal(torch.cat([batch.quantized_input for batch in batches]), inputs)
     assert torch.equal(torch.cat([batch.target for batch in batches]), targets)
+
+
+class CountedStream:
+    """A stream that counts how often it is read."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values, self.device, self.reads = values, values.device, 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int | slice) -> torch.Tensor:
+        self.reads += 1
+        return self.values[index]
+
+
+def test_a_batch_is_read_at_once() -> None:
+    inputs, targets = (CountedStream(torch.randn(5, 6, 8)) for _ in range(2))
+    samples = BlockSamples(inputs, targets)  # type: ignore[arg-type]
+    batches = list(batch_loader(samples, 2))
+    assert (inputs.reads, targets.reads) == (3, 3)
+    assert all(batch.target.data_ptr() % 64 == 0 for batch in batches), "they are aligned"
+    assert batches[0].target.data_ptr() != targets.values.data_ptr()
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_samples_in_any_order(is_stored: bool, tmp_path: Path) -> None:
+    values = torch.randn(6, 5, 4)
+    path, order = tmp_path / "streams.safetensors", [4, 0, 5]
+    lay_out(path, {"values": values.shape}, torch.float32)
+    stored = open_tensors(path)["values"]
+    stored[:] = values
+    stream: Stream = stored if is_stored else values
+    batch = BlockSamples(stream, stream).__getitems__(order)
+    assert torch.equal(batch.target, values[order])
+    assert batch.augmented_target.shape == (3, 0)
+    assert torch.equal(BlockSamples(stream, stream)[4].target, values[4])
 
 
 def test_training_on_the_full_precision_stream_keeps_one_more() -> None:

@@ -105,7 +105,7 @@ def a_step_that_is_not_finite(folder: Path) -> Facts:
     train = quantization._train
 
     def twice(learner: QuantBlock, samples: Any, settings: Any, place: torch.device) -> None:
-        batches = [samples[index : index + 2] for index in (0, 2)]
+        batches = [samples.batch(range(index, index + 2)) for index in (0, 2)]
         bad = batches[1]._replace(quantized_input=batches[1].quantized_input * float("nan"))
         start = {name: value.clone() for name, value in learner.state_dict().items()}
         for given in ([batches[0], bad, batches[1]], [batches[0], batches[1]]):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from duquant.config import LWCConfig, Recipe
+from duquant.data.batches import batch_loader
 from duquant.data.streams import BlockSamples
 from duquant.model.batch import BlockBatch
 from duquant.model.channel_ranges import observe_sites
@@ -72,9 +73,7 @@ class Bench:
         return block
 
     def batches(self) -> list[BlockBatch]:
-        samples = BlockSamples(self.stream, self.target)
-        loader = DataLoader(samples, batch_size=BATCH, collate_fn=BlockBatch.collate)
-        return list(loader)
+        return list(batch_loader(BlockSamples(self.stream, self.target), BATCH))
 
 
 @pytest.fixture(scope="module")
