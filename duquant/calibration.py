@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from duquant.data.stream_pass import chunk_slices, chunks_on, pass_through
 from duquant.data.streams import BlockSamples, Stream, Streams
 from duquant.model.block_error import (
     GLIMPSED_TOKENS,
@@ -26,7 +27,6 @@ from duquant.model.block_error import (
     num_probed,
     relative_error,
 )
-from duquant.model.block_forward import TOKENS_AT_ONCE
 from duquant.model.channel_ranges import observe_sites
 from duquant.model.decoder import BlockContext, Decoder
 from duquant.model.massive_tokens import TokenPeaks, observe_tokens
@@ -34,7 +34,6 @@ from duquant.model.site_report import SiteReport
 from duquant.model.surgery import QuantizedBlock
 from duquant.model.value_rotation import rotate_values, rotated_views
 from duquant.modules.block import QuantBlock
-from duquant.ops.finite import all_finite, require_finite
 from duquant.processes import ALONE, Processes
 
 
@@ -60,7 +59,7 @@ def open_streams(
     """
     hidden, windows = streams.full_precision, processes.share(windows)
     total = torch.zeros(1, *hidden.shape[1:], dtype=torch.float64, device="cpu")
-    for chunk in _chunks(windows):
+    for chunk in chunk_slices(windows):
         embedded = decoder.embed(windows[chunk], device)
         hidden[chunk] = embedded
         for sample in embedded.cpu():
@@ -216,8 +215,7 @@ class BlockCalibration:
         return Probe(*(stream[:count].to(self.device) for stream in self._probe))
 
     def _quantized_chunks(self) -> Iterator[Tensor]:
-        stream = self.quantized_stream
-        return (stream[chunk].to(self.device) for chunk in _chunks(stream))
+        return chunks_on(self.device, self.quantized_stream)
 
     def _require_same_decisions(self) -> None:
         self.processes.require_same(
@@ -226,23 +224,10 @@ class BlockCalibration:
         )
 
     def _run(self, layer: nn.Module, stream: Stream, output: Stream) -> None:
-        are_finite = []
-        for chunk in _chunks(stream):
-            values = layer(stream[chunk].to(self.device), **self.context)
-            are_finite.append(all_finite(values))
-            output[chunk] = values
-        if are_finite and not torch.stack(are_finite).all():  # the host waits once for all chunks
-            for chunk in _chunks(output):
-                require_finite(output[chunk], "values of the block's output", values.dtype)
+        pass_through(layer, stream, output, self.context, self.device)
 
 
 def _probe(inputs: Stream, targets: Stream, processes: Processes) -> Probe:
     """Copies, so that what entered the block can be dropped."""
     count = num_probed(inputs.shape[1], processes)
     return Probe(inputs[:count].clone(), targets[:count].clone())
-
-
-def _chunks(stream: Stream) -> Iterator[slice]:
-    """Slices of samples ``(samples, tokens, …)`` that go through a block together."""
-    size = max(1, TOKENS_AT_ONCE // stream.shape[1])
-    return (slice(start, start + size) for start in range(0, len(stream), size))

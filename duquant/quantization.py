@@ -224,7 +224,7 @@ def _train(
     device: torch.device,
 ) -> None:
     """Let a block, or the whole model, learn under a Trainer of its own."""
-    loader = batch_loader(samples, settings.batch_size)
+    loader = batch_loader(samples, settings.batch_size, device)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")

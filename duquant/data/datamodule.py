@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from duquant.data.batches import batch_loader, in_order
+from duquant.data.batches import UploadedBatches, batch_loader, in_order
 from duquant.data.corpora import CORPUS_NAMES, MIX, load_documents, load_texts, require_source
 from duquant.data.protocols import Protocol, find_protocol
 from duquant.data.streams import BlockSamples, StreamSizes
@@ -164,11 +164,12 @@ class CalibrationDataModule(LightningDataModule):
             "seed": self.seed,
         }
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Any] | UploadedBatches:
         """Samples of the current block in a fixed order; without LWC, one token step."""
         if self.samples is None:
             return DataLoader(TensorDataset(torch.zeros(1, dtype=torch.float32, device="cpu")))
-        return batch_loader(self.samples, self.samples_at_once // self.processes.count)
+        count, device = self.processes.count, torch.device(self.processes.device)
+        return batch_loader(self.samples, self.samples_at_once // count, device)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader per validation corpus, in the order they were given.

@@ -3,9 +3,10 @@
 A resumed run reads them instead of recomputing the blocks before: that is faster, and it makes the
 continuation exact. Each carries a checksum, which is checked before a run goes on from it.
 
-Small streams are drafted in memory, the host's or a GPU's, and then written. Large ones are never
-whole in memory: their draft is the file of the next boundary itself, published under its name when
-it is full, and chunks of it are mapped when they are needed.
+Small streams are drafted in memory, the host's or a GPU's, and then written; a GPU computes on
+while they are copied (:mod:`duquant.ops.downloads`). Large ones are never whole in memory: their
+draft is the file of the next boundary itself, published under its name when it is full, and chunks
+of it are mapped when they are needed.
 """
 
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from duquant.atomic_files import partial, publish
 from duquant.checksum import CHECKSUM, RESTORE, UNSET, check_tensors, set_tensors_checksum
 from duquant.data.streams import CPU, Stream, Streams, StreamSizes
 from duquant.model.file_tensor import FileTensor, lay_out, open_tensors
+from duquant.ops.copy_stream import CopyStream
+from duquant.ops.downloads import Downloads
 
-BYTES_AT_ONCE = 1 << 28
-"""Of a stream on a GPU, on its way to a file."""
+BYTES_AT_ONCE = 1 << 26
+"""Of a stream on a GPU, on its way to a file; two such pieces at a time."""
 
 
 class StreamFiles:
@@ -47,6 +50,7 @@ class StreamFiles:
         self.sizes = sizes
         self.in_memory = in_memory
         self.device = device
+        self._copies = CopyStream.of(device)  # beside the queue of the thread that computes
 
     def path(self, block: int) -> Path:
         """File of the streams that enter ``block``."""
@@ -138,10 +142,11 @@ class StreamFiles:
         opened = self._lay_out(block)
         parts = {"full_precision": streams.full_precision, "quantized": streams.quantized}
         size = max(1, BYTES_AT_ONCE // self.sizes.sample_bytes)
-        for name in parts.keys() & opened.keys():
-            for start in range(0, self.sizes.samples, size):
-                part = slice(start, min(start + size, self.sizes.samples))
-                opened[name][part] = parts[name][part]
+        with Downloads(self._copies) as downloads:
+            for name in parts.keys() & opened.keys():
+                for start in range(0, self.sizes.samples, size):
+                    part = slice(start, min(start + size, self.sizes.samples))
+                    downloads.put(opened[name], part, parts[name][part])
 
     def _quantized(self, opened: dict[str, FileTensor], full_precision: Stream) -> Stream:
         """The stored quantized stream, the full-precision one it equals, or an empty one."""

@@ -7,7 +7,7 @@ import torch
 
 from duquant.config import LWCConfig, Recipe, TrainingConfig
 from duquant.data.batches import batch_loader
-from duquant.data.streams import BlockSamples, Stream, Streams, StreamSizes
+from duquant.data.streams import CPU, BlockSamples, Stream, Streams, StreamSizes
 from duquant.model.file_tensor import lay_out, open_tensors
 
 RECIPES = {
@@ -46,7 +46,7 @@ def test_a_draft_has_room_for_what_its_sizes_say(recipe: str) -> None:
 def test_samples_are_collated_in_order(is_augmented: bool) -> None:
     inputs, targets, augmented = torch.randn(3, 5, 6, 8).unbind()
     samples = BlockSamples(inputs, targets, augmented if is_augmented else None)
-    batches = list(batch_loader(samples, 2))
+    batches = list(batch_loader(samples, 2, CPU))
     assert len(samples) == 5
     assert [len(batch.quantized_input) for batch in batches] == [2, 2, 1]
     assert torch.equal(torch.cat([batch.quantized_input for batch in batches]), inputs)
@@ -65,7 +65,7 @@ def test_samples_may_lie_on_disk(tmp_path: Path) -> None:
     stored: dict[str, Stream] = dict(open_tensors(path))
     stored["inputs"][:], stored["targets"][:] = inputs, targets
     samples = BlockSamples(stored["inputs"], stored["targets"])
-    batches = list(batch_loader(samples, 2))
+    batches = list(batch_loader(samples, 2, CPU))
     assert torch.equal(torch.cat([batch.quantized_input for batch in batches]), inputs)
     assert torch.equal(torch.cat([batch.target for batch in batches]), targets)
 
@@ -87,7 +87,7 @@ class CountedStream:
 def test_a_batch_is_read_at_once() -> None:
     inputs, targets = (CountedStream(torch.randn(5, 6, 8)) for _ in range(2))
     samples = BlockSamples(inputs, targets)  # type: ignore[arg-type]
-    batches = list(batch_loader(samples, 2))
+    batches = list(batch_loader(samples, 2, CPU))
     assert (inputs.reads, targets.reads) == (3, 3)
     assert all(batch.target.data_ptr() % 64 == 0 for batch in batches), "they are aligned"
     assert batches[0].target.data_ptr() != targets.values.data_ptr()

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.optim import optimizer
 from torch.utils import backend_registration
 
+from duquant.ops import copy_stream
+from tests.emulated import queues
 from tests.emulated.counts import record
 from tests.emulated.device import NAME, EmulatedTensor, attention, dispatch
 
@@ -85,6 +87,12 @@ class _Module:
     def device(index: Any) -> Any:
         return nullcontext()
 
+    Stream, Event, stream = queues.Stream, queues.Event, staticmethod(queues.stream)
+
+    @staticmethod
+    def current_stream(device: Any = None) -> queues.Stream:
+        return queues.COMPUTING
+
 
 def install() -> torch.device:
     """Make the device known to this process, for good; before its first backward pass.
@@ -118,6 +126,7 @@ def install() -> torch.device:
     library.impl("empty.memory_format", empty, "PrivateUse1")
     library.impl("empty_strided", empty_strided, "PrivateUse1")
     _kept.append(library)
+    copy_stream.pinned_memory = queues.pinned_memory
     return torch.device(NAME, 0)
 
 

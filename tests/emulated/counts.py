@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-OWN = ("counts.py", "device.py", "backend.py")
+OWN = ("counts.py", "device.py", "backend.py", "queues.py")
 """Files of this folder through which every operation passes."""
 
 
@@ -19,7 +19,8 @@ class Counts:
     Attributes:
         kernels: by the operation's name.
         waits: by the place that waited, ``file:line operation``.
-        uploads: likewise.
+        uploads: likewise; copies that the host waits for.
+        marks: waits for one place in a queue, not for all that was asked for.
         unordered: likewise, what CUDA may compute in another order the next time.
     """
 
@@ -27,6 +28,7 @@ class Counts:
     waits: collections.Counter[str] = field(default_factory=collections.Counter)
     uploads: collections.Counter[str] = field(default_factory=collections.Counter)
     unordered: collections.Counter[str] = field(default_factory=collections.Counter)
+    marks: collections.Counter[str] = field(default_factory=collections.Counter)
 
     def totals(self) -> dict[str, Any]:
         """The sums, and where the host waited."""
@@ -34,6 +36,7 @@ class Counts:
             "kernels": self.kernels.total(),
             "waits": self.waits.total(),
             "uploads": self.uploads.total(),
+            "marks": self.marks.total(),
             "waited_at": {place: count for place, count in self.waits.items() if count},
             "unordered": {place: count for place, count in self.unordered.items() if count},
         }
@@ -65,6 +68,12 @@ def record(
         counts.waits[place] += waits
         counts.uploads[place] += uploads
         counts.unordered[place] += not is_ordered
+
+
+def record_mark() -> None:
+    """Count a wait for a mark."""
+    for counts in _counting:
+        counts.marks[_place()] += 1
 
 
 def _place() -> str:

@@ -8,7 +8,7 @@ computes it on those numbers as the CPU does, and counts what would cost time on
 * **kernels**: operations that compute or copy, not those that only view;
 * **waits**: moments at which the host must know a number of the device, and waits for everything
   that was asked of it: ``item()``, ``bool(…)``, copies to the host, shapes that depend on values;
-* **uploads**: copies from the host's memory.
+* **uploads**: copies from the host's memory, but for those in :mod:`tests.emulated.queues`.
 
 Operators of the product count as all that their definition asks for; inside of
 :func:`triton_kernels` those with a kernel in Triton count as what that launches.
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.emulated import queues
 from tests.emulated.counts import record
 from tests.emulated.dtypes import require
 from tests.emulated.order import keeps_an_order
@@ -170,6 +171,9 @@ def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     plain_args = [_numbers(each, leaves) for each in args]
     plain_kwargs = {name: _numbers(each, leaves) for name, each in kwargs.items()}
     _require_one_device(function, args, leaves)
+    asked = queues.asked(function, plain_args, plain_kwargs, args)
+    if asked is not None:
+        return args[0] if function is aten.copy_.default else EmulatedTensor(asked)
     target = plain_kwargs.get("device")
     stays = target is None or target.type == NAME
     if target is not None:

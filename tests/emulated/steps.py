@@ -4,15 +4,18 @@ import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from lightning import Callback
 from torch import Tensor
 
 import duquant
+from callbacks import preflight
 from callbacks.defaults import default_callbacks, default_logger
 from callbacks.run_directory import prepare_fit
-from duquant import calibration, quantization
+from duquant import quantization
+from duquant.data import stream_pass
 from duquant.modules.block import QuantBlock
 from tests.emulated import device
 from tests.emulated.counts import Counts, counting
@@ -83,6 +86,16 @@ def steps(folder: Path) -> Facts:
 
 
 @scenario
+def steps_from_the_host(folder: Path) -> Facts:
+    """Steps of blocks and of the whole model whose streams lie in the host's memory."""
+    with mock.patch.object(preflight, "with_streams_placed", lambda job, free: job):
+        return {
+            "LWC": measured(folder / "lwc"),
+            "distillation": measured(folder / "whole", lwc=NO_LWC, distillation=DISTILLATION),
+        }
+
+
+@scenario
 def a_step_that_waits(folder: Path) -> Facts:
     """The same with one ``.item()`` in the loss of a block."""
     loss = QuantBlock.loss
@@ -139,7 +152,7 @@ def a_step_that_is_not_finite(folder: Path) -> Facts:
 def chunks(folder: Path) -> Facts:
     """Waits of two blocks whose streams pass in 4 chunks and in 8; nothing learns."""
     source, text = sources(folder, blocks=2)
-    calibration.TOKENS_AT_ONCE = 16
+    stream_pass.TOKENS_AT_ONCE = 16
     recipe, waits = duquant.Recipe(rotation=ROTATION, lwc=NO_LWC), []
     for count in (4, 8):
         options = {"num_samples": count, "sequence_length": 16, "device": DEVICE}

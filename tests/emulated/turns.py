@@ -5,23 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import duquant
-from duquant import calibration
 from duquant.calibration import BlockCalibration
 from duquant.config import DistillationConfig
+from duquant.data import stream_pass
 from tests.emulated.counts import counting
 from tests.emulated.scenarios import DEVICE, RECIPES, Facts, scenario, sources
 
 SEARCH = ("greedy_search.py", "device_search.py", "rotation.py", "screen.py")
 """Files of the rotation search, which waits by its steps; not counted here."""
 SAMPLES, TOKENS = 4, 16
-WHOLE = calibration.TOKENS_AT_ONCE
+WHOLE = stream_pass.TOKENS_AT_ONCE
 """All samples at once, as so few are; fewer tokens give chunks."""
 
 
 def _waits(folder: Path, recipe: dict[str, Any], tokens_at_once: int) -> dict[str, Any]:
     """Waits of a block's beginning and of its end, by place; those of the search left out."""
     (source, text), found = sources(folder, blocks=1), {}
-    usual = BlockCalibration.enter, BlockCalibration.finish, calibration.TOKENS_AT_ONCE
+    usual = BlockCalibration.enter, BlockCalibration.finish, stream_pass.TOKENS_AT_ONCE
 
     def counted(name: str, work: Any) -> Any:
         def do(*arguments: Any) -> Any:
@@ -39,12 +39,12 @@ def _waits(folder: Path, recipe: dict[str, Any], tokens_at_once: int) -> dict[st
 
     BlockCalibration.enter = counted("enter", usual[0])  # type: ignore[method-assign]
     BlockCalibration.finish = counted("finish", usual[1])  # type: ignore[method-assign]
-    calibration.TOKENS_AT_ONCE = tokens_at_once
+    stream_pass.TOKENS_AT_ONCE = tokens_at_once
     duquant.quantize(
         source, text.read_text(encoding="utf-8"), duquant.Recipe(**recipe),
         output_dir=folder / "model", num_samples=SAMPLES, sequence_length=TOKENS, device=DEVICE,
     )  # fmt: skip
-    BlockCalibration.enter, BlockCalibration.finish, calibration.TOKENS_AT_ONCE = usual  # type: ignore[method-assign]
+    BlockCalibration.enter, BlockCalibration.finish, stream_pass.TOKENS_AT_ONCE = usual  # type: ignore[method-assign]
     return found
 
 

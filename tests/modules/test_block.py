@@ -73,7 +73,7 @@ class Bench:
         return block
 
     def batches(self) -> list[BlockBatch]:
-        return list(batch_loader(BlockSamples(self.stream, self.target), BATCH))
+        return list(batch_loader(BlockSamples(self.stream, self.target), BATCH, CPU))
 
 
 @pytest.fixture(scope="module")
