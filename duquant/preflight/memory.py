@@ -21,18 +21,19 @@ memory. The counts of temporary tensors are those of the code; a benchmark compa
 resident memory that the operating system reports (``tests/benchmarks/preflight.py``). On a GPU the
 phases lie there, and training has the matrices of attention too (:mod:`duquant.nn.attention`); the
 streams stay there as well if there is room (:mod:`duquant.preflight.placement`), else the host
-keeps them. It reads one block, or the embeddings (:func:`host_phase`).
+keeps them, and they pass through buffers of both (:mod:`duquant.preflight.copy_buffers`). The host
+reads one block, or the embeddings (:func:`host_phase`).
 """
 
 from dataclasses import dataclass, replace
 from math import prod
 
-from duquant.data.stream_files import BYTES_AT_ONCE
 from duquant.evaluation.perplexity import LOGITS_AT_ONCE
 from duquant.export.float_tensors import float_shapes
 from duquant.export.packed_size import packed_bytes
 from duquant.formats.number_format import num_groups
 from duquant.model.structure import SITES
+from duquant.preflight.copy_buffers import chunk_bytes, device_buffers, pinned_buffers
 from duquant.preflight.job import Job
 from duquant.transforms.table import transform_class
 
@@ -71,7 +72,7 @@ def memory_phases(job: Job) -> list[Phase]:
     is_long = _hidden_states(job) > _measuring(job)
     chunk = "a smaller --data.validation_chunk" if is_long else dtype
     phases = [
-        Phase("embedding", _table(job) + _chunk(job) + held, dtype),
+        Phase("embedding", _table(job) + chunk_bytes(job) + held, dtype),
         Phase("full precision", held + block + _full_precision(job), stream_remedy),
         Phase("search", held + block + _search(job), stream_remedy),
     ]
@@ -110,17 +111,18 @@ def host_phase(job: Job) -> Phase:
     """What the host needs: all of it, or, where a GPU computes, what is kept and read."""
     if not job.on_gpu:
         return largest_phase(job)
-    read = max(job.block_weights * job.item, _table(job)) + 2 * _chunk(job)
+    read = max(job.block_weights * job.item, _table(job)) + 2 * chunk_bytes(job)
     read += _written_block(job) + _checkpoint(job)
-    piece = min(BYTES_AT_ONCE, job.streams.bytes_at_once)  # on its way from a GPU to the disk
-    held = piece if job.streams_on_gpu else _streams(job)
-    count = LIBRARIES + distilled_bytes(job) + held + read
+    held = 0 if job.streams_on_gpu else _streams(replace(job, on_gpu=False))
+    count = LIBRARIES + distilled_bytes(job) + held + pinned_buffers(job) + read
     return Phase("streams", count, "--data.stream_memory_gb 0")
 
 
 def _streams(job: Job) -> int:
-    """Streams in memory, or the chunks of them that are mapped."""
-    return job.streams.bytes_at_once if job.streams_in_memory else 2 * _chunk(job)
+    """Streams in memory, or what of them is on its way, or the chunks of them that are mapped."""
+    if job.streams_in_memory:
+        return job.streams.bytes_at_once
+    return device_buffers(job) if job.on_gpu else 2 * chunk_bytes(job)
 
 
 def _written_block(job: Job) -> int:
@@ -139,10 +141,6 @@ def _clip_factors(job: Job) -> int:
     """Of the weights of a block: two for every group."""
     size = job.recipe.formats.weights.group_size
     return sum(2 * rows * num_groups(width, size) for rows, width in job.linears.values())
-
-
-def _chunk(job: Job) -> int:
-    return job.tokens_at_once * job.streams.hidden * job.item
 
 
 def _table(job: Job) -> int:

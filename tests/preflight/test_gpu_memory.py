@@ -1,5 +1,6 @@
 """Preflight where a GPU computes: its memory is asked, not the host's."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,16 @@ import torch
 
 from callbacks import preflight
 from callbacks.preflight import describe_job, require_room, stream_device
-from duquant.data.streams import CPU
+from duquant.config import LWCConfig
+from duquant.data.stream_files import BYTES_AT_ONCE
+from duquant.data.streams import CPU, StreamSizes
 from duquant.export.packed_size import packed_bytes
+from duquant.ops.copy_stream import pinned_bytes
+from duquant.preflight.copy_buffers import chunk_bytes, device_buffers, pinned_buffers
 from duquant.preflight.memory import device_phase, host_phase, largest_phase, memory_phases
 from duquant.preflight.thin_model import thin_config
 from duquant.processes import Processes
-from tests.in_process import small_data, small_language_model, write_text
+from tests.in_process import NO_LWC, small_data, small_language_model, write_text
 from tests.small_run import write_small_model
 
 
@@ -71,9 +76,8 @@ def test_streams_lie_on_a_gpu_that_has_room_for_them(
     assert stream_device(model, data) == device
     needed, held = device_phase(job).num_bytes, job.streams.bytes_at_once
     assert needed > device_phase(beside).num_bytes
-    piece = 1 << 20  # of what is copied to the host, to be written
-    monkeypatch.setattr("duquant.preflight.memory.BYTES_AT_ONCE", piece)
-    assert host_phase(beside).num_bytes - host_phase(job).num_bytes == held - piece
+    more = host_phase(beside).num_bytes - host_phase(job).num_bytes
+    assert more == held + pinned_buffers(beside) - pinned_buffers(job)
     free(monkeypatch, needed)
     assert stream_device(model, data) == device
     free(monkeypatch, needed - 1)
@@ -91,15 +95,20 @@ def test_training_on_a_gpu_holds_the_matrices_of_attention(
     model, data = run
     monkeypatch.setattr("duquant.preflight.memory.LARGEST_COPIED_CHECKPOINT", 0)
     data.stream_memory_gb = 0.0  # in files, on either
-    there = {each.name: each.num_bytes for each in memory_phases(describe_job(model, data))}
+    job = describe_job(model, data)
+    buffers = device_buffers(job) - 2 * chunk_bytes(job)  # where the host maps two chunks
+    there = {each.name: each.num_bytes for each in memory_phases(job)}
     data.processes = Processes()
     free(monkeypatch, None)
     here = {each.name: each.num_bytes for each in memory_phases(describe_job(model, data))}
     scores = model.decoder.config.num_attention_heads * data.sequence_length**2
-    assert there.pop("training") - here.pop("training") == 4 * 4 * data.batch_size * scores
+    more = there.pop("training") - here.pop("training")
+    assert more == 4 * 4 * data.batch_size * scores + buffers
     block = packed_bytes(model.decoder.meta_block(), model.recipe)
     for phase in ("full precision", "search"):  # the block before is written by the host
-        assert here.pop(phase) - there.pop(phase) == block
+        less = here.pop(phase) - there.pop(phase)
+        assert less == block - buffers
+    assert there.pop("embedding") - here.pop("embedding") == buffers
     assert there == here
 
 
@@ -110,3 +119,26 @@ def test_a_gpu_is_timed_with_a_block_as_wide_as_it_is(run: tuple[Any, Any]) -> N
     whole = thin_config(config, model.recipe, whole=True)
     assert (whole.hidden_size, whole.intermediate_size) == (4096, 11008)
     assert thin_config(config, model.recipe).hidden_size < 4096
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parts"),
+    [({"lwc": NO_LWC}, 0), ({}, 2), ({"lwc": LWCConfig(augmented_loss=True)}, 3)],
+)
+def test_what_is_on_its_way_is_counted(
+    run: tuple[Any, Any], recipe: dict[str, Any], parts: int
+) -> None:
+    """Two buffers of each part of a batch and of each chunk, to the GPU and back."""
+    model, data = run
+    job = describe_job(model, data)
+    changed = replace(job.recipe, **recipe)
+    streams = StreamSizes.of(changed, *job.streams.shape, job.streams.dtype)
+    job = replace(job, recipe=changed, streams=streams, batch_size=3)
+    chunk, batch = chunk_bytes(job), 3 * job.streams.sample_bytes
+    assert device_buffers(job) == max(4 * chunk, 3 * parts * batch)
+    assert pinned_bytes(batch) == 4 * job.streams.sample_bytes, "a power of two"
+    assert pinned_buffers(job) == 4 * chunk + 2 * parts * pinned_bytes(batch)
+    wide = replace(job, batch_size=1000)
+    assert device_buffers(wide) == max(4 * chunk, 3000 * parts * job.streams.sample_bytes)
+    written = min(BYTES_AT_ONCE, job.streams.stream_bytes)
+    assert pinned_buffers(replace(job, streams_on_gpu=True)) == 2 * pinned_bytes(written)
