@@ -8,8 +8,8 @@
 
 So one block's file, one boundary's streams and one checkpoint are held at most. The streams are the
 tensors that the next block reads anyway and nothing writes to; the block's file and the checkpoint
-are copies. Streams that are not held in memory are the file itself, which is flushed before the run
-goes on.
+are copies. A GPU computes on while its blocks and streams are copied to the host. Streams that are
+not held in memory are the file itself, which is flushed before the run goes on.
 """
 
 from functools import partial
@@ -26,6 +26,7 @@ from duquant.data.stream_shares import StreamShares
 from duquant.data.streams import CPU, Streams
 from duquant.model.surgery import QuantizedBlock
 from duquant.modules.language_model import LanguageModel
+from duquant.ops.downloads import downloaded
 
 
 class BoundaryFiles:
@@ -81,7 +82,8 @@ class BoundaryFiles:
         """
         directory, index = model.directory, model.block_index
         tensors = {name: x.clone() for name, x in directory.pack(index, quantized).items()}
-        self.writer.submit(partial(directory.write_packed, index, tensors))
+        fetch = downloaded(tensors)
+        self.writer.submit(lambda: directory.write_packed(index, fetch()))
 
     def save_streams(self, block: int, streams: Streams) -> Streams:
         """Hand over the streams that enter ``block``; returns them, to go on with."""

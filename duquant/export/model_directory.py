@@ -35,6 +35,7 @@ from duquant.model.decoder import Decoder
 from duquant.model.file_tensor import lay_out, open_tensors
 from duquant.model.notice import NOTICE, NOTICE_FIELD
 from duquant.model.surgery import QuantizedBlock
+from duquant.ops.downloads import downloaded
 
 COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja",
               "vocab.json", "merges.txt", "added_tokens.json")  # fmt: skip
@@ -68,10 +69,12 @@ class ModelDirectory:
         Raises:
             ValueError: if a weight is not finite, naming block and linear.
         """
-        self.write_packed(index, self.pack(index, quantized))
+        self.write_packed(index, downloaded(self.pack(index, quantized))())
 
     def pack(self, index: int, quantized: QuantizedBlock) -> dict[str, Tensor]:
-        """What :meth:`write_packed` stores of a finished block, on the CPU, partly its own tensors.
+        """What :meth:`write_packed` stores of a finished block, where it lies.
+
+        Some are the block's own tensors.
 
         Raises:
             ValueError: if a weight is not finite, naming block and linear.
@@ -82,7 +85,7 @@ class ModelDirectory:
             raise ValueError(f"block {index}: {error}") from error
 
     def write_packed(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Store the tensors of block ``index``."""
+        """Store the tensors of block ``index``, which lie on the CPU."""
         named = {f"model.layers.{index}.{name}": tensor for name, tensor in tensors.items()}
         write_tensors(self.block_file(index), named, part_checksums(named, named.__getitem__))
 

@@ -55,7 +55,10 @@ OLD_SITE_NAMES = {
 
 @torch.no_grad()
 def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
-    """Everything a finished block needs to run again; its weights are rounded already."""
+    """Everything a finished block needs to run again, where it lies, partly its own tensors.
+
+    Its weights are rounded already.
+    """
     tensors: dict[str, Tensor] = outside_linears(quantized.layer)
     dtype = next(iter(tensors.values())).dtype
     for name, linear in quantized.linears.items():
@@ -80,7 +83,7 @@ def pack_block(quantized: QuantizedBlock) -> dict[str, Tensor]:
     for name, module in quantized.layer.named_modules():
         if isinstance(module, ActivationQuantizer):
             tensors |= {f"{name}.peak": module.peak, f"{name}.clip_ends": module.clip_ends}
-    return {name: tensor.detach().cpu() for name, tensor in tensors.items() if tensor.numel()}
+    return {name: tensor.detach() for name, tensor in tensors.items() if tensor.numel()}
 
 
 def unpack_block(

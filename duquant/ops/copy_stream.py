@@ -18,17 +18,25 @@ none has run this.
 """
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Mark(Protocol):
-    """A place in a queue."""
+class Mark:
+    """A place in a queue.
 
-    def synchronize(self) -> None:
+    Args:
+        event: PyTorch's word for it.
+    """
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
+
+    def wait(self) -> None:
         """Let the host wait until the queue has reached it."""
+        self.event.synchronize()
 
 
 class CopyStream:
@@ -52,12 +60,11 @@ class CopyStream:
 
     def computed(self) -> Mark:
         """A mark behind all that the device has been asked to compute."""
-        mark: Mark = self._computing.record_event()
-        return mark
+        return Mark(self._computing.record_event())
 
     def compute_after(self, mark: Mark) -> None:
         """Let what is computed from now on wait for ``mark``; the host does not wait."""
-        self._computing.wait_event(mark)
+        self._computing.wait_event(mark.event)
 
     def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], *, after: Mark) -> Mark:
         """Ask for copies; the host goes on at once.
@@ -71,11 +78,10 @@ class CopyStream:
             A mark behind them.
         """
         with self._module.stream(self._copying):
-            self._copying.wait_event(after)
+            self._copying.wait_event(after.event)
             for target, source in pairs:
                 target.copy_(source, non_blocking=True)
-            mark: Mark = self._copying.record_event()
-        return mark
+            return Mark(self._copying.record_event())
 
 
 def pinned_memory(like: Tensor) -> Tensor:

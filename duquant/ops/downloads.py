@@ -7,9 +7,11 @@ the host stores them, in memory or in a file, when it has asked for the next:
     copies    values -> pinned buffer, once they are computed
     host      put(next), then wait for the copy and store what is in the buffer
 
-The values are held until they are copied, so nobody else gets their memory before.
+The values are held until they are copied, so nobody else gets their memory before. Tensors that
+are wanted all together, such as those of a block's file, go at once (:func:`downloaded`).
 """
 
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol
 
@@ -18,6 +20,9 @@ from torch import Tensor
 
 from duquant.ops import copy_stream
 from duquant.ops.copy_stream import CopyStream, Mark
+
+ALIGNMENT = 64
+"""Bytes; where a tensor begins in a piece of memory that holds many."""
 
 
 class Store(Protocol):
@@ -96,6 +101,39 @@ class _Slot:
             return
         assert self._buffer is not None
         (mark, target, where, values), self._under_way = self._under_way, None
-        mark.synchronize()
+        mark.wait()
         if stores:
             target[where] = self._buffer[: len(values)]
+
+
+def downloaded(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Ask for tensors in the host's memory; those that lie there stay as they are.
+
+    The host waits only when what is returned is called, perhaps in another thread: that gives all
+    of them. Until then whoever asks leaves ``tensors`` as they are.
+    """
+    found = {name: tensor.detach() for name, tensor in tensors.items()}
+    away = {name: x.contiguous() for name, x in found.items() if x.device.type != "cpu"}
+    copies = CopyStream.of(next(iter(away.values())).device) if away else None
+    if copies is None:
+        return lambda: {name: tensor.cpu() for name, tensor in found.items()}
+    room = _in_one_piece(away)
+    mark = copies.copy([(room[name], away[name]) for name in away], after=copies.computed())
+
+    def fetch() -> dict[str, Tensor]:
+        mark.wait()
+        away.clear()  # they had to be kept until here
+        return found | room
+
+    return fetch
+
+
+def _in_one_piece(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pinned room for every tensor; what is pinned is rounded up, so it is pinned at once."""
+    sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors.values()]
+    buffer = copy_stream.pinned_memory(torch.empty(sum(sizes), dtype=torch.uint8, device="meta"))
+    pieces = zip(tensors.items(), buffer.split(sizes), strict=True)
+    return {
+        name: piece[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for (name, tensor), piece in pieces
+    }

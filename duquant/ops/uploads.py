@@ -97,4 +97,4 @@ class _Slot:
     def settle(self) -> None:
         """Wait until no copy needs the buffers."""
         if self._copied is not None:
-            self._copied.synchronize()
+            self._copied.wait()

@@ -1,11 +1,12 @@
 """Memory of what is on its way between the host and a GPU.
 
 Streams that the host keeps, or the disk, pass through buffers of both (:mod:`duquant.ops.uploads`,
-:mod:`duquant.ops.downloads`); those on the GPU are written to files through buffers of the host. A
-process keeps what it has pinned.
+:mod:`duquant.ops.downloads`); those on the GPU, and finished blocks, go to files through buffers of
+the host. A process keeps what it has pinned.
 """
 
 from duquant.data.stream_files import BYTES_AT_ONCE
+from duquant.export.packed_size import packed_bytes
 from duquant.ops.copy_stream import pinned_bytes
 from duquant.preflight.job import Job
 
@@ -24,10 +25,16 @@ def device_buffers(job: Job) -> int:
 
 def pinned_buffers(job: Job) -> int:
     """Bytes that the host pins, where a GPU computes."""
+    block = pinned_bytes(written_block(job))
     if job.streams_on_gpu:
-        return SLOTS * pinned_bytes(min(BYTES_AT_ONCE, job.streams.stream_bytes))
+        return block + SLOTS * pinned_bytes(min(BYTES_AT_ONCE, job.streams.stream_bytes))
     chunks = 2 * SLOTS * pinned_bytes(chunk_bytes(job))  # to the GPU and back
-    return chunks + SLOTS * _num_parts(job) * pinned_bytes(_batch_bytes(job))
+    return block + chunks + SLOTS * _num_parts(job) * pinned_bytes(_batch_bytes(job))
+
+
+def written_block(job: Job) -> int:
+    """Bytes of the largest block's file."""
+    return max(packed_bytes(block, job.recipe) for block in job.blocks)
 
 
 def chunk_bytes(job: Job) -> int:

@@ -33,7 +33,12 @@ from duquant.export.float_tensors import float_shapes
 from duquant.export.packed_size import packed_bytes
 from duquant.formats.number_format import num_groups
 from duquant.model.structure import SITES
-from duquant.preflight.copy_buffers import chunk_bytes, device_buffers, pinned_buffers
+from duquant.preflight.copy_buffers import (
+    chunk_bytes,
+    device_buffers,
+    pinned_buffers,
+    written_block,
+)
 from duquant.preflight.job import Job
 from duquant.transforms.table import transform_class
 
@@ -67,7 +72,7 @@ def memory_phases(job: Job) -> list[Phase]:
     dtype = "--model.dtype bfloat16" if job.item > 2 else "a machine with more memory"
     streams = "--data.stream_memory_gb 0"
     held = _streams(job)
-    block, checkpoint = (0, 0) if job.on_gpu else (_written_block(job), _checkpoint(job))
+    block, checkpoint = (0, 0) if job.on_gpu else (written_block(job), _checkpoint(job))
     stream_remedy = streams if job.streams_in_memory and held > job.block_weights else dtype
     is_long = _hidden_states(job) > _measuring(job)
     chunk = "a smaller --data.validation_chunk" if is_long else dtype
@@ -112,7 +117,7 @@ def host_phase(job: Job) -> Phase:
     if not job.on_gpu:
         return largest_phase(job)
     read = max(job.block_weights * job.item, _table(job)) + 2 * chunk_bytes(job)
-    read += _written_block(job) + _checkpoint(job)
+    read += _checkpoint(job)
     held = 0 if job.streams_on_gpu else _streams(replace(job, on_gpu=False))
     count = LIBRARIES + distilled_bytes(job) + held + pinned_buffers(job) + read
     return Phase("streams", count, "--data.stream_memory_gb 0")
@@ -123,10 +128,6 @@ def _streams(job: Job) -> int:
     if job.streams_in_memory:
         return job.streams.bytes_at_once
     return device_buffers(job) if job.on_gpu else 2 * chunk_bytes(job)
-
-
-def _written_block(job: Job) -> int:
-    return max(packed_bytes(block, job.recipe) for block in job.blocks)
 
 
 def _checkpoint(job: Job) -> int:

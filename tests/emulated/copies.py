@@ -16,7 +16,7 @@ from duquant.data import stream_files, stream_pass
 from duquant.data.stream_files import StreamFiles
 from duquant.data.streams import Streams, StreamSizes
 from duquant.ops import downloads, uploads
-from duquant.ops.copy_stream import CopyStream
+from duquant.ops.copy_stream import CopyStream, Mark
 from duquant.ops.downloads import Downloads
 from duquant.ops.uploads import uploaded
 from tests.emulated import queues
@@ -77,7 +77,7 @@ def _without_after(self: Any, pairs: Any, *, after: Any) -> Any:
     """As the product, but copies wait for nothing."""
     empty = queues.Event()
     empty.is_reached = True
-    return usual_copy(self, pairs, after=empty)
+    return usual_copy(self, pairs, after=Mark(empty))
 
 
 def _forgetting(self: Any) -> Any:

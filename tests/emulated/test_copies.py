@@ -15,8 +15,11 @@ pytestmark = pytest.mark.skipif(
     not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this PyTorch has no place for devices written in Python",
 )
-MARKS = {"nothing learns": 6, "augmented": 24, "everything": 20}
-"""Waits of a block for a buffer that was filled an item before: three chunks, six batches."""
+MARKS = {"nothing learns": 7, "augmented": 25, "everything": 21}
+"""Waits of a block for a buffer that was filled an item before: three chunks, six batches, a file.
+
+Before, each chunk and each part of a batch was a copy that the host waited for.
+"""
 
 
 def test_copies_are_right_in_any_order(tmp_path: Path) -> None:
@@ -34,7 +37,7 @@ def test_streams_on_the_host_give_the_same_bits_without_more_waits(tmp_path: Pat
         assert host["waits"] <= device["waits"]
         assert host["uploads"] <= device["uploads"] + 2, "of the block's error: inputs and targets"
         assert 0 < host["marks"] <= most
-        assert device["marks"] == 0
+        assert device["marks"] == 1, "the block's file"
 
 
 def test_no_step_waits_for_streams_on_the_host(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def duquant_without_lwc(bench: Bench) -> Figures:
     figures["write_s"] = bench.seconds(lambda: write_tensors(file, packed))
     sizes = StreamSizes(*here.hidden.shape, here.hidden.dtype, True)
     streams = Streams(here.hidden, here.hidden.clone(), here.hidden[:1])
-    files = StreamFiles(folder, sizes)
+    files = StreamFiles(folder, sizes, device=here.hidden.device)
     figures["write_streams_s"] = bench.seconds(lambda: files.save(1, streams))
     return {"ok": bool(packed), **figures}
 
