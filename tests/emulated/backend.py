@@ -9,7 +9,7 @@ from torch.optim import optimizer
 from torch.utils import backend_registration
 
 from duquant.ops import copy_stream
-from tests.emulated import queues
+from tests.emulated import pinned, queues
 from tests.emulated.counts import record
 from tests.emulated.device import NAME, EmulatedTensor, attention, dispatch
 
@@ -126,7 +126,7 @@ def install() -> torch.device:
     library.impl("empty.memory_format", empty, "PrivateUse1")
     library.impl("empty_strided", empty_strided, "PrivateUse1")
     _kept.append(library)
-    copy_stream.pinned_memory = queues.pinned_memory
+    copy_stream.pinned_memory = pinned.pinned_memory
     return torch.device(NAME, 0)
 
 

@@ -11,10 +11,8 @@ computes it on those numbers as the CPU does, and counts what would cost time on
 * **uploads**: copies from the host's memory, but for those in :mod:`tests.emulated.queues`.
 
 Operators of the product count as all that their definition asks for; inside of
-:func:`triton_kernels` those with a kernel in Triton count as what that launches.
-
-Tensors of two devices in one operation are refused as CUDA refuses them; tensors of a dtype, where
-:mod:`tests.emulated.dtypes` says so.
+:func:`triton_kernels` those with a kernel in Triton count as what that launches. Tensors of two
+devices in one operation are refused as CUDA does; a dtype, where :mod:`tests.emulated.dtypes` says.
 """
 
 import functools

@@ -14,6 +14,7 @@ dropped by then brings 88, and a copy into it is noted in ``LOST``.
 """
 
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,14 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.emulated.counts import record, record_mark
+from tests.emulated.pinned import is_pinned, weak
 
 aten = torch.ops.aten
 NO_WORK = {aten.detach.default, aten.alias.default, aten.empty_like.default}
-PINNED: list[Tensor] = []
-"""All memory that was ever pinned: its addresses are never given to others."""
 
 
 class Event:
@@ -86,15 +85,17 @@ class Stream:
 
     def step(self) -> bool:
         """Do the next thing, if there is one and it need not wait."""
-        if self.tasks and self.tasks[0]():
-            self.tasks.popleft()
-            return True
-        return False
+        with LOCK:
+            if self.tasks and self.tasks[0]():
+                self.tasks.popleft()
+                return True
+            return False
 
     def _add(self, task: Callable[[], bool]) -> None:
-        self.tasks.append(task)
-        if self is COMPUTING and SCHEDULE.seed is None:
-            assert self.step()
+        with LOCK:
+            self.tasks.append(task)
+            if self is COMPUTING and SCHEDULE.seed is None:
+                assert self.step()
         SCHEDULE.dawdle()
 
 
@@ -132,21 +133,36 @@ class Schedule:
         return any(queue.step() for queue in queues)
 
 
+LOCK = threading.RLock()
+"""Of all queues: the thread that writes files asks and waits as well."""
 ALL: list[Stream] = []
 LOST: list[str] = []
 SCHEDULE = Schedule()
 COMPUTING = Stream()
-_current: list[Stream] = [COMPUTING]
+
+
+class Current(threading.local):
+    """In which queue a thread asks.
+
+    Attributes:
+        queues: that one last; before it those in which it will ask again.
+    """
+
+    def __init__(self) -> None:
+        self.queues = [COMPUTING]
+
+
+CURRENT = Current()
 
 
 @contextmanager
 def stream(queue: Stream) -> Iterator[None]:
     """Ask in another queue meanwhile."""
-    _current.append(queue)
+    CURRENT.queues.append(queue)
     try:
         yield
     finally:
-        _current.pop()
+        CURRENT.queues.pop()
 
 
 @contextmanager
@@ -161,25 +177,15 @@ def random_order(seed: int) -> Iterator[None]:
 
 
 def run_until(event: Event) -> None:
-    while not event.is_reached:
-        assert SCHEDULE.step_one(), "a queue waits for what nobody was asked for"
+    with LOCK:
+        while not event.is_reached:
+            assert SCHEDULE.step_one(), "a queue waits for what nobody was asked for"
 
 
 def drain() -> None:
     """Do all that is left."""
     while SCHEDULE.step_one():
         pass
-
-
-def pinned_memory(like: Tensor) -> Tensor:
-    """Memory of the host that the device knows."""
-    PINNED.append(torch.full(like.shape, 77, dtype=like.dtype, device="cpu"))
-    return PINNED[-1]
-
-
-def is_pinned(host: Tensor) -> bool:
-    address = host.untyped_storage().data_ptr()
-    return any(each.untyped_storage().data_ptr() == address for each in PINNED)
 
 
 def asked(
@@ -195,7 +201,7 @@ def asked(
     """
     if function.is_view or function in NO_WORK:
         return None
-    queue, pair = _current[-1], None
+    queue, pair = CURRENT.queues[-1], None
     if function is aten.copy_.default and queue is not COMPUTING:
         non_blocking = options.get("non_blocking", len(numbers) > 2 and numbers[2])
         hosted = [ours for ours, theirs in zip(numbers[:2], given, strict=False) if ours is theirs]
@@ -216,7 +222,7 @@ def asked(
 def _copy(target: Tensor, source: Tensor, *, keeps: bool) -> Callable[[], object]:
     if keeps:
         return lambda: target.copy_(source)
-    ends = [_weak(each) for each in (target, source)]
+    ends = [weak(each) for each in (target, source)]
 
     def copy() -> None:
         there, here = (end() for end in ends)
@@ -226,19 +232,3 @@ def _copy(target: Tensor, source: Tensor, *, keeps: bool) -> Callable[[], object
             there.copy_(here) if here is not None else there.fill_(88)
 
     return copy
-
-
-def _weak(tensor: Tensor) -> Callable[[], Tensor | None]:
-    if is_pinned(tensor):
-        return lambda: tensor
-    storage = StorageWeakRef(tensor.untyped_storage())
-    place = tensor.storage_offset(), tensor.shape, tensor.stride()
-    dtype = tensor.dtype
-
-    def found() -> Tensor | None:
-        if storage.expired():
-            return None
-        held = torch.UntypedStorage._new_with_weak_ptr(storage.cdata)  # type: ignore[attr-defined]
-        return torch.empty(0, dtype=dtype, device="cpu").set_(held, *place)
-
-    return found

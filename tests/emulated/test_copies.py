@@ -43,7 +43,7 @@ def test_streams_on_the_host_give_the_same_bits_without_more_waits(tmp_path: Pat
 def test_no_step_waits_for_streams_on_the_host(tmp_path: Path) -> None:
     for recipe, epochs in run("steps_from_the_host", tmp_path).items():
         learning = [epoch for epoch in epochs if epoch["steps"] == 4]
-        assert len(learning) == 2
+        assert len(learning) > 1
         for epoch in learning:
             assert epoch["waits"] == 0, (recipe, epoch["waited_at"])
             assert 0 < epoch["marks"] <= epoch["steps"]
