@@ -63,7 +63,7 @@ def measure(hidden: int, samples: int) -> tuple[float, float]:
 
 def _train(block: QuantBlock, samples: BlockSamples, recipe: Recipe) -> None:
     """One epoch as the trainer takes it, without the trainer."""
-    loader = DataLoader(samples, batch_size=recipe.lwc.batch_size, collate_fn=BlockBatch.collate)
+    loader = batch_loader(samples, recipe.lwc.batch_size, CPU)
     optimizer = block_optimizer(block.parameter_groups())
     for index, batch in enumerate(loader):
         optimizer.zero_grad()

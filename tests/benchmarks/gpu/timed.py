@@ -166,7 +166,7 @@ def lwc_step(bench: Bench) -> Figures:
     block, samples = calibration.block.train(), calibration.samples
     assert samples is not None
     assert block.quantized is not None
-    optimizer, pair = block.configure_optimizers(), BlockBatch.collate([samples[0], samples[1]])
+    optimizer, pair = block.configure_optimizers(), samples.batch([0, 1])
     batch = BlockBatch(*(each.to(bench.device) for each in pair))
 
     def step(*, guarded: bool = True) -> None:
