@@ -17,14 +17,13 @@ from pathlib import Path
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch.utils.data import DataLoader
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from duquant.calibration import BlockCalibration
 from duquant.config import Recipe
+from duquant.data.batches import batch_loader
 from duquant.data.streams import BlockSamples, Streams, StreamSizes
-from duquant.model.batch import BlockBatch
 from duquant.model.structure import linear_shapes
 from duquant.modules.block import QuantBlock, block_generator
 from duquant.modules.block_optimizer import block_optimizer

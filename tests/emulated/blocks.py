@@ -10,8 +10,8 @@ import torch
 
 from callbacks.defaults import default_callbacks, default_logger
 from callbacks.run_directory import prepare_fit
-from duquant import calibration
 from duquant.config import RoundingConfig
+from duquant.data import stream_pass
 from duquant.formats.integer import Integer
 from duquant.model.structure import SITES
 from duquant.rounding.gptq import GPTQ
@@ -36,7 +36,7 @@ SEARCHES = len(SITES) * (ROTATION.permutation_times + 1)
 @scenario
 def blocks(folder: Path) -> Facts:
     """Of a fit with all that a command has: one more block, and one more chunk of it."""
-    calibration.TOKENS_AT_ONCE = TOKENS
+    stream_pass.TOKENS_AT_ONCE = TOKENS
     return {
         name: _by_differences(folder / name, rounding=RoundingConfig(name))
         for name in ("nearest", "gptq")

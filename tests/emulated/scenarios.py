@@ -226,7 +226,17 @@ def main() -> None:
     warnings.simplefilter("ignore")
     backend.install()
     trainer.install()
-    for more in ("steps", "runs", "searches", "repeats", "narrow", "turns", "checks", "blocks", "copies"):
+    for more in (
+        "steps",
+        "runs",
+        "searches",
+        "repeats",
+        "narrow",
+        "turns",
+        "checks",
+        "blocks",
+        "copies",
+    ):
         importlib.import_module(f"tests.emulated.{more}")
     with contextlib.redirect_stdout(io.StringIO()):  # standard output is for the facts
         facts = SCENARIOS[name](folder)
