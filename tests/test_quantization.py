@@ -182,8 +182,9 @@ def test_a_device_without_room_for_a_block_is_refused_as_the_command_does(
     monkeypatch.setattr(placement, "device_phase", noted)
     with pytest.raises(ValueError, match=r"of the memory of cpu \(.+\), .* try dtype bfloat16$"):
         run(0)
+    least = min(needed)  # so few samples take less room there than buffers for their copies
     with pytest.raises(ValueError, match="are free there"):
-        run(needed[-1] - 1)
+        run(least - 1)
     assert not (tmp_path / "model").exists()
-    run(needed[-1])
+    run(least)
     assert (tmp_path / "model" / CARD).exists()
