@@ -95,12 +95,19 @@ class JoinedLinears:
     def _made(self) -> PackedLinear | None:
         if not self._is_tried and not torch.compiler.is_compiling():
             self._is_tried = True
-            if not any(is_offloaded(linear) for linear in self._linears):
-                self._joined = join(self._linears)
-            if self._joined is not None:
-                self._joined.prepare()
-                _share(self._joined, self._linears)
+            with torch.inference_mode(False):  # whose tensors cannot be loaded into later
+                self._joined = self._make()
         return self._joined
+
+    def _make(self) -> PackedLinear | None:
+        # They may have moved since it was decided that they are multiplied as one.
+        if any(map(is_offloaded, self._linears)) or not are_multiplied_packed(self._linears):
+            return None
+        joined = join(self._linears)
+        if joined is not None:
+            joined.prepare()
+            _share(joined, self._linears)
+        return joined
 
 
 def are_multiplied_packed(linears: Sequence[PackedLinear]) -> bool:
@@ -118,8 +125,14 @@ def _kind(linear: PackedLinear) -> tuple[object, ...]:
 
 
 def _share(joined: PackedLinear, linears: Sequence[PackedLinear]) -> None:
-    """Let the parts' buffers be rows of the whole; equal numbers, the old tensors are freed."""
+    """Let the parts' buffers be rows of the whole; equal numbers, the old tensors are freed.
+
+    The parts are prepared, as they multiply many tokens: what is compiled cannot do it.
+    """
     rows = [linear.out_features for linear in linears]
     for name in joined.EXACT:
         for linear, part in zip(linears, joined.get_buffer(name).split(rows), strict=True):
             setattr(linear, name, part)
+    for linear in linears:
+        linear.panels = None  # of the old tensors, if it has multiplied alone
+        linear.prepare()

@@ -159,10 +159,69 @@ def test_parts_are_rows_of_the_whole_and_take_no_memory_twice() -> None:
     storages = {linear.get_buffer("packed").untyped_storage().data_ptr() for linear in linears}
     assert len(storages) == 1
     for linear, old in zip(linears, before, strict=True):
+        old.prepare()
         assert linear.resident_bytes() == old.resident_bytes()
         assert linear.state_dict().keys() == old.state_dict().keys()
         for name, tensor in linear.state_dict().items():
             assert torch.equal(tensor, old.state_dict()[name]), name
+
+
+@packed_kernel_needed
+def test_who_multiplied_alone_before_lets_go_of_the_old_tensors() -> None:
+    linears = readers()
+    for linear in linears:
+        linear.prepare()
+    old = [weakref.ref(linear.get_buffer("packed")) for linear in linears]
+    shared(linears)[0](tokens_for(linears[0]))
+    assert made(linears[0])
+    gc.collect()
+    assert [reference() for reference in old] == [None] * len(old)
+
+
+@packed_kernel_needed
+def test_inference_mode_leaves_ordinary_tensors() -> None:
+    """Others cannot be loaded into."""
+    linears, others = shared(readers()), readers()
+    tokens = tokens_for(linears[0])
+    with torch.inference_mode():
+        linears[0](tokens)
+    assert made(linears[0])
+    for linear, other in zip(linears, others, strict=True):
+        other.scale.mul_(2)
+        linear.load_state_dict(other.state_dict())
+        assert torch.equal(linear(tokens), other(tokens))
+
+
+@packed_kernel_needed
+def test_of_many_tokens_they_compile_whole_behind_a_few() -> None:
+    linears, alone = shared(readers()), readers()
+    few, many = tokens_for(linears[0]), tokens_for(linears[0], FEW_TOKENS + 1)
+    for linear in linears:
+        linear(few)
+    compiled = torch.compile(
+        lambda tokens: [linear(tokens) for linear in linears], fullgraph=True, backend="eager"
+    )
+    for tokens in (many, few):
+        assert all(map(torch.equal, compiled(tokens), [linear(tokens) for linear in alone]))
+    assert made(linears[0])
+
+
+@packed_kernel_needed
+def test_moved_to_where_nothing_reads_packed_weights_each_multiplies_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A layout then takes the place of the packed weight."""
+    linears, alone = readers(), readers()
+    for linear in linears:
+        linear.execution = Execution("integer", "fast")
+    assert are_multiplied_packed(linears)
+    shared(linears)
+    tokens = tokens_for(linears[0])
+    expected = [linear(tokens) for linear in alone]
+    monkeypatch.setattr("duquant.nn.layouts.reads_packed", lambda **_: False)
+    assert all(map(torch.equal, [linear(tokens) for linear in linears], expected))
+    assert not made(linears[0])
+    assert [linear.packed for linear in linears] == [None] * len(linears)
 
 
 def test_weights_that_are_loaded_later_are_the_ones_multiplied() -> None:
