@@ -21,7 +21,8 @@ def repeated(step: Callable[[State], State], state: State, count: int) -> State:
         step: its result's tensors have shapes, dtypes and device of its argument's; it changes
             nothing, and never waits for the device.
         state: what the first step is given, a named tuple; stays as it is.
-        count: how many steps. With a graph the host waits once, to compare its first step.
+        count: how many steps. With a graph the host waits twice: PyTorch before it captures, and
+            here to compare the first step.
     """
     if state[0].device.type == "cuda":
         return _as_graph(step, state, count)
@@ -41,14 +42,16 @@ def _as_graph(step: Callable[[State], State], state: State, count: int) -> State
     held = _copied(state)
     try:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        stream = torch.cuda.Stream(state[0].device)  # PyTorch's own is of the first GPU to capture
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             _write(held, step(held))
         _write(held, state)
         graph.replay()
     except RuntimeError:
         return _one_by_one(step, state, count - 1)
     state = step(state)
-    if not all(map(torch.equal, held, state)):
+    are_equal = [(one == other).all() for one, other in zip(held, state, strict=True)]
+    if not torch.stack(are_equal).all():
         return _one_by_one(step, state, count - 2)
     for _ in range(count - 2):
         graph.replay()

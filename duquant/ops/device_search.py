@@ -56,7 +56,7 @@ def search_on_device(rows: Tensor, base: Tensor, max_steps: int, *, follow_row: 
     """:func:`duquant.ops.greedy_search.greedy_search`, for tensors of an accelerator.
 
     The host waits for the device twice, once more for every further ``STEPS_AT_ONCE`` steps, and
-    once more whenever rows were too few.
+    once more whenever rows were too few. Each graph of steps adds two.
     """
     rows = near_one(rows)
     search = _Search(rows, base, min(EXACT_ROWS, rows.shape[1]), follow_row=follow_row)

@@ -55,7 +55,10 @@ def steps() -> Steps:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch, steps: Steps) -> list[Graph]:
-    """CUDA's graphs in their order; each computes its step."""
+    """CUDA's graphs in their order; each computes its step.
+
+    Nothing is captured but on a stream of the steps' own device.
+    """
     made: list[Graph] = []
 
     def make() -> Graph:
@@ -63,7 +66,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch, steps: Steps) -> list[Graph]:
         return made[-1]
 
     @contextmanager
-    def capture(graph: Graph, **_: Any) -> Iterator[None]:
+    def capture(graph: Graph, stream: Any = None, **_: Any) -> Iterator[None]:
+        assert stream == torch.device("cpu")
         yield
         held = steps.given[-1]
 
@@ -74,6 +78,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch, steps: Steps) -> list[Graph]:
         graph.change = change
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", make)
+    monkeypatch.setattr(torch.cuda, "Stream", torch.device)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     return made
 
@@ -99,6 +104,23 @@ def test_a_graph_that_computes_anything_else_is_not_used(
 ) -> None:
     monkeypatch.setattr(Graph, "replay", lambda graph: None)
     assert captured._as_graph(steps, start(), count).last.item() == FIBONACCI[count]
+
+
+def test_the_first_step_is_compared_by_one_wait(
+    steps: Steps, graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a graph, which has two tensors to compare."""
+    waits: list[Tensor] = []
+    original = Tensor.__bool__
+
+    def noting(tensor: Tensor) -> bool:
+        waits.append(tensor)
+        return original(tensor)
+
+    monkeypatch.setattr(Tensor, "__bool__", noting)
+    monkeypatch.setattr(torch, "equal", lambda *_: pytest.fail("waits for every tensor"))
+    assert captured._as_graph(steps, start(), 8).last.item() == FIBONACCI[8]
+    assert len(waits) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine on which capturing fails")
