@@ -102,12 +102,17 @@ def observe_sites(
         now = ChannelRange.of(tokens, means=means)
         seen[name] = seen[name].join(now) if name in seen else now
 
+    def require_finite_channels() -> None:
+        peaks = {f"channels of {name}": now.peak for name, now in seen.items()}
+        require_each_finite(peaks, next(block.parameters()).dtype)
+
     with watching(first_linears(block), look):
         try:
             yield seen
-        finally:  # also if the block's output was refused: this says where it begins
-            peaks = {f"channels of {name}": now.peak for name, now in seen.items()}
-            require_each_finite(peaks, next(block.parameters()).dtype)
+        except ValueError:  # the block's output was refused; this says where it begins
+            require_finite_channels()
+            raise
+        require_finite_channels()
 
 
 def first_linears(block: nn.Module) -> dict[str, nn.Module]:
