@@ -20,21 +20,22 @@ def test_the_site_is_named(spoilt: Bench) -> None:
         spoilt.ranges()
 
 
+def stop(bench: Bench, reason: BaseException) -> None:
+    with observe_sites(bench.block):
+        bench.run()
+        raise reason
+
+
 def test_a_refused_output_is_explained_by_its_site(spoilt: Bench) -> None:
-    with (
-        pytest.raises(ValueError, match="channels of mlp_output are not finite"),
-        observe_sites(spoilt.block),
-    ):
-        spoilt.run()
-        raise ValueError("values of the block's output are not finite")
+    with pytest.raises(ValueError, match="channels of mlp_output are not finite"):
+        stop(spoilt, ValueError("values of the block's output are not finite"))
 
 
-def test_a_refusal_without_a_site_stays(spoilt: Bench) -> None:
-    with pytest.raises(ValueError, match="the output alone"), observe_sites(spoilt.block):
-        raise ValueError("the output alone")
+def test_a_refusal_without_a_site_stays() -> None:
+    with pytest.raises(ValueError, match="the output alone"):
+        stop(Bench("llama"), ValueError("the output alone"))
 
 
 def test_an_interrupt_is_an_interrupt(spoilt: Bench) -> None:
-    with pytest.raises(KeyboardInterrupt), observe_sites(spoilt.block):
-        spoilt.run()
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        stop(spoilt, KeyboardInterrupt())
