@@ -36,3 +36,12 @@ def calibration_rows(seed: int, searches: int, count: int, size: int, spread: fl
     rows[:, : count // 2, 0] *= 1 + 10 * spread
     rows[:, -1] = rows[:, 0]
     return rows
+
+
+def rows_of_one_sign(size: int) -> Tensor:
+    """Four searches: equal entries by the hundred, zeros alone, an end of the range at zero."""
+    rows = torch.rand(4, 50, size, generator=torch.Generator().manual_seed(2))
+    rows[1] = 0
+    rows[2] = 1
+    rows[3, 7] = 0
+    return rows

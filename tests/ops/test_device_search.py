@@ -9,7 +9,7 @@ from torch import Tensor
 from duquant.ops import device_search
 from duquant.ops.device_search import EXACT_ROWS, MORE, search_on_device
 from duquant.ops.rotation import random_base, random_orthogonal
-from tests.ops.plain_search import calibration_rows, plain_search
+from tests.ops.plain_search import calibration_rows, plain_search, rows_of_one_sign
 from tests.outliers import seeds
 
 
@@ -49,12 +49,7 @@ def test_so_it_does_over_many_rows_and_steps(
 @pytest.mark.parametrize("follow_row", [False, True])
 @pytest.mark.parametrize("size", [8, 64])
 def test_rows_of_one_sign_and_rows_of_zeros(size: int, follow_row: bool) -> None:
-    """Equal entries by the hundred, a search over zeros, and an end of the range at zero."""
-    generator = torch.Generator().manual_seed(2)
-    rows = torch.rand(4, 50, size, generator=generator)
-    rows[1] = 0
-    rows[2] = 1
-    rows[3, 7] = 0
+    rows = rows_of_one_sign(size)
     base = bases(2, 4, size)
     found = search_on_device(rows, base, 12, follow_row=follow_row)
     assert torch.equal(found, plain_search(rows, base, 12, follow_row=follow_row))

@@ -11,7 +11,7 @@ from duquant.ops.greedy_search import greedy_search
 from duquant.ops.kernels import screen
 from duquant.ops.rotation import random_base
 from duquant.ops.screen import Screen
-from tests.ops.plain_search import calibration_rows, plain_search
+from tests.ops.plain_search import calibration_rows, plain_search, rows_of_one_sign
 from tests.outliers import seeds
 
 needs_the_kernel = pytest.mark.skipif(
@@ -57,12 +57,7 @@ def test_so_it_does_by_the_kernel_and_without(
 @pytest.mark.parametrize("follow_row", [False, True])
 @pytest.mark.parametrize("size", [8, 64])
 def test_rows_of_one_sign_and_rows_of_zeros(size: int, follow_row: bool) -> None:
-    """Equal entries by the hundred, a search over zeros, and an end of the range at zero."""
-    generator = torch.Generator().manual_seed(2)
-    rows = torch.rand(4, 50, size, generator=generator)
-    rows[1] = 0
-    rows[2] = 1
-    rows[3, 7] = 0
+    rows = rows_of_one_sign(size)
     base = random_base(torch.Generator().manual_seed(2))(4, size)
     found = greedy_search(rows, base, 12, follow_row=follow_row)
     assert torch.equal(found, plain_search(rows, base, 12, follow_row=follow_row))
