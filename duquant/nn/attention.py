@@ -5,17 +5,19 @@ K and V and hands them to the implementation that the model is set to, by defaul
 dot product attention. A quantized attention module asks for ``duquant_attention`` by a
 configuration of its own, so ``model.set_attn_implementation`` may choose what computes and never
 whether Q, K and V are quantized. A module without an ``attention_quantizer`` is passed through
-untouched, so the name may stand in a model's configuration too. Where a gradient is recorded on a
-GPU, scaled dot product attention takes its way through plain matrix products: the fused kernels'
-backward passes add in whatever order their blocks end, and what is trained, or resumed, twice would
-differ in its last bits. It is registered for masks as well:
+untouched, so the name may stand in a model's configuration too. It is registered for masks as well:
 without that transformers would build no mask for it, and the model would silently see the future.
+
+Where a gradient is recorded on a GPU, the fused kernels' backward passes add in whatever order
+their blocks end, and what is trained, or resumed, twice would differ in its last bits. So scaled
+dot product attention then takes a way that repeats them: FlashAttention in one order
+(:mod:`duquant.ops.repeatable_attention`) where CUDA has it for the tensors at hand, else plain
+matrix products.
 """
 
 import copy
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from transformers.masking_utils import sdpa_mask
 
 from duquant.nn.attention_quantizer import ATTENTION_NAME, AttentionQuantizer
 from duquant.ops.gradient import records_gradient
+from duquant.ops.repeatable_attention import can_repeat_flash, repeatable_flash
 
 IMPLEMENTATIONS = ("sdpa", "eager", ATTENTION_NAME)
 """What a model may be set to; our own name means sdpa."""
@@ -51,8 +54,9 @@ def duquant_attention(
         biases, are_quantized = kwargs.pop(BIASES)
         query, key, value = quantizer(query, key, value, biases, are_quantized=are_quantized)
         attend = _implementation(module, quantizer.implementation())
-    with _repeatable(query, key, value):
+    if query.device.type == "cpu" or not any(map(records_gradient, (query, key, value))):
         return attend(module, query, key, value, attention_mask, **kwargs)
+    return _repeatable(attend, module, query, key, value, attention_mask, **kwargs)
 
 
 def install_attention_quantizer(attention: nn.Module, quantizer: AttentionQuantizer) -> None:
@@ -76,11 +80,26 @@ def require_implementation(name: str | None) -> None:
         )
 
 
-def _repeatable(*operands: Tensor) -> AbstractContextManager[None]:
-    """Meanwhile attention's backward pass, if there will be one, adds in one order."""
-    if operands[0].device.type == "cpu" or not any(map(records_gradient, operands)):
-        return nullcontext()
-    return sdpa_kernel(SDPBackend.MATH)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+def _repeatable(
+    attend: AttentionFunction,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention on a GPU whose gradients are the same bits every time."""
+
+    def output(*operands: Tensor) -> Tensor:
+        return attend(module, *operands, mask, **kwargs)[0]
+
+    biases = mask if mask is not None else kwargs.get("position_bias")
+    fused = attend is sdpa_attention_forward
+    if fused and can_repeat_flash(query, key, value, biases, kwargs.get("dropout", 0.0)):
+        return repeatable_flash(output, query, key, value), None
+    with sdpa_kernel(SDPBackend.MATH):
+        return attend(module, query, key, value, mask, **kwargs)
 
 
 def _implementation(module: nn.Module, name: str | None) -> AttentionFunction:

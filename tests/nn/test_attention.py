@@ -1,17 +1,23 @@
 """Attention with quantized Q, K and V, beside plain scaled dot product attention."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from duquant.config import Recipe
+from duquant.nn import attention
 from duquant.nn.attention import BIASES, duquant_attention, register_attention
 from duquant.nn.attention_quantizer import ATTENTION_NAME, NO_BIASES, AttentionQuantizer
 from duquant.ops.affine import fake_quantize
+from duquant.ops.repeatable_attention import can_repeat_flash
 
 HEAD_DIMS = (16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
 
@@ -135,3 +141,54 @@ def test_name_is_registered_for_attention_and_for_masks() -> None:
     register_attention()
     assert AttentionInterface()[ATTENTION_NAME] is duquant_attention
     assert ATTENTION_NAME in AttentionMaskInterface()
+
+
+class Names(TorchDispatchMode):
+    """Keeps which operations run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen += func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+def trained(**more: Any) -> tuple[list[Tensor], str]:
+    """Attention as it is trained on a GPU: output and gradients, and names of its operations."""
+    generator = torch.Generator().manual_seed(0)
+    heads = [torch.randn(2, count, 5, 16, generator=generator) for count in (6, 2, 2)]
+    operands = [x.requires_grad_() for x in heads]
+    module = nn.Module()
+    module.num_key_value_groups = 3  # type: ignore[assignment]
+    given = {"mask": None, "dropout": 0.0, "scaling": 0.25, "position_ids": None, **more}
+    with Names() as names:
+        output, _ = attention._repeatable(sdpa_attention_forward, module, *operands, **given)
+        return [output, *torch.autograd.grad(output.square().sum(), operands)], names.seen
+
+
+def test_training_on_a_gpu_takes_flash_attention_where_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Run on the processor, whose FlashAttention stands in for CUDA's."""
+    plain, names = trained()
+    assert "flash" not in names
+    monkeypatch.setattr("torch.backends.cuda.can_use_flash_attention", lambda params: True)
+    monkeypatch.setattr(attention, "can_repeat_flash", on_a_gpu)
+    found, names = trained()
+    assert "flash" in names
+    assert "bmm" not in names
+    for mine, others in zip(found, plain, strict=True):
+        torch.testing.assert_close(mine, others)
+    bias = torch.zeros(1, 6, 5, 5)
+    for more in ({"mask": bias}, {"position_bias": bias}, {"dropout": 0.1}):
+        assert "flash" not in trained(**more)[1], more
+
+
+def on_a_gpu(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> bool:
+    """What is answered for such tensors on CUDA."""
+    with FakeTensorMode():
+        fake = [torch.empty(x.shape, device="cuda") for x in (query, key, value)]
+        mask, dropout = others
+        return can_repeat_flash(*fake, None if mask is None else fake[0], dropout)

@@ -119,7 +119,7 @@ def _distillation_step(job: Job, block: Block) -> Work:
     between = (block.between(tokens) + block.faked(tokens)) * (2 + BACKWARD)
     of_block = (
         Work(half=(PASSES_OF_DISTILLATION - 1) * block.products(tokens))
-        + block.plain_attention(tokens, forwards=2, backwards=1)
+        + block.trained_attention(tokens, forwards=2)
         + between
         + Work(traffic=uses * (DEQUANTIZED + HALF) * block.weights)
         + Work(launches=LAUNCHES_OF_A_STEP["distillation"] + uses * pieces * PIECE)
