@@ -81,9 +81,9 @@ def test_a_training_step_by_hand(jobs: dict[str, Job]) -> None:
     assert block.weights == WEIGHTS == jobs["lwc_fast"].block_weights
     step = training_step(block, 4096, learns_all=False)
     assert step["products of the linears"].half == 6 * 4096 * WEIGHTS
-    scores = 2 * 32 * 2048 * 2048
-    assert step["attention"].full == 12 * 2 * 2048 * 2048 * 4096
-    assert step["attention"].traffic == 58 * scores
+    forward = 2 * 2 * 2048 * 2048 * 4096  # two products, half of each hidden by the mask
+    assert step["attention"].half == forward * (2 * 2 + 2.5 * 4)
+    assert step["attention"].traffic == 4.5 * 4 * 2 * 4096 * 4096
     assert step["the host"].launches == LAUNCHES_OF_A_STEP["LWC"]
     linears = seconds(step["products of the linears"], H100, OPTIMISTIC).total
     assert linears == pytest.approx(6 * 4096 * WEIGHTS / (0.7 * 989.5e12))
