@@ -23,6 +23,7 @@ LEARNS_WEIGHT_CLIPS = ("w4a4_lwc", "lwc_fast", "w4a4_best")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "w4a4": (),
     "qkv16": (*("--model.query_bits", "16", "--model.key_bits", "16", "--model.value_bits", "16"),),
+    "q16": ("--model.query_bits", "16"),
     "w6a6": (
         *("--model.weight_bits", "6", "--model.activation_bits", "6"),
         *("--model.clipping.activation_ratio", "1.0"),
