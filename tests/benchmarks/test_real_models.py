@@ -45,10 +45,15 @@ def test_recipes_and_settings_are_accepted(recipe: str) -> None:
         made = recipe_of(command)
         assert made.rotation.block_size == 64
         expected = {
-            "w4a4": (4, 4, None), "qkv16": (4, 4, 16), "w6a6": (6, 6, None), "w4a8": (4, 8, None),
-            "mxfp4": (4, 4, None), "nvfp4": (4, 4, None),
+            "w4a4": (4, 4, 4, 4), "qkv16": (4, 4, 16, 16), "q16": (4, 4, 16, 4),
+            "w6a6": (6, 6, 6, 6), "w4a8": (4, 8, 8, 8),
+            "mxfp4": (4, 4, 4, 4), "nvfp4": (4, 4, 4, 4),
         }[setting]  # fmt: skip
-        assert (made.weight_bits, made.activation_bits, made.key_bits) == expected
+        of_attention = [
+            made.activation_bits if bits is None else bits
+            for bits in (made.query_bits, made.key_bits)
+        ]
+        assert (made.weight_bits, made.activation_bits, *of_attention) == expected
         assert (made.weights.format == setting) == setting.endswith("fp4")
         assert made.lwc.epochs == {"w4a4_lwc": 20, "lwc_fast": 4, "w4a4_best": 4}.get(recipe, 0)
         if recipe == "nearest":
