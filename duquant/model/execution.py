@@ -1,14 +1,15 @@
 """Telling the sites and linears of finished blocks how to compute."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from duquant.model.structure import SITES, Site
-from duquant.nn.execution import Execution
+from duquant.nn.execution import PROCESSOR, Execution
 from duquant.nn.joined_linears import JoinedLinears, are_multiplied_packed
 from duquant.nn.measured_choice import choose
 from duquant.nn.packed_linear import PackedLinear
+from duquant.nn.planned_memory import keep_what_fits
 from duquant.nn.site import SiteNorm, SiteTransform
 from duquant.ops.integer_weight import ROW_COUNTS
 
@@ -16,7 +17,8 @@ from duquant.ops.integer_weight import ROW_COUNTS
 def configure_execution(blocks: Iterable[nn.Module], execution: Execution) -> None:
     """Set backend and memory of finished blocks.
 
-    A site emits integers where all linears that read it multiply them.
+    A site emits integers where all linears that read it multiply them. What is measured to be
+    faster on an accelerator is taken where it fits beside the whole model.
 
     Args:
         blocks: decoder blocks with finished linears, on their devices.
@@ -25,10 +27,18 @@ def configure_execution(blocks: Iterable[nn.Module], execution: Execution) -> No
     Raises:
         ValueError: if the integer backend was asked for and cannot run.
     """
+    sites: list[tuple[SiteTransform, list[nn.Module]]] = []
     for block in blocks:
         for site in SITES:
             linears = [_without_adapter(block.get_submodule(name)) for name in site.linears]
-            configure_site(transform_of(block, site), linears, execution)
+            sites.append((transform_of(block, site), linears))
+    packed = _packed(linear for _, linears in sites for linear in linears)
+    _reset(packed, execution)
+    for linear in packed:
+        linear.choice = choose(linear, execution, linear.grid_device)
+    keep_what_fits(packed)
+    for transform, linears in sites:
+        _connect(transform, linears, execution)
 
 
 def configure_site(
@@ -36,17 +46,35 @@ def configure_site(
 ) -> None:
     """Set backend and memory of one site and of all linears that read it.
 
+    On an accelerator the fixed rule decides: only who sees the whole model knows whether there is
+    memory for more.
+
     Raises:
         ValueError: as :func:`configure_execution`.
     """
     linears = list(linears)
-    for linear in linears:
-        if isinstance(linear, PackedLinear):
-            linear.restore()
-            linear.execution = execution
+    packed = _packed(linears)
+    _reset(packed, execution)
+    for linear in packed:
+        if linear.grid_device.type == PROCESSOR:
             linear.choice = choose(linear, execution, linear.grid_device)
+    _connect(transform, linears, execution)
+
+
+def _packed(linears: Iterable[nn.Module]) -> list[PackedLinear]:
+    return [linear for linear in linears if isinstance(linear, PackedLinear)]
+
+
+def _reset(linears: Iterable[PackedLinear], execution: Execution) -> None:
+    for linear in linears:
+        linear.restore()
+        linear.execution, linear.choice = execution, None
+
+
+def _connect(transform: SiteTransform, linears: Sequence[nn.Module], execution: Execution) -> None:
+    """Let a site emit what the linears that read it take."""
+    packed = _packed(linears)
     transform.emits_integers = all(_takes_integers(linear, execution) for linear in linears)
-    packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
     transform.reader = packed[0].reader() if packed and len(packed) == len(linears) else None
     are_joined = len(packed) == len(linears) > 1 and are_multiplied_packed(packed)
     shared = JoinedLinears(packed) if are_joined else None

@@ -16,8 +16,8 @@ WeightsInMemory = Literal["fast", "packed"]
 FEWEST_INPUTS_PER_SCALE = 512
 """The rule where nothing was measured: with fewer, the integer product falls into chunks that cost
 more than they save."""
-MEASURED_DEVICE = "cpu"
-"""Elsewhere nothing is measured yet."""
+PROCESSOR = "cpu"
+"""Devices of another type are accelerators, whose memory is their own."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,16 @@ class Choice:
     Args:
         is_integer: whether ``auto`` takes integers.
         kernels: for integers, by ``ROW_COUNTS`` of :mod:`duquant.ops.integer_weight`.
+        device_type: where it was measured.
     """
 
     is_integer: bool
     kernels: Kernels
+    device_type: str = PROCESSOR
+
+    def holds_on(self, device: torch.device) -> bool:
+        """Whether it says something about a device: a processor's says nothing of a GPU."""
+        return device.type == self.device_type
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class Reader:
             activations=self.activations,
             weights=self.weights,
             columns=self.columns,
-            choice=self.choice if device.type == MEASURED_DEVICE else None,
+            choice=self.choice if self.choice and self.choice.holds_on(device) else None,
         )
 
 

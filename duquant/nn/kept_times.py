@@ -3,6 +3,7 @@
 A file holds what was measured, on which machine and with how many threads; its name is a digest of
 that. What is damaged, of another version or of something else is measured again and replaced. That
 the machine was too busy to measure is kept too: results do not change on the day when it is not.
+Where a candidate failed, nothing is kept: perhaps memory was short that day.
 While one process measures, others wait for its file, so that all processes of a job decide alike
 and none disturbs the clock of another. To measure again, delete the files ``times-*.json``.
 """
@@ -64,6 +65,8 @@ def kept_times(
         if kept is not None:
             return kept
         times = measure()
+        if not all(times.values()):
+            return times
         seconds = {name: [list(timing) for timing in each] for name, each in times.items()}
         try:
             write_json(path, {"version": VERSION, "measured": identity, "seconds": seconds})

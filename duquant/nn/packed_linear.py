@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from duquant.formats.number_format import Grid, NumberFormat, split_rows
-from duquant.nn.execution import MEASURED_DEVICE, Choice, Execution, Reader, is_offloaded
+from duquant.nn.execution import Choice, Execution, Reader, is_offloaded
 from duquant.nn.layouts import WeightIntegers, make_panels, planned_kernels
 from duquant.nn.shared_product import SharedProduct
 from duquant.nn.site import SiteTransform
@@ -210,8 +210,8 @@ class PackedLinear(ExactBuffers):
     def _chosen(self, device: torch.device) -> Kernels | None:
         """Where weights are to stay packed, nothing is laid out beside them."""
         holds_more = self.execution.weights_in_memory == "fast" and not is_offloaded(self)
-        is_measured = holds_more and device.type == MEASURED_DEVICE
-        return self.choice.kernels if self.choice is not None and is_measured else None
+        is_chosen = holds_more and self.choice is not None and self.choice.holds_on(device)
+        return self.choice.kernels if self.choice is not None and is_chosen else None
 
     def _integers(self) -> WeightIntegers:
         return WeightIntegers(

@@ -64,6 +64,10 @@ class _Module:
         return 1
 
     @staticmethod
+    def get_device_name(device: Any) -> str:
+        return "an emulated device"
+
+    @staticmethod
     def _is_in_bad_fork() -> bool:
         return False
 

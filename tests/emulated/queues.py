@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.emulated.clock import TimedMark
 from tests.emulated.counts import record, record_mark
 from tests.emulated.pinned import is_pinned, weak
 
@@ -30,10 +31,8 @@ aten = torch.ops.aten
 NO_WORK = {aten.detach.default, aten.alias.default, aten.empty_like.default}
 
 
-class Event:
+class Event(TimedMark):
     """A mark in a queue."""
-
-    is_reached = False
 
     def synchronize(self) -> None:
         """Let the host wait for it."""
@@ -56,15 +55,10 @@ class Stream:
         self.tasks: deque[Callable[[], bool]] = deque()
         ALL.append(self)
 
-    def record_event(self) -> Event:
+    def record_event(self, event: Event | None = None) -> Event:
         """A mark behind what was asked for."""
-        event = Event()
-
-        def reach() -> bool:
-            event.is_reached = True
-            return True
-
-        self._add(reach)
+        event = event or Event()
+        self._add(event.reach)
         return event
 
     def wait_event(self, event: Event) -> None:

@@ -236,6 +236,7 @@ def main() -> None:
         "checks",
         "blocks",
         "copies",
+        "choices",
     ):
         importlib.import_module(f"tests.emulated.{more}")
     with contextlib.redirect_stdout(io.StringIO()):  # standard output is for the facts

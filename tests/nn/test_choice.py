@@ -13,14 +13,18 @@ WIDE, NARROW = FEWEST_INPUTS_PER_SCALE, FEWEST_INPUTS_PER_SCALE - 1
 PACKED = ("packed", "packed", "packed")
 
 
-def choice(columns: int = WIDE, **seconds: Sequence[float] | Sequence[Sequence[float]]) -> Choice:
+def choice(
+    columns: int = WIDE,
+    device_type: str = "cpu",
+    **seconds: Sequence[float] | Sequence[Sequence[float]],
+) -> Choice:
     """Medians for each number of tokens, or pairs of median and best."""
     times: Any = {
         name: [each if isinstance(each, tuple) else (each, each) for each in timings]
         for name, timings in seconds.items()
     }
     kernels: Any = [name for name in times if name != "reference"]
-    return decide(times, kernels, columns)
+    return decide(times, kernels, columns, device_type)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +93,34 @@ def test_what_only_the_median_says_changes_nothing() -> None:
 @pytest.mark.parametrize("columns", [WIDE, NARROW])
 def test_without_times_the_rule_decides(columns: int) -> None:
     assert decide({}, ["packed", "fbgemm"], columns) == Choice(columns == WIDE, PACKED)
+
+
+@pytest.mark.parametrize(("ratio", "kernel"), [(1.49, "packed"), (1.51, "cuda")])
+def test_on_an_accelerator_one_kernel_runs_every_number_of_tokens(
+    ratio: float, kernel: Any
+) -> None:
+    """The mean decides, a prompt that is faster by another does not."""
+    times = {"packed": (1, ratio, ratio**2), "cuda": (1, 1, 1), "reference": (9, 9, 9)}
+    found = choice(device_type="cuda", **times)
+    assert found == Choice(True, (kernel,) * 3, "cuda")
+
+
+@pytest.mark.parametrize("columns", [WIDE, NARROW])
+@pytest.mark.parametrize(
+    ("failing", "is_integer", "kernel"),
+    [
+        ({"packed"}, True, "cuda"),
+        ({"cuda"}, True, "packed"),
+        ({"packed", "cuda"}, False, "packed"),
+        ({"packed", "cuda", "reference"}, False, "packed"),
+        ({"reference"}, None, "packed"),
+    ],
+)
+def test_what_failed_is_left_out(
+    failing: set[str], is_integer: bool | None, kernel: Any, columns: int
+) -> None:
+    """Without the reference the rule decides between it and integers."""
+    times: dict[str, Any] = {"packed": (1, 1, 1), "cuda": (2, 2, 2), "reference": (9, 9, 9)}
+    times |= dict.fromkeys(failing, ())
+    expected = columns == WIDE if is_integer is None else is_integer
+    assert choice(columns, "cuda", **times) == Choice(expected, (kernel,) * 3, "cuda")

@@ -45,6 +45,14 @@ def test_what_was_measured_is_read_again(times: Any) -> None:
     assert ask(OTHERS) == (times, 0)
 
 
+def test_what_lacks_a_candidate_is_measured_the_next_time() -> None:
+    """It may have failed because memory was short."""
+    lacking = {"packed": TIMES["packed"], "reference": []}
+    assert ask(lacking) == (lacking, 1)
+    assert ask(TIMES) == (TIMES, 1)
+    assert ask(OTHERS) == (TIMES, 0)
+
+
 @pytest.mark.parametrize("change", [{"threads": 2}, {"torch": "2.14"}, {"inputs": 65}])
 def test_another_machine_or_kind_is_measured_by_itself(change: dict[str, Any]) -> None:
     ask()

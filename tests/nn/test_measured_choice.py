@@ -93,9 +93,9 @@ def test_nothing_is_measured_where_nothing_is_chosen(execution: Execution, times
     assert times.calls == 0
 
 
-@pytest.mark.parametrize("device", ["meta", "cuda"])
-def test_only_processors_are_measured(device: str, times: Times) -> None:
-    assert choose(packed_linear(shape=WIDE), Execution(), torch.device(device)) is None
+def test_what_is_offloaded_is_not_measured(times: Times) -> None:
+    """How accelerators are measured stands in ``tests/emulated/test_choices.py``."""
+    assert choose(packed_linear(shape=WIDE), Execution(), torch.device("meta")) is None
     assert times.calls == 0
 
 
@@ -123,8 +123,8 @@ def test_the_measurement_itself_runs_every_candidate(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(measured_choice, "SECONDS", 1e9)
     for inputs, columns, bits in [(64, 64, 4), (64, 16, 4), (1100, 1100, 8)]:
         kind = measured_choice.Kind(inputs, columns, bits, bits, "bfloat16")
-        kernels = measured_choice._kernels(kind)
-        found = measured_choice.measure(kind, kernels)
+        kernels = measured_choice._kernels(kind, CPU)
+        found = measured_choice.measure(kind, kernels, CPU)
         assert set(found) == {*kernels, "reference"}
         assert all(len(each) == len(ROW_COUNTS) for each in found.values())
         assert all(0 < timing[1] <= timing[0] for each in found.values() for timing in each)
