@@ -1,6 +1,6 @@
 """From measured times to what runs: integers or the reference, and by which kernel.
 
-Kernels for integers give the same bits, so among them the faster one is taken for each number of
+Kernels of processors give the same bits, so among them the faster one is taken for each number of
 tokens. Between integers and the reference roundings differ. So that is decided once, over all
 measured numbers of tokens together, and never call by call: a model does not change its mind within
 a generation or with the size of a batch.

@@ -29,6 +29,7 @@ from tests.emulated.scenarios import DEVICE, RECIPES, Facts, scenario, sources
 
 SECONDS = {"packed": 1.0, "cuda": 9.0, "reference": 9.0}
 GIB = 1 << 30
+SHORT = torch.OutOfMemoryError("short")
 MODULE = torch.get_device_module(DEVICE)
 
 
@@ -142,12 +143,12 @@ def _followed(model: Any, runs: Runs) -> Facts:
 
 
 def _failing(model: Any, runs: Runs) -> Facts:
-    failure, short, facts = ValueError("bad"), torch.OutOfMemoryError("short"), {}
+    failure, facts = ValueError("bad"), {}
     for name, failing in {
         "packed": {"packed": failure},
-        "reference": {"reference": short},
-        "integers": {"packed": short, "cuda": failure},
-        "all": {"packed": short, "cuda": failure, "reference": failure},
+        "reference": {"reference": SHORT},
+        "integers": {"packed": SHORT, "cuda": failure},
+        "all": {"packed": SHORT, "cuda": failure, "reference": failure},
     }.items():
         runs.forget()
         runs.failing = failing
@@ -184,7 +185,7 @@ def _not_measured(model: Any, runs: Runs) -> Facts:
 
     def plan() -> None:
         for linear in linears:
-            linear.choice = None
+            linear.choice, linear.execution = None, execution.Execution()
             bytes_at_work(linear, torch.device(DEVICE))
 
     ways: dict[str, tuple[Any, Callable[[], Any]]] = {
@@ -200,6 +201,10 @@ def _not_measured(model: Any, runs: Runs) -> Facts:
         ),
         "little memory": (
             mock.patch.object(backend.Memory, "free", GIB),
+            lambda: duquant.set_execution(model),
+        ),
+        "memory that is gone": (
+            mock.patch.object(measured_choice, "device_timings", side_effect=SHORT),
             lambda: duquant.set_execution(model),
         ),
         "nobody says": (
