@@ -132,8 +132,8 @@ def _followed(model: Any, runs: Runs) -> Facts:
         "the rule": {},
         "not worth its memory": {"cuda": 0.7},
         "worth its memory": {"cuda": 0.6},
-        "as good a reference": {"reference": 0.97},
-        "a better reference": {"reference": 0.9},
+        "a reference not worth its memory": {"reference": 0.7},
+        "a reference worth its memory": {"reference": 0.6},
     }.items():
         runs.forget()
         runs.seconds = {**SECONDS, **seconds}

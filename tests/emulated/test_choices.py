@@ -24,8 +24,8 @@ def test_the_measured_times_decide(facts: Any) -> None:
         "the rule": PACKED,
         "not worth its memory": PACKED,
         "worth its memory": CUDA,
-        "as good a reference": PACKED,
-        "a better reference": REFERENCE,
+        "a reference not worth its memory": PACKED,
+        "a reference worth its memory": REFERENCE,
     }
 
 

@@ -105,6 +105,15 @@ def test_on_an_accelerator_one_kernel_runs_every_number_of_tokens(
     assert found == Choice(True, (kernel,) * 3, "cuda")
 
 
+@pytest.mark.parametrize(("reference", "is_integer"), [(1 / 1.49, True), (1 / 1.51, False)])
+def test_on_an_accelerator_the_reference_must_be_worth_its_memory(
+    reference: float, is_integer: bool
+) -> None:
+    times = {"packed": (1, 1, 1), "cuda": (9, 9, 9), "reference": [reference] * 3}
+    assert choice(device_type="cuda", **times) == Choice(is_integer, PACKED, "cuda")
+    assert choice(**times) == Choice(False, PACKED)
+
+
 @pytest.mark.parametrize("columns", [WIDE, NARROW])
 @pytest.mark.parametrize(
     ("failing", "is_integer", "kernel"),
