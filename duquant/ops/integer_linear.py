@@ -94,7 +94,7 @@ def scaled_product(
     """
     row_sums = q.sum(dim=-1, keepdim=True, dtype=torch.int32).float()
     corrections = torch.cat([grid.zero, row_sums], dim=-1)
-    return torch.addmm(weight.product(q), corrections, torch.stack([sums, zero]), alpha=-1)
+    return torch.addmm(weight.product(q).float(), corrections, torch.stack([sums, zero]), alpha=-1)
 
 
 def _scaled(

@@ -14,7 +14,7 @@ Kernels, all exact, so that none changes a bit of what another computes:
 
 | kernel | where | the weight lies there |
 |---|---|---|
-| ``packed`` | x86 with AVX2 and a C compiler (:mod:`duquant.ops.packed_product`) | packed, 4 bits |
+| ``packed`` | x86 with AVX2 and a C compiler, CUDA (:mod:`duquant.ops.packed_product`) | packed |
 | ``fbgemm`` | x86, PyTorch's FBGEMM (AVX2, AVX512, VNNI) | as bytes, laid out |
 | ``onednn`` | x86, PyTorch's oneDNN (the same, and AMX), if its self-test passes | likewise |
 | ``cuda`` | CUDA, ``torch._int_mm`` | as bytes |
@@ -45,7 +45,7 @@ MULTIPLE, SMALLEST_ROWS = 8, 17
 """``torch._int_mm`` on CUDA: sizes are multiples of 8, and there are more than 16 rows."""
 
 UNSIGNED_SHIFT = 128
-"""It multiplies signed by signed: ``0 … 255`` is shifted to ``-128 … 127``."""
+"""It multiplies signed by signed: of 8 bits, ``0 … 255`` is shifted to ``-128 … 127``."""
 
 
 def engine(device: torch.device) -> str | None:
@@ -97,7 +97,7 @@ def prepare_weight(
     kernel = kernel if kernel in kernels else kernels[0]
     bits = activation_bits + weight_bits
     if kernel == "cuda":
-        return _CudaWeight(q)
+        return _CudaWeight(q, shifts=activation_bits == WIDEST_BITS)
     if kernel == "onednn":
         return OnednnWeight(q, split=bits > exact_bits())
     return FbgemmWeight(q, split=bits > REGISTER_BITS)
@@ -114,7 +114,7 @@ def reads_packed(*, activation_bits: int, weight_bits: int, columns: int, device
     """
     return (
         weight_bits == PACKED_BITS
-        and 2**activation_bits - 1 <= LARGEST_ACTIVATION
+        and 2**activation_bits - 1 <= LARGEST_ACTIVATION.get(device_type, 0)
         and columns % 2 == 0
         and columns <= columns_at_once(activation_bits, weight_bits)
         and has_kernel("packed_linear", device_type)  # else another layout is faster
@@ -130,25 +130,38 @@ def weight_sums(weight: IntegerWeight, columns: int, zero: Tensor) -> Tensor:
         zero: ``z'_w``, ``(out,)``.
     """
     ones = torch.ones(1, columns, dtype=torch.uint8, device=zero.device)
-    return weight.product(ones).squeeze(0) - columns * zero
+    return weight.product(ones).float().squeeze(0) - columns * zero
 
 
 class _CudaWeight:
-    """Padded to the multiples ``torch._int_mm`` asks for."""
+    """Padded to the multiples ``torch._int_mm`` asks for.
 
-    def __init__(self, q: Tensor) -> None:
+    Args:
+        q: signed integers ``int8 (out, in)``.
+        shifts: whether activations have 8 bits, which are multiplied minus 128.
+    """
+
+    def __init__(self, q: Tensor, *, shifts: bool) -> None:
         self.shape = q.shape
         padding = (0, -q.shape[1] % MULTIPLE, 0, -q.shape[0] % MULTIPLE)
         self.weight = F.pad(q, padding)
         self.num_bytes = self.weight.nbytes
-        self.shifted = UNSIGNED_SHIFT * q.sum(dim=1, dtype=torch.int32)
+        self.shifted = UNSIGNED_SHIFT * q.sum(dim=1, dtype=torch.int32) if shifts else None
 
     def product(self, q: Tensor) -> Tensor:
-        rows, (out, columns) = q.shape[0], self.shape
-        signed = (q.to(torch.int16) - UNSIGNED_SHIFT).to(torch.int8)
-        signed = F.pad(signed, (0, -columns % MULTIPLE, 0, max(0, SMALLEST_ROWS - rows)))
-        product = torch._int_mm(signed, self.weight.t())[:rows, :out]
-        return (product + self.shifted).float()
+        rows, (out, _) = q.shape[0], self.shape
+        product = torch._int_mm(self._signed(q), self.weight.t())[:rows, :out]
+        return product if self.shifted is None else product.add_(self.shifted)
 
     def integers(self) -> Tensor:
         return self.weight[: self.shape[0], : self.shape[1]]
+
+    def _signed(self, q: Tensor) -> Tensor:
+        """Signed activations, aligned: rows of encoded tokens are 6 bytes longer than their inputs.
+
+        Flipping the highest bit subtracts 128, and copies as well.
+        """
+        codes = q if self.shifted is None else q.bitwise_xor(UNSIGNED_SHIFT)
+        padding = (0, -self.shape[1] % MULTIPLE, 0, max(0, SMALLEST_ROWS - q.shape[0]))
+        signed = codes.view(torch.int8)
+        return F.pad(signed, padding) if any(padding) else signed.contiguous()

@@ -23,7 +23,7 @@ class IntegerWeight(Protocol):
     """What it takes in memory."""
 
     def product(self, q: Tensor) -> Tensor:
-        """``uint8 (rows, in)`` -> exact integers as float32 ``(rows, out)``."""
+        """``uint8 (rows, in)`` -> exact integers ``(rows, out)``, as float32 or int32."""
 
     def integers(self) -> Tensor:
         """The signed integers, ``int8 (out, in)``, as they were given."""
@@ -80,7 +80,7 @@ class ChosenWeight:
         return self.packed if self.kernels[row_class(rows)] == "packed" else self.laid_out
 
     def product(self, q: Tensor) -> Tensor:
-        """Exact integers as float32."""
+        """Exact integers, see :class:`IntegerWeight`."""
         return self.at(q.shape[0]).product(q)
 
     def integers(self) -> Tensor:

@@ -15,8 +15,8 @@ from duquant.ops.scaled_sums import scaled_sums_in_steps
 PACKED_BITS = 4
 OFFSET = 8
 """Products are with weights minus this: signed 4-bit integers."""
-LARGEST_ACTIVATION = 127
-"""Integers of an activation that every kernel multiplies."""
+LARGEST_ACTIVATION = {"cpu": 127, "cuda": 255}
+"""Integers of an activation that the kernels of a device multiply."""
 
 
 def packed_integers(packed: Tensor, columns: int) -> Tensor:
@@ -31,7 +31,7 @@ def product_in_steps(q: Tensor, packed: Tensor, largest: int) -> Tensor:
     Args:
         q: integers ``0 … largest``, ``uint8 (rows, in)``, ``in`` even.
         packed: ``uint8 (out, in / 2)`` as :func:`duquant.ops.packing.pack` lays 4 bits.
-        largest: at most 127.
+        largest: at most 255.
 
     Returns:
         ``Σ q · (w − 8)``, float32 ``(rows, out)``; exact below ``2**24``.
@@ -69,7 +69,7 @@ def linear_in_steps(
         zero: ``z'_w``, likewise.
         sums: ``Σ (q'_w − z'_w)``, likewise.
         bias: likewise, or ``None``.
-        largest: largest integer of a token, at most 127.
+        largest: largest integer of a token, at most 255.
         dtype: of the result.
 
     Returns:

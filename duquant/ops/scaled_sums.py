@@ -3,7 +3,7 @@
 The formula is that of :mod:`duquant.ops.integer_product`. Whatever multiplied, this is one operator
 with one order of operations, so the result depends on no kernel. Done in steps it passes over the
 outputs eight times, which takes longer than the product itself where the processor has AMX; the
-kernel that :mod:`duquant.ops.kernels.table` lists passes once.
+kernels that :mod:`duquant.ops.kernels.table` lists pass once.
 """
 
 import torch
@@ -24,7 +24,7 @@ def scaled_sums_in_steps(
     """Correct, scale and convert the sums of encoded tokens.
 
     Args:
-        product: ``Σ q_x q'_w``, float32 ``(rows, out)``.
+        product: ``Σ q_x q'_w``, float32 or int32 ``(rows, out)``; it is rounded to float32 first.
         tokens: rows of :mod:`duquant.ops.quantized_tokens`, ``uint8 (rows, in + 6)``.
         scale: ``s_w`` of every weight row, ``(out,)``.
         zero: ``z'_w``, likewise.

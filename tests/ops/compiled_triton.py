@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from duquant.ops.triton_kernels import int4, rows, transform, transformed
+from duquant.ops.triton_kernels import int4, rows, scaled_sums, transform, transformed
 
 INSTRUCTIONS = ("mma.sync", ".s8.s8.s32", "cp.async", "div.rn.f32", "div.full", "fma.rn.f32")
 
@@ -50,10 +50,12 @@ def main() -> None:
     rows._gradient(x, x, tuple(ends), 4, True)
     rows.encode(x.bfloat16(), 4, 0.9, clip[:2], False)
     packed, each = torch.zeros(256, 2048, dtype=torch.uint8), torch.ones(256)
-    for count in (1, 256):
+    for count, largest in ((1, 15), (256, 15), (1, 255), (256, 255)):
         tokens = torch.zeros(count, 4102, dtype=torch.uint8)
         output = torch.empty(count, 256, dtype=torch.bfloat16)
-        int4._run(tokens, packed, int4._Rows(each, each, each, each), output)
+        int4._run(tokens, packed, int4._Rows(each, each, each, each), output, largest)
+    product = torch.zeros(256, 256, dtype=torch.int32)
+    scaled_sums._run(product, tokens, (each, each, each, each), torch.bfloat16)
     rotations, order = torch.zeros(2, 32, 128, 128), torch.arange(4096).view(1, 4096)
     transformed._tokens(x[:1].bfloat16(), x[0], rotations, order, 4, 0.9, None, False)
     transformed._values(x[:, :128].bfloat16(), rotations[0, 0], 4, 0.9, False)

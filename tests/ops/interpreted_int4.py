@@ -39,27 +39,32 @@ def _kernels_that_are_right() -> None:
     assert int4.is_available()
 
 
+@pytest.mark.parametrize("largest", [15, 128, 255])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_it_is_the_definition(size: tuple[int, int, int]) -> None:
-    q, tokens, packed, *rows, bias = arguments(*size)
-    expected = product_in_steps(q, packed, 15)
-    assert torch.equal(int4.packed_product(q, packed, 15), expected)
+def test_it_is_the_definition(size: tuple[int, int, int], largest: int) -> None:
+    q, tokens, packed, *rows, bias = arguments(*size, largest)
+    expected = product_in_steps(q, packed, largest)
+    assert torch.equal(int4.packed_product(q, packed, largest), expected)
     kinds = [(bias, torch.float32), (None, torch.float16), (bias, torch.bfloat16)]
     for each, dtype in kinds[: 3 if size[0] in (1, 5, 17) else 1]:
-        found = int4.packed_linear(tokens, packed, *rows, each, 15, dtype)
-        expected = linear_in_steps(tokens, packed, *rows, each, 15, dtype)
+        found = int4.packed_linear(tokens, packed, *rows, each, largest, dtype)
+        expected = linear_in_steps(tokens, packed, *rows, each, largest, dtype)
         error = TRUNCATED if dtype == torch.bfloat16 else 0
         torch.testing.assert_close(found, expected, rtol=error, atol=0)
 
 
-def test_the_largest_sums_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("largest", "inputs"), [(127, 16_602), (255, 8302)])
+def test_the_largest_sums_are_exact(
+    largest: int, inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Beyond ``2**24`` float32 rounds them, once, as the definition does."""
     monkeypatch.setattr(int4, "FEW_BLOCK", 2048)  # or the interpreter takes seconds
-    q, packed = torch.full((2, 16_602), 127, dtype=torch.uint8), torch.zeros(3, 8301).byte()
-    q[0, 0] = 126
-    expected = product_in_steps(q, packed, 127)
+    q, packed = torch.full((2, inputs), largest, dtype=torch.uint8), torch.zeros(3, inputs // 2)
+    q[0, 0] = largest - 1
+    packed[1] = 255
+    expected = product_in_steps(q, packed.byte(), largest)
     assert float(expected[1, 0]) < -(2**24)
-    assert torch.equal(int4.packed_product(q, packed, 127), expected)
+    assert torch.equal(int4.packed_product(q, packed.byte(), largest), expected)
 
 
 def test_shapes_that_need_care() -> None:

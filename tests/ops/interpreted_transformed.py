@@ -3,8 +3,6 @@
 ``test_triton_kernels.py`` runs this file in a process of its own, with ``TRITON_INTERPRET=1``.
 """
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ from duquant.ops.triton_kernels import int4, transformed
 from tests.ops.interpreted_int4 import arguments
 from tests.ops.interpreted_transform import drawn
 from tests.ops.kernel_cases import rotations_of_eighths
-from tests.ops.launches import LAUNCHES
+from tests.ops.launches import LAUNCHES, noted_launches
 from tests.outliers import outlier_activation
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinities
@@ -36,17 +34,7 @@ def _kernels_that_are_right() -> None:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the kernels that are launched."""
-    from triton.runtime.interpreter import GridExecutor
-
-    names: list[str] = []
-    call = GridExecutor.__call__
-
-    def noted(self: Any, *arguments: Any, **options: Any) -> Any:
-        names.append(self.fn.__name__)
-        return call(self, *arguments, **options)
-
-    monkeypatch.setattr(GridExecutor, "__call__", noted)
-    return names
+    return noted_launches(monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

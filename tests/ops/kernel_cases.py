@@ -169,16 +169,18 @@ def packed_cases() -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
 def product_cases() -> Iterator[Case]:
     for name, q, _, packed in packed_cases():
         yield Case(name, (q, packed, 15))
+        yield Case(f"{name}, bytes", (q * 17, packed, 255))
 
 
 def linear_cases() -> Iterator[Case]:
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     for name, q, zero, packed in packed_cases():
-        tokens = encode_tokens(q, AffineGrid(zero.abs() / 7 + 0.1, zero))
         scale, zeros, sums, bias = outlier_activation(4, len(packed), seed=2)
-        for has_bias, dtype in itertools.product((False, True), dtypes):
+        for has_bias, dtype, times in itertools.product((False, True), dtypes, (1, 17)):
+            tokens = encode_tokens(q * times, AffineGrid(zero.abs() / 7 + 0.1, zero))
             rows = (scale, zeros.round(), sums.round(), bias if has_bias else None)
-            yield Case(f"{name}, {dtype}, {has_bias=}", (tokens, packed, *rows, 15, dtype))
+            label = f"{name}, {dtype}, {has_bias=}, integers to {15 * times}"
+            yield Case(label, (tokens, packed, *rows, 15 * times, dtype))
 
 
 def scaled_cases() -> Iterator[Case]:
@@ -196,6 +198,7 @@ def scaled_cases() -> Iterator[Case]:
         each = (scale, zeros.round(), (sums * 99).round(), bias if has_bias else None)
         label = f"{rows} tokens, {columns} columns, {dtype}, {has_bias=}"
         yield Case(label, (product, tokens, *each, dtype))
+        yield Case(f"{label}, int32", (product.int(), tokens, *each, dtype))
 
 
 def screen_cases() -> Iterator[Case]:

@@ -17,6 +17,7 @@ from duquant.ops.integer_product import (
     engine,
     layout_kernels,
     prepare_weight,
+    reads_packed,
 )
 from duquant.ops.integer_weight import KernelName
 from tests.outliers import seeds
@@ -160,6 +161,44 @@ def test_eight_times_eight_bits_are_split_where_they_would_saturate(
     assert weight.split is split
     weight = prepare_weight(q_weight, activation_bits=7, weight_bits=8, kernel="onednn")
     assert not weight.split
+
+
+@pytest.mark.parametrize("weight_bits", BITS)
+@pytest.mark.parametrize("activation_bits", BITS)
+def test_the_product_that_cuda_takes_is_exact(
+    activation_bits: int, weight_bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor has it too; only activations of 8 bits are no signed bytes."""
+    monkeypatch.setattr("duquant.ops.integer_product.layout_kernels", lambda _: ["cuda"])
+    bits = {"activation_bits": activation_bits, "weight_bits": weight_bits}
+    for seed, (rows, columns, outputs) in enumerate([*SHAPES, (19, 64, 24), (0, 5, 3)]):
+        wider = integers(rows, columns + 6, activation_bits, seed)
+        wider[:1] = 2**activation_bits - 1
+        q, before = wider[:, :columns], wider.clone()  # as tokens lie
+        q_weight = signed(integers(outputs, columns, weight_bits, seed + 100), weight_bits)
+        q_weight[:1] = -(2 ** (weight_bits - 1))
+        weight: Any = prepare_weight(q_weight, **bits)
+        for each in (q, q.contiguous()):
+            assert torch.equal(weight.product(each).long(), q.long() @ q_weight.long().T)
+        assert torch.equal(wider, before)
+        assert torch.equal(weight.integers(), q_weight)
+        assert (weight.shifted is not None) is (activation_bits == 8)
+
+
+@pytest.mark.parametrize(
+    ("device", "activation_bits", "columns", "is_read"),
+    [
+        *(("cpu", 7, 4096, True), ("cpu", 8, 4096, False), ("mps", 4, 4096, False)),
+        *(("cuda", 4, 4096, True), ("cuda", 8, 8224, True), ("cuda", 8, 8226, False)),
+    ],
+)
+def test_which_activations_meet_packed_weights(
+    device: str, activation_bits: int, columns: int, is_read: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("duquant.ops.integer_product.has_kernel", lambda *_: True)
+    bits = {"activation_bits": activation_bits, "weight_bits": 4}
+    assert reads_packed(**bits, columns=columns, device_type=device) is is_read
+    assert not reads_packed(**bits | {"weight_bits": 8}, columns=columns, device_type=device)
 
 
 def test_a_device_without_int8_units_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from duquant.ops.kernels.table import KERNELS
-from duquant.ops.triton_kernels import int4, presence, rows, transform, transformed
+from duquant.ops.triton_kernels import int4, presence, rows, scaled_sums, transform, transformed
 from tests.assets import REPOSITORY
 from tests.benchmarks.decode_kernels import reason_to_skip
 from tests.ceilings import COMPILED_FOR_GPUS
@@ -57,17 +57,19 @@ def test_the_compiler_takes_every_kernel(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stdout + process.stderr
     lines = [json.loads(line) for line in process.stdout.splitlines()]
     has = {line["name"]: line["has"] for line in lines}
-    assert len(has) == 9
+    assert len(has) == 10
     smallest = 99 << 10  # what a program may have on GPUs of capability 8.6 and 8.9
     assert all(line["shared"] <= smallest for line in lines)
-    for name in ("few_tokens", "many_tokens"):  # int8 on tensor cores, read ahead
-        assert {"mma.sync", ".s8.s8.s32", "cp.async"} <= set(has[name])
+    products = [line["has"] for line in lines if line["name"] in ("few_tokens", "many_tokens")]
+    assert len(products) == 4  # of activations that fit int8, and of wider ones
+    for found in products:  # int8 on tensor cores, read ahead
+        assert {"mma.sync", ".s8.s8.s32", "cp.async"} <= set(found)
     for name in ("fake_quantize", "gradient", "encode"):  # as IEEE divides
         assert has[name] == ["div.rn.f32"]
     for name in ("rotate_and_encode", "quantize_values"):  # and products of rotations
         assert {"div.rn.f32", "fma.rn.f32"} <= set(has[name])
         assert "div.full" not in has[name]
-    assert not any("fma.rn.f32" in has[name] for name in ("few_tokens", "many_tokens"))
+    assert not any("fma.rn.f32" in found for found in [*products, has["scale_sums"]])
     assert "mma.sync" in has["rotate_blocks"]
 
 
@@ -149,7 +151,7 @@ def test_it_may_be_missing_and_says_so_once(
 
 
 def test_without_it_the_definitions_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (int4, rows, transform, transformed):
+    for module in (int4, rows, scaled_sums, transform, transformed):
         monkeypatch.setattr(module, "is_available", lambda: False)
     for kernel in (row._replace(device="cpu") for row in KERNELS if row.device == "cuda"):
         case = next(CASES[name_of(kernel)]())

@@ -23,6 +23,7 @@ from duquant.ops.packed_product import (
 from duquant.ops.packing import pack
 from duquant.ops.quantized_tokens import GRID_BYTES, encode_tokens
 
+LARGEST = LARGEST_ACTIVATION["cpu"]
 TESTED_ROWS = (3, 40)
 """Few and many: processors with AMX multiply many otherwise."""
 
@@ -78,7 +79,7 @@ def _written(dtype: torch.dtype) -> torch.dtype:
 
 
 def _takes(columns: int, packed: Tensor, largest: int) -> bool:
-    return 0 < columns == 2 * packed.shape[1] and 1 <= largest <= LARGEST_ACTIVATION
+    return 0 < columns == 2 * packed.shape[1] and 1 <= largest <= LARGEST
 
 
 def _run(
@@ -118,20 +119,20 @@ def _is_exact(library: ctypes.CDLL, rows: int) -> bool:
     out, columns = 11, 2306
     counted = torch.arange(columns, device="cpu")
     ones = torch.ones(out, dtype=torch.float32, device="cpu")  # an engine may set the default
-    q = torch.full((rows, columns), LARGEST_ACTIVATION, dtype=torch.uint8, device="cpu")
+    q = torch.full((rows, columns), LARGEST, dtype=torch.uint8, device="cpu")
     w = torch.full((out, columns), 15, dtype=torch.uint8, device="cpu")
     q[1::2], w[1] = counted.remainder(16), counted.remainder(15)
     packed = pack(w, 4)
     expected = q.long() @ (w.long() - OFFSET).T
     product, scaled = ones.new_empty(rows, out), ones.new_empty(rows, out)
-    _run(library, q, packed, LARGEST_ACTIVATION, product)
+    _run(library, q, packed, LARGEST, product)
     zero = counted[:rows].unsqueeze(1)
     tokens = encode_tokens(q, AffineGrid(torch.full_like(zero, 0.5, dtype=torch.float32), zero))
     _run(
         library,
         tokens,
         packed,
-        LARGEST_ACTIVATION,
+        LARGEST,
         scaled,
         [ones, torch.zeros_like(ones), ones, ones],
     )

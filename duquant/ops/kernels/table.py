@@ -24,6 +24,7 @@ from duquant.ops.screen import screen_rows
 from duquant.ops.transformed_tokens import transformed_tokens, transformed_values
 from duquant.ops.triton_kernels import int4 as triton_int4
 from duquant.ops.triton_kernels import rows as triton_rows
+from duquant.ops.triton_kernels import scaled_sums as triton_sums
 from duquant.ops.triton_kernels import transform as triton_transform
 from duquant.ops.triton_kernels import transformed as triton_transformed
 
@@ -87,6 +88,7 @@ KERNELS = (
     Kernel(quantized_tokens, "cuda", triton_rows.quantize_tokens, triton_rows.is_available),
     Kernel(packed_product, "cuda", triton_int4.packed_product, triton_int4.is_available),
     Kernel(packed_linear, "cuda", triton_int4.packed_linear, triton_int4.is_available),
+    Kernel(scaled_sums, "cuda", triton_sums.scaled_sums, triton_sums.is_available),
 )
 
 for _kernel in KERNELS:

@@ -4,6 +4,7 @@ Triton comes with PyTorch's CUDA wheels; nothing here imports it before a kernel
 :mod:`duquant.ops.kernels.table` lists the kernels beside those in C; a file each, and its source:
 
 * :mod:`duquant.ops.triton_kernels.int4`: linears of packed 4-bit weights, for running a model;
+* :mod:`duquant.ops.triton_kernels.scaled_sums`: what comes after other integer products;
 * :mod:`duquant.ops.triton_kernels.rows`: quantization, fake and real, and its gradient;
 * :mod:`duquant.ops.triton_kernels.transform`: rotations and permutations of a site;
 * :mod:`duquant.ops.triton_kernels.transformed`: the same and quantization, and heads of Q, K and V.

@@ -2,7 +2,7 @@
 
 They read the packed weight as it lies in the file, take it apart in registers and multiply int8 by
 int8 on tensor cores, into int32: sums are exact. Zero points, scales and bias come last, by the
-same float32 operations in the same order as the definition.
+same float32 operations in the same order as the definition. Activations have up to 8 bits.
 
 Up to 16 tokens wait for the weight to arrive. There a program takes few outputs, so that many of
 them read at once, and all of their inputs, so that a linear is one launch. With more tokens a first
@@ -16,11 +16,7 @@ import torch
 from torch import Tensor
 
 from duquant.ops.affine import AffineGrid
-from duquant.ops.packed_product import (
-    LARGEST_ACTIVATION,
-    linear_in_steps,
-    product_in_steps,
-)
+from duquant.ops.packed_product import LARGEST_ACTIVATION, linear_in_steps, product_in_steps
 from duquant.ops.packing import pack
 from duquant.ops.quantized_tokens import GRID_BYTES, encode_tokens
 from duquant.ops.triton_kernels.presence import runs_here
@@ -30,6 +26,7 @@ FEW_ROWS = 16
 FEW_OUTPUTS, FEW_BLOCK = 16, 256
 """The fewest outputs that tensor cores multiply: 4,096 of them are 256 programs."""
 LAID_OUT_ROWS, LAID_OUT_BLOCK = 8, 256
+LARGEST_SIGNED = 127
 BLOCK = 64
 """Bytes of a packed row at a time; there are twice as many inputs."""
 WRITTEN = (torch.float32, torch.bfloat16, torch.float16)
@@ -49,7 +46,7 @@ def packed_product(q: Tensor, packed: Tensor, largest: int) -> Tensor:
     if not _takes(q.shape[1], packed, largest):
         return product_in_steps(q, packed, largest)
     product = q.new_empty(q.shape[0], packed.shape[0], dtype=torch.float32)
-    _run(q, packed, None, product)
+    _run(q, packed, None, product, largest)
     return product
 
 
@@ -70,7 +67,7 @@ def packed_linear(
     output = tokens.new_empty(tokens.shape[0], packed.shape[0], dtype=written)
     rows = [None if row is None else row.float().contiguous() for row in (scale, zero, sums, bias)]
     assert all(row is None or row.shape == (packed.shape[0],) for row in rows)
-    _run(tokens, packed, _Rows(*rows), output)  # type: ignore[arg-type]
+    _run(tokens, packed, _Rows(*rows), output, largest)  # type: ignore[arg-type]
     return output.to(dtype)
 
 
@@ -81,11 +78,11 @@ def is_available() -> bool:
 
 
 def _takes(columns: int, packed: Tensor, largest: int) -> bool:
-    is_fitting = 2 * packed.shape[1] == columns > 0 and 1 <= largest <= LARGEST_ACTIVATION
+    is_fitting = 2 * packed.shape[1] == columns > 0 and 1 <= largest <= LARGEST_ACTIVATION["cuda"]
     return is_fitting and is_available()
 
 
-def _run(tokens: Tensor, packed: Tensor, rows: _Rows | None, output: Tensor) -> None:
+def _run(tokens: Tensor, packed: Tensor, rows: _Rows | None, output: Tensor, largest: int) -> None:
     if not output.numel():
         return
     assert tokens.dtype == packed.dtype == torch.uint8
@@ -94,22 +91,26 @@ def _run(tokens: Tensor, packed: Tensor, rows: _Rows | None, output: Tensor) -> 
         tokens = tokens.clone()
     run = _few_tokens if len(tokens) <= FEW_ROWS else _many_tokens
     with torch.cuda.device_of(tokens):
-        run(tokens.view(torch.int16), packed, rows, output)
+        run(tokens.view(torch.int16), packed, rows, output, largest > LARGEST_SIGNED)
 
 
-def _few_tokens(pairs: Tensor, packed: Tensor, rows: _Rows | None, output: Tensor) -> None:
+def _few_tokens(
+    pairs: Tensor, packed: Tensor, rows: _Rows | None, output: Tensor, is_wide: bool
+) -> None:
     from duquant.ops.triton_kernels.source import int4 as source
 
     (count, stride), (out, half) = pairs.shape, packed.shape
     source.few_tokens[(-(-out // FEW_OUTPUTS),)](
         *(pairs, packed, *(rows or [None] * 4), output, count, out, half, stride),
         HAS_GRID=rows is not None, HAS_BIAS=rows is not None and rows.bias is not None,
-        OUTPUTS=FEW_OUTPUTS, ROWS=FEW_ROWS, BLOCK=FEW_BLOCK,
+        IS_WIDE=is_wide, OUTPUTS=FEW_OUTPUTS, ROWS=FEW_ROWS, BLOCK=FEW_BLOCK,
         num_warps=2, num_stages=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 
-def _many_tokens(pairs: Tensor, packed: Tensor, rows: _Rows | None, output: Tensor) -> None:
+def _many_tokens(
+    pairs: Tensor, packed: Tensor, rows: _Rows | None, output: Tensor, is_wide: bool
+) -> None:
     from duquant.ops.triton_kernels.source import int4 as source
 
     (count, stride), (out, half) = pairs.shape, packed.shape
@@ -118,14 +119,14 @@ def _many_tokens(pairs: Tensor, packed: Tensor, rows: _Rows | None, output: Tens
     grids = pairs.new_empty(3, count, dtype=torch.float32)
     source.lay_out_tokens[(-(-count // LAID_OUT_ROWS),)](
         *(pairs, planes, grids, count, stride, half, width),
-        HAS_GRID=rows is not None, ROWS=LAID_OUT_ROWS, BLOCK=LAID_OUT_BLOCK,
+        HAS_GRID=rows is not None, IS_WIDE=is_wide, ROWS=LAID_OUT_ROWS, BLOCK=LAID_OUT_BLOCK,
         num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     tokens, outputs, warps = _tile(count)
     source.many_tokens[-(-count // tokens), -(-out // outputs)](
         *(planes, grids, packed, *(rows or [None] * 4), output, count, out, half, width),
         HAS_GRID=rows is not None, HAS_BIAS=rows is not None and rows.bias is not None,
-        OUTPUTS=outputs, ROWS=tokens, BLOCK=BLOCK,
+        IS_WIDE=is_wide, OUTPUTS=outputs, ROWS=tokens, BLOCK=BLOCK,
         num_warps=warps, num_stages=3, enable_fp_fusion=False,
     )  # fmt: skip
 
@@ -144,15 +145,16 @@ def _is_right(device: torch.device) -> bool:
     packed = pack(w, 4)
     ones = torch.ones(out, dtype=torch.float32, device=device)
     rows = 0.37 * ones, -2 * ones, 31 * ones, 5.5 * ones
-    for count in (130, 20, 3):  # a kernel, or a tile of one, each
-        q = torch.full((count, columns), LARGEST_ACTIVATION, dtype=torch.uint8, device=device)
-        q[1::2] = counted.remainder(16).to(torch.uint8)
+    kinds = [(count, largest) for largest in (LARGEST_SIGNED, 255) for count in (130, 20, 3)]
+    for count, largest in kinds:  # a kernel, or a tile of one, each
+        q = torch.full((count, columns), largest, dtype=torch.uint8, device=device)
+        q[1::2] = counted.remainder(largest).to(torch.uint8)
         zero = torch.arange(count, device=device).float().unsqueeze(1)
         tokens = encode_tokens(q, AffineGrid(torch.full_like(zero, 0.7), zero))
         output = q.new_empty(count, out, dtype=torch.float32)
-        _run(tokens, packed, _Rows(*rows), output)
-        expected = linear_in_steps(tokens, packed, *rows, LARGEST_ACTIVATION, torch.float32)
+        _run(tokens, packed, _Rows(*rows), output, largest)
+        expected = linear_in_steps(tokens, packed, *rows, largest, torch.float32)
         if not torch.equal(output, expected):
             return False
-    _run(q, packed, None, output)
-    return torch.equal(output, product_in_steps(q, packed, LARGEST_ACTIVATION))
+    _run(q, packed, None, output, largest)
+    return torch.equal(output, product_in_steps(q, packed, largest))
