@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
     reason="this PyTorch has no place for devices written in Python",
 )
 LINES_OF_KERNELS = {
-    *("packed_linears_all_bits", "packed_linear_kernel"),
+    *("packed_linears_all_bits", "packed_linear_kernel", "scaled_sums_kernel"),
     *("fake_quantization_kernels", "site_kernels"),
 }
 """Lines of ``gpu_check`` about kernels that the device lacks; all but the first compare their

@@ -4,6 +4,7 @@ On CUDA these are the Triton kernels; a rehearsal on the CPU looks at those in C
 there are none runs the definitions; they are compared with those on the CPU, and the line says so.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from duquant.ops.kernels.table import KERNELS
 from duquant.ops.packed_product import packed_linear
 from duquant.ops.quantized_tokens import decode_tokens, encode_tokens, quantized_tokens
 from duquant.ops.rotation import random_orthogonal
+from duquant.ops.scaled_sums import scaled_sums
 from duquant.ops.transformed_tokens import transformed_tokens, transformed_values
 from duquant.ops.triton_kernels.presence import LEAST_CAPABILITY
 from tests.benchmarks.gpu.bench import Bench, Figures, check, generator, not_applicable
@@ -101,16 +103,38 @@ def packed_linear_kernel(bench: Bench) -> Figures:
     rows = {}
     sizes = ((96, 130),) if bench.small else ((4096, 4096), (4096, 11008), (11008, 4096))
     for out, columns in sizes:
-        for tokens in (1, 16, 20) if bench.small else (1, 16, 64, 2048):
-            shape = (out, columns // 2)
+        counts = (1, 16, 20) if bench.small else (1, 16, 64, 2048)
+        for largest, tokens in itertools.product((15, 255), counts):
+            shape, times = (out, columns // 2), largest // 15
             packed = torch.randint(0, 256, shape, generator=generator(1), dtype=torch.uint8)
             q = torch.randint(0, 16, (tokens, columns), generator=generator(2), dtype=torch.uint8)
+            q *= times
             grid = AffineGrid(torch.full((tokens, 1), 0.1), torch.full((tokens, 1), 7.0))
             scale, zero, sums, bias = drawn(bench, 4, out)
             tensors = (each.to(bench.device) for each in (encode_tokens(q, grid), packed))
-            arguments = (*tensors, scale, zero.round(), sums.round(), bias, 15, torch.float32)
-            name = f"{tokens} × {columns} × {out}"
+            arguments = (*tensors, scale, zero.round(), sums.round(), bias)
+            name = f"{tokens} × {columns} × {out}, integers to {largest}"
+            arguments = (*arguments, largest, torch.float32)
             rows[name] = compared(bench, packed_linear, arguments, 1e-6, lambda y: [y])
+    return summed(rows)
+
+
+@check(60)
+@torch.no_grad()
+def scaled_sums_kernel(bench: Bench) -> Figures:
+    """What comes after PyTorch's integer products, for few and for many tokens."""
+    rows = {}
+    sizes = ((1030, 131),) if bench.small else ((4096, 4096), (11008, 4096))
+    for out, columns in sizes:
+        for tokens in (1, 20) if bench.small else (1, 16, 256, 2048):
+            product = torch.randint(-(2**23), 2**23, (tokens, out), generator=generator(1)).int()
+            q = torch.randint(0, 256, (tokens, columns), generator=generator(2), dtype=torch.uint8)
+            grid = AffineGrid(torch.full((tokens, 1), 0.1), torch.full((tokens, 1), 7.0))
+            scale, zero, sums, bias = drawn(bench, 4, out)
+            tensors = (each.to(bench.device) for each in (product, encode_tokens(q, grid)))
+            arguments = (*tensors, scale, zero.round(), sums.round(), bias, torch.float32)
+            name = f"{tokens} × {columns} × {out}"
+            rows[name] = compared(bench, scaled_sums, arguments, 1e-6, lambda y: [y])
     return summed(rows)
 
 
