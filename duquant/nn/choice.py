@@ -8,8 +8,8 @@ a generation or with the size of a batch.
 What the fixed rule takes goes on unless something else is clearly faster, by its median and by its
 best time alike. So a machine that was busy changes nothing. What could not run is left out.
 
-On accelerators one kernel runs a linear, whatever the number of tokens. There kernels differ in the
-last bits, and the operator that picks one takes a tensor of the host, which no CUDA graph can hold.
+On accelerators one kernel runs a linear, whatever the number of tokens: the operator that picks one
+takes a tensor of the host, which no CUDA graph can hold.
 """
 
 import math

@@ -2,9 +2,9 @@
 
 By the formula of :mod:`duquant.ops.integer_product`. Inputs are cut into *panels*: a panel's inputs
 share a scale, and its sums are counted exactly. A weight that is packed in 4 bits with one scale
-per row is a single panel, and its kernel does all of it at once. Of a single panel every
-processor's kernel gives the same bits (:mod:`duquant.ops.scaled_sums`); on CUDA ``packed`` and
-``cuda`` round corrections in other orders.
+per row is a single panel, and its kernel does all of it at once. Of a single panel every kernel
+gives the same bits (:mod:`duquant.ops.scaled_sums`). Where no kernel scales sums, as on CUDA
+without Triton, corrections are rounded in another order.
 """
 
 from collections.abc import Sequence

@@ -11,8 +11,10 @@ from duquant.ops.affine import AffineGrid
 from duquant.ops.integer_linear import Panel, integer_linear
 from duquant.ops.integer_product import prepare_weight, weight_sums
 from duquant.ops.kernel_presence import _ANNOUNCED, _KERNELS
+from duquant.ops.packing import pack
 from duquant.ops.quantized_tokens import encode_tokens
 from duquant.ops.scaled_sums import scaled_sums_in_steps
+from duquant.ops.triton_kernels import int4
 from duquant.ops.triton_kernels import scaled_sums as triton_sums
 from tests.ops.launches import LAUNCHES, noted_launches
 from tests.outliers import outlier_activation
@@ -95,6 +97,17 @@ def test_what_is_not_finite_stays_in_its_token() -> None:
     found = triton_sums.scaled_sums(product, tokens, *rows, bias, torch.float32)
     assert found.isfinite().all(dim=1).tolist() == [True, False, True]
     assert found[1].isnan().all()
+
+
+def test_packed_and_laid_out_weights_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("duquant.ops.integer_product.layout_kernels", lambda _: ["cuda"])
+    _, tokens, (*rows, bias) = arguments(18, 66, 21)
+    w = torch.randint(0, 16, (21, 66), generator=torch.Generator().manual_seed(1)).byte()
+    weight = prepare_weight((w.int() - 8).to(torch.int8), activation_bits=8, weight_bits=4)
+    product = weight.product(tokens[:, :66])
+    found = triton_sums.scaled_sums(product, tokens, *rows, bias, torch.float32)
+    whole = int4.packed_linear(tokens, pack(w, 4), *rows, bias, 255, torch.float32)
+    assert torch.equal(found, whole)
 
 
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(8, 8), (6, 6), (8, 4), (4, 8)])
