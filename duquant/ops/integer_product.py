@@ -35,7 +35,7 @@ from duquant.ops.fbgemm_product import FbgemmWeight
 from duquant.ops.integer_weight import IntegerWeight, KernelName
 from duquant.ops.kernel_presence import has_kernel
 from duquant.ops.onednn_product import OnednnWeight, exact_bits
-from duquant.ops.packed_product import LARGEST_ACTIVATION, PACKED_BITS
+from duquant.ops.packed_product import LARGEST_ACTIVATION, LARGEST_ON_PROCESSORS, PACKED_BITS
 
 WIDEST_BITS = 8
 """Widest integers these units multiply."""
@@ -112,9 +112,10 @@ def reads_packed(*, activation_bits: int, weight_bits: int, columns: int, device
         columns: inputs, all of which share a scale.
         device_type: where it is.
     """
+    largest = LARGEST_ON_PROCESSORS if device_type == "cpu" else LARGEST_ACTIVATION
     return (
         weight_bits == PACKED_BITS
-        and 2**activation_bits - 1 <= LARGEST_ACTIVATION.get(device_type, 0)
+        and 2**activation_bits - 1 <= largest
         and columns % 2 == 0
         and columns <= columns_at_once(activation_bits, weight_bits)
         and has_kernel("packed_linear", device_type)  # else another layout is faster

@@ -15,8 +15,8 @@ from duquant.ops.scaled_sums import scaled_sums_in_steps
 PACKED_BITS = 4
 OFFSET = 8
 """Products are with weights minus this: signed 4-bit integers."""
-LARGEST_ACTIVATION = {"cpu": 127, "cuda": 255}
-"""Integers of an activation that the kernels of a device multiply."""
+LARGEST_ACTIVATION, LARGEST_ON_PROCESSORS = 255, 127
+"""Integers of an activation that kernels multiply, on accelerators and in C."""
 
 
 def packed_integers(packed: Tensor, columns: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from duquant.ops.affine import AffineGrid
 from duquant.ops.kernels.compiler import load_library
 from duquant.ops.packed_product import (
-    LARGEST_ACTIVATION,
+    LARGEST_ON_PROCESSORS,
     OFFSET,
     linear_in_steps,
     product_in_steps,
@@ -23,7 +23,6 @@ from duquant.ops.packed_product import (
 from duquant.ops.packing import pack
 from duquant.ops.quantized_tokens import GRID_BYTES, encode_tokens
 
-LARGEST = LARGEST_ACTIVATION["cpu"]
 TESTED_ROWS = (3, 40)
 """Few and many: processors with AMX multiply many otherwise."""
 
@@ -79,7 +78,7 @@ def _written(dtype: torch.dtype) -> torch.dtype:
 
 
 def _takes(columns: int, packed: Tensor, largest: int) -> bool:
-    return 0 < columns == 2 * packed.shape[1] and 1 <= largest <= LARGEST
+    return 0 < columns == 2 * packed.shape[1] and 1 <= largest <= LARGEST_ON_PROCESSORS
 
 
 def _run(
@@ -119,20 +118,20 @@ def _is_exact(library: ctypes.CDLL, rows: int) -> bool:
     out, columns = 11, 2306
     counted = torch.arange(columns, device="cpu")
     ones = torch.ones(out, dtype=torch.float32, device="cpu")  # an engine may set the default
-    q = torch.full((rows, columns), LARGEST, dtype=torch.uint8, device="cpu")
+    q = torch.full((rows, columns), LARGEST_ON_PROCESSORS, dtype=torch.uint8, device="cpu")
     w = torch.full((out, columns), 15, dtype=torch.uint8, device="cpu")
     q[1::2], w[1] = counted.remainder(16), counted.remainder(15)
     packed = pack(w, 4)
     expected = q.long() @ (w.long() - OFFSET).T
     product, scaled = ones.new_empty(rows, out), ones.new_empty(rows, out)
-    _run(library, q, packed, LARGEST, product)
+    _run(library, q, packed, LARGEST_ON_PROCESSORS, product)
     zero = counted[:rows].unsqueeze(1)
     tokens = encode_tokens(q, AffineGrid(torch.full_like(zero, 0.5, dtype=torch.float32), zero))
     _run(
         library,
         tokens,
         packed,
-        LARGEST,
+        LARGEST_ON_PROCESSORS,
         scaled,
         [ones, torch.zeros_like(ones), ones, ones],
     )

@@ -78,7 +78,7 @@ def is_available() -> bool:
 
 
 def _takes(columns: int, packed: Tensor, largest: int) -> bool:
-    is_fitting = 2 * packed.shape[1] == columns > 0 and 1 <= largest <= LARGEST_ACTIVATION["cuda"]
+    is_fitting = 2 * packed.shape[1] == columns > 0 and 1 <= largest <= LARGEST_ACTIVATION
     return is_fitting and is_available()
 
 
@@ -145,7 +145,11 @@ def _is_right(device: torch.device) -> bool:
     packed = pack(w, 4)
     ones = torch.ones(out, dtype=torch.float32, device=device)
     rows = 0.37 * ones, -2 * ones, 31 * ones, 5.5 * ones
-    kinds = [(count, largest) for largest in (LARGEST_SIGNED, 255) for count in (130, 20, 3)]
+    kinds = [
+        (count, largest)
+        for largest in (LARGEST_SIGNED, LARGEST_ACTIVATION)
+        for count in (130, 20, 3)
+    ]
     for count, largest in kinds:  # a kernel, or a tile of one, each
         q = torch.full((count, columns), largest, dtype=torch.uint8, device=device)
         q[1::2] = counted.remainder(largest).to(torch.uint8)
