@@ -30,6 +30,7 @@ from duquant.ops.affine import (
 )
 from duquant.ops.fake_quantize import fake_quantize_rows
 from duquant.ops.packing import integer_dtype, pack_fitting, packed_width, unpack
+from duquant.ops.precision import widen_on_cpu
 from duquant.ops.value_rules import BYTES, POSITIVE_FLOAT32, ValueRule, in_range
 
 
@@ -98,7 +99,7 @@ class Integer:
     def fake_quantize(self, x: Tensor, clip: Clip = NO_CLIP, peak: Tensor | None = None) -> Tensor:
         """Differentiable in the clip factors too; clamped entries pass no gradient."""
         quantized = fake_quantize_rows(
-            widened(x),
+            widen_on_cpu(x),  # elsewhere half precision is computed in float32 without a copy
             self.bits,
             symmetric=self.symmetric,
             clip_high=clip.high,

@@ -57,16 +57,11 @@ class ActivationQuantizer(ExactBuffers):
         self.register_buffer("peak", peak, persistent=peak.numel() > 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape and dtype of ``x`` are kept; the arithmetic runs in float32 or wider."""
+        """Shape and dtype of ``x`` are kept; formats compute in float32 or wider."""
         if not self.is_quantized:
             return x
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        split = split_rows(wide, self.form.group_size)
-        return (
-            self.form.fake_quantize(split, self._clip(split), self._peak())
-            .reshape(x.shape)
-            .to(x.dtype)
-        )
+        split = split_rows(x, self.form.group_size)
+        return self.form.fake_quantize(split, self._clip(split), self._peak()).reshape(x.shape)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Grid]:
         """The same before it is undone: codes ``(..., width)`` and the grid of their groups."""

@@ -16,7 +16,8 @@ rounding differentiated as the identity too, moves every clamped entry. With ``o
 gradients that arrive at them, ``zero_point_gradient`` adds ``o`` to the gradient of ``low`` and
 ``−o · low / s`` to that of ``s``: clamped entries then follow the end of the range they sit at.
 
-Values are exactly those of the reference; a test compares the gradients. Two operators do what
+Values are exactly those of the reference; a test compares the gradients. Half precision is
+computed in float32; values and the gradient of ``x`` are rounded to it. Two operators do what
 passes over whole rows, ``duquant::fake_quantize_rows`` and ``duquant::quantize_rows_gradient``;
 their kernels are listed in :mod:`duquant.ops.kernels.table`.
 """
@@ -64,7 +65,9 @@ def fake_quantize_rows(
         return x
     moves_zero = zero_point_gradient and not symmetric
     if torch.compiler.is_compiling() and not moves_zero:  # a compiler fuses the operations
-        return fake_quantize(x, bits, symmetric=symmetric, clip_high=clip_high, clip_low=clip_low)
+        return fake_quantize(
+            _wide(x), bits, symmetric=symmetric, clip_high=clip_high, clip_low=clip_low
+        ).to(x.dtype)
     high, high_ratio = (clip_high, 1.0) if isinstance(clip_high, Tensor) else (None, clip_high)
     low, low_ratio = (clip_low, 1.0) if isinstance(clip_low, Tensor) else (None, clip_low)
     result: Tensor = call(
@@ -96,17 +99,21 @@ def quantize_in_steps(
         zero_point_gradient: whether clip factors learn through the zero point.
 
     Returns:
-        Values, shape of ``x``; then the largest and the smallest entry, the scale and the zero
-        point of every row, ``(..., rows, 1)``, which take no gradient.
+        Values, shape and dtype of ``x``; then the largest and the smallest entry, the scale and the
+        zero point of every row, ``(..., rows, 1)``, in float32 or wider, which take no gradient.
     """
-    x = x.contiguous()
+    dtype, x = x.dtype, _wide(x).contiguous()
     highest, lowest = x.amax(dim=-1, keepdim=True), x.amin(dim=-1, keepdim=True)
     grid = clipped_grid(
         highest, lowest, (clip_high, clip_low), (high_ratio, low_ratio), bits, symmetric
     )
     levels = (x / grid.scale).round_().add_(grid.zero)  # the only tensor besides x
     values = levels.clamp_(0, 2**bits - 1).sub_(grid.zero).mul_(grid.scale)
-    return values, highest, lowest, grid.scale, grid.zero
+    return values.to(dtype), highest, lowest, grid.scale, grid.zero
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def clipped_grid(
@@ -130,7 +137,7 @@ quantize_rows = torch.library.custom_op(
 
 @quantize_rows.register_fake
 def _(x: Tensor, *_: Any) -> Quantized:
-    high, low, scale, zero = (x.new_empty(*x.shape[:-1], 1) for _ in range(4))
+    high, low, scale, zero = (number_of_rows(x) for _ in range(4))
     values = torch.empty_like(x, memory_format=torch.contiguous_format)
     return values, high, low, scale, zero
 
@@ -155,8 +162,8 @@ def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     to_scale = distance / scale
     to_high, to_low = _gradient_of_ends(to_scale, scale, high, low, ctx.bits, ctx.symmetric)
     if wants_input:
-        to_x.scatter_add_(-1, at_high, to_high * clip_high)
-        to_x.scatter_add_(-1, at_low, to_low * clip_low)
+        to_x.scatter_add_(-1, at_high, (to_high * clip_high).to(x.dtype))
+        to_x.scatter_add_(-1, at_low, (to_low * clip_low).to(x.dtype))
     if ctx.zero_point_gradient:
         clamped = clamped.masked_fill(~((low / scale).abs() < largest_zero(ctx.bits)), 0)
         if ctx.bits >= WIDE_BITS:
@@ -185,7 +192,7 @@ def gradient_in_steps(
 
     Args:
         x: as it was quantized, ``(..., rows, columns)``.
-        grad: the gradient ``g`` that arrives at the quantized values.
+        grad: the gradient ``g`` that arrives at the quantized values, in the dtype of ``x``.
         highest: largest entry of every row, ``(..., rows, 1)``.
         lowest: smallest entry.
         scale: of every row.
@@ -194,10 +201,12 @@ def gradient_in_steps(
         wants_input: compute the last three results; without it they have no entries.
 
     Returns:
-        ``Σ (x̂ − [inside] x) g`` and ``Σ [outside] g`` of every row; ``[inside] g``, shape of ``x``;
-        the first column that holds the row's largest entry and its smallest, int64.
+        ``Σ (x̂ − [inside] x) g`` and ``Σ [outside] g`` of every row, in float32 or wider;
+        ``[inside] g``, shape and dtype of ``x``; the first column that holds the row's largest
+        entry and its smallest, int64.
     """
-    x, grid = x.contiguous(), AffineGrid(scale, zero)
+    dtype, grid = x.dtype, AffineGrid(scale, zero)
+    x, grad = _wide(x).contiguous(), _wide(grad)
     levels = (x / scale).round_().add_(zero)
     q = levels.clamp(0, 2**bits - 1)
     outside = levels != q  # a mask: 0 times what is not finite would not be 0
@@ -206,11 +215,17 @@ def gradient_in_steps(
     clamped = torch.where(outside, grad, 0).sum(dim=-1, keepdim=True)
     if not wants_input:
         return to_scale, clamped, *nothing_for_input(x)
-    to_x = torch.where(outside, 0 * scale, grad.contiguous())
+    to_x = torch.where(outside, 0 * scale, grad.contiguous()).to(dtype)
     at_high, at_low = (
         (x == end).to(torch.uint8).argmax(dim=-1, keepdim=True) for end in (highest, lowest)
     )
     return to_scale, clamped, to_x, at_high, at_low
+
+
+def number_of_rows(x: Tensor) -> Tensor:
+    """Memory for one number of every row of ``x (..., rows, columns)``, in float32 or wider."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(*x.shape[:-1], 1, dtype=dtype)
 
 
 def nothing_for_input(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -226,7 +241,7 @@ rows_gradient = torch.library.custom_op(
 
 @rows_gradient.register_fake
 def _(x: Tensor, grad: Tensor, *others: Any) -> RowGradients:
-    to_scale, clamped = (x.new_empty(*x.shape[:-1], 1) for _ in range(2))
+    to_scale, clamped = (number_of_rows(x) for _ in range(2))
     if not others[-1]:
         return to_scale, clamped, *nothing_for_input(x)
     at_high, at_low = (x.new_empty(*x.shape[:-1], 1, dtype=torch.int64) for _ in range(2))

@@ -45,6 +45,24 @@ def test_rows_longer_and_shorter_than_a_tile(
     assert_same(sums, right[:2], atol=shape[-1] * 2e-7 * float(x.square().max()) + 1e-6)
 
 
+def test_half_precision() -> None:
+    """Computed in float32. (The interpreter cuts bfloat16 off where a GPU rounds it.)"""
+    x = outlier_activation(18, 1100, seed=1).to(torch.float16)
+    grad, clip = x.flip(-1), torch.linspace(0.5, 1, 18).view(18, 1)
+    arguments = (x, clip, None, 1.0, 0.7, 4, False, False)
+    expected = quantize_in_steps(*arguments)
+    assert_same(rows.fake_quantize_rows(*arguments), expected)
+    found = rows.quantize_rows_gradient(x, grad, *expected[1:], 4, True)
+    right = gradient_in_steps(x, grad, *expected[1:], 4, True)
+    assert_same(found[2:], right[2:])
+    assert_same(found[:2], right[:2], atol=1100 * 2e-7 * float(x.float().square().max()))
+    short = x.to(torch.bfloat16)
+    cut = rows.fake_quantize_rows(short, *arguments[1:])
+    expected = quantize_in_steps(short, *arguments[1:])
+    torch.testing.assert_close(cut[0], expected[0], rtol=2.0**-7, atol=0)
+    assert_same(cut[1:], expected[1:])
+
+
 def test_numbers_that_are_not_finite() -> None:
     for number, x in planted(12):
         bits, symmetric = (2, 4, 8)[number % 3], number % 2 == 0

@@ -1,5 +1,7 @@
 """The written-out gradient beside autograd's, through the formulas of ``ops.affine``."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -102,6 +104,41 @@ def test_values_are_the_references(seed: int, bits: int, symmetric: bool, ratio:
     x = outlier_activation(5, 24, seed)
     options = {"symmetric": symmetric, "clip_high": ratio, "clip_low": ratio}
     assert torch.equal(fake_quantize_rows(x, bits, **options), fake_quantize(x, bits, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_half_precision_is_computed_in_float32(
+    dtype: torch.dtype, bits: int, symmetric: bool
+) -> None:
+    """Widened, quantized and rounded; of gradients the two ends of a row are rounded twice."""
+    generator = torch.Generator().manual_seed(bits)
+    x = torch.randn(5, 24, generator=generator).mul(9).to(dtype).requires_grad_()
+    clips = [torch.full((5, 1), ratio, requires_grad=True) for ratio in (0.8, 0.7)]
+    options = {"symmetric": symmetric, "clip_high": clips[0], "clip_low": clips[1]}
+    upstream = torch.randn(5, 24, generator=generator).to(dtype)
+
+    def by(quantize: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        y = quantize(x)
+        assert y.dtype == dtype
+        return y, *torch.autograd.grad(y, (x, *clips), upstream)
+
+    wide = by(lambda half: fake_quantize_rows(half.float(), bits, **options).to(dtype))
+    found = by(lambda half: fake_quantize_rows(half, bits, **options))
+    for name, mine, expected in zip(("values", "x", "high", "low"), found, wide, strict=True):
+        assert mine.dtype == expected.dtype, name
+        if name == "x":
+            largest = float(upstream.abs().max())  # of two terms, whose sum may be smaller
+            error = 2 * torch.finfo(dtype).eps
+            torch.testing.assert_close(mine, expected, rtol=error, atol=error * largest)
+            ends = (mine != expected).sum(-1)
+            assert ends.max() <= 2
+        else:
+            assert torch.equal(mine, expected), name
+    with torch.no_grad():
+        compiled = torch.compile(fake_quantize_rows, backend="eager")(x, bits, **options)
+    assert torch.equal(compiled, found[0])
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ on a processor, to the last bit. (On a GPU PyTorch multiplies by ``1 / (2**bits 
 asked to divide, so a scale by the definition may differ there in its last bit.) Sums that make up a
 gradient are added in another order.
 
-They take float32, tokens in half precision too; the operators' definitions do the rest.
+They take float32 and half precision; the operators' definitions do the rest.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from duquant.ops.fake_quantize import (
     RowGradients,
     gradient_in_steps,
     nothing_for_input,
+    number_of_rows,
     quantize_in_steps,
 )
 from duquant.ops.quantized_tokens import GRID_BYTES, quantize_tokens_in_steps
@@ -44,7 +46,7 @@ def fake_quantize_rows(
 ) -> Quantized:
     """:func:`duquant.ops.fake_quantize.quantize_in_steps` on a GPU."""
     clips, ratios = (clip_high, clip_low), (high_ratio, low_ratio)
-    if not (_takes(x, *clips) and is_available()):
+    if not (_takes(x, clips) and is_available()):
         return quantize_in_steps(x, *clips, *ratios, bits, symmetric, zero_point_gradient)
     return _fake_quantize(x, clips, ratios, bits, symmetric)
 
@@ -61,7 +63,7 @@ def quantize_rows_gradient(
 ) -> RowGradients:
     """:func:`duquant.ops.fake_quantize.gradient_in_steps` on a GPU."""
     rows = highest, lowest, scale, zero
-    if not (_takes(x, grad, *rows) and is_available()):
+    if not (_takes(x, rows) and grad.dtype == x.dtype and is_available()):
         return gradient_in_steps(x, grad, *rows, bits, wants_input)
     return _gradient(x, grad, rows, bits, wants_input)
 
@@ -82,9 +84,9 @@ def is_available() -> bool:
     return runs_here(_is_right)
 
 
-def _takes(x: Tensor, *others: Tensor | None) -> bool:
-    are_float32 = all(each is None or each.dtype == torch.float32 for each in (x, *others))
-    return are_float32 and x.numel() > 0
+def _takes(x: Tensor, of_rows: Sequence[Tensor | None]) -> bool:
+    are_float32 = all(each is None or each.dtype == torch.float32 for each in of_rows)
+    return are_float32 and x.dtype in TAKEN and x.numel() > 0
 
 
 def _fake_quantize(
@@ -99,7 +101,7 @@ def _fake_quantize(
     x, shape = x.contiguous(), (*x.shape[:-1], 1)
     rows, columns, *tile = _tile(x)
     factors = [None if clip is None else clip.expand(shape).contiguous() for clip in clips]
-    values, ends = torch.empty_like(x), [x.new_empty(shape) for _ in range(4)]
+    values, ends = torch.empty_like(x), [number_of_rows(x) for _ in range(4)]
     with torch.cuda.device_of(x):
         source.fake_quantize[(-(-rows // tile[0]),)](
             *(x, *factors, values, *ends, rows, columns, *map(float, ratios)),
@@ -116,9 +118,9 @@ def _gradient(
 ) -> RowGradients:
     from duquant.ops.triton_kernels.source import rows as source
 
-    x, grad, shape = x.contiguous(), grad.contiguous(), (*x.shape[:-1], 1)
+    x, grad = x.contiguous(), grad.contiguous()
     rows, columns, *tile = _tile(x)
-    to_scale, clamped = x.new_empty(shape), x.new_empty(shape)
+    to_scale, clamped = number_of_rows(x), number_of_rows(x)
     to_x = torch.empty_like(x) if wants_input else None
     places = [torch.empty_like(to_scale, dtype=torch.int64) for _ in range(2 * wants_input)]
     with torch.cuda.device_of(x):
@@ -164,9 +166,9 @@ def _is_right(device: torch.device) -> bool:
     x = torch.linspace(-3, 5, 3 * 77, dtype=torch.float32, device="cpu").square().view(3, 77) - 4
     grad, clip = x.flip(1), torch.full((3, 1), 0.8, dtype=torch.float32, device="cpu")
     there, at_clip = x.to(device), clip.to(device)
-    for symmetric in (False, True):
-        expected = quantize_in_steps(x, clip, None, 1.0, 0.7, 4, symmetric, False)
-        found = _fake_quantize(there, (at_clip, None), (1.0, 0.7), 4, symmetric)
+    for given, symmetric in ((x.half(), False), (x, False), (x, True)):
+        expected = quantize_in_steps(given, clip, None, 1.0, 0.7, 4, symmetric, False)
+        found = _fake_quantize(given.to(device), (at_clip, None), (1.0, 0.7), 4, symmetric)
         if not all(torch.equal(*pair) for pair in zip(_on_cpu(found), expected, strict=True)):
             return False
     sums = _on_cpu(_gradient(there, grad.to(device), found[1:], 4, wants_input=True))

@@ -29,8 +29,8 @@ ACTIVATION = 10
 """Per channel of gate and up: SiLU 4, their product 6."""
 ROTATED = 4
 """Per channel and rotation."""
-FAKED = 20
-"""Per channel: widened 6, quantized and dequantized 8, narrowed 6."""
+FAKED = 4
+"""Per channel: read and written; read for its ends first, it comes from the cache then."""
 FAKED_WEIGHT = 14
 """Per weight: quantized and dequantized 8, narrowed 6."""
 FAKED_WEIGHT_GRADIENT = 16

@@ -100,9 +100,8 @@ def fake_quantize(
     for first in range(0, columns, COLUMNS):
         at = first + tl.arange(0, COLUMNS)[None, :]
         inside = is_row[:, None] & (at < columns)
-        q = clamp(
-            row_levels(tl.load(x + start + at, inside, other=0), scale, zero), 0.0, 2.0**BITS - 1
-        )
+        each = tl.load(x + start + at, inside, other=0).to(tl.float32)
+        q = clamp(row_levels(each, scale, zero), 0.0, 2.0**BITS - 1)
         tl.store(values + start + at, (q - zero[:, None]) * scale[:, None], inside)
 
 
@@ -123,8 +122,8 @@ def gradient(
     for first in range(0, columns, COLUMNS):
         at = first + tl.arange(0, COLUMNS)[None, :]
         inside = is_row[:, None] & (at < columns)
-        each = tl.load(x + start + at, inside, other=0)
-        arriving = tl.load(grad + start + at, inside, other=0)
+        each = tl.load(x + start + at, inside, other=0).to(tl.float32)
+        arriving = tl.load(grad + start + at, inside, other=0).to(tl.float32)
         levels = row_levels(each, scale, zero)
         q = clamp(levels, 0.0, 2.0**BITS - 1)
         is_outside = levels != q
