@@ -33,17 +33,15 @@ from duquant.ops.affine import (
     UNQUANTIZED_BITS,
     WIDE_BITS,
     AffineGrid,
-    dequantize,
     fake_quantize,
     grid_of_range,
     largest_zero,
 )
 from duquant.ops.kernel_presence import call
+from duquant.ops.rows_gradient import number_of_rows, rows_gradient, widen
 
 Quantized = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """Values; the largest and the smallest entry, the scale and the zero point of every row."""
-RowGradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""See :func:`gradient_in_steps`."""
 
 
 def fake_quantize_rows(
@@ -66,7 +64,7 @@ def fake_quantize_rows(
     moves_zero = zero_point_gradient and not symmetric
     if torch.compiler.is_compiling() and not moves_zero:  # a compiler fuses the operations
         return fake_quantize(
-            _wide(x), bits, symmetric=symmetric, clip_high=clip_high, clip_low=clip_low
+            widen(x), bits, symmetric=symmetric, clip_high=clip_high, clip_low=clip_low
         ).to(x.dtype)
     high, high_ratio = (clip_high, 1.0) if isinstance(clip_high, Tensor) else (None, clip_high)
     low, low_ratio = (clip_low, 1.0) if isinstance(clip_low, Tensor) else (None, clip_low)
@@ -102,7 +100,7 @@ def quantize_in_steps(
         Values, shape and dtype of ``x``; then the largest and the smallest entry, the scale and the
         zero point of every row, ``(..., rows, 1)``, in float32 or wider, which take no gradient.
     """
-    dtype, x = x.dtype, _wide(x).contiguous()
+    dtype, x = x.dtype, widen(x).contiguous()
     highest, lowest = x.amax(dim=-1, keepdim=True), x.amin(dim=-1, keepdim=True)
     grid = clipped_grid(
         highest, lowest, (clip_high, clip_low), (high_ratio, low_ratio), bits, symmetric
@@ -110,10 +108,6 @@ def quantize_in_steps(
     levels = (x / grid.scale).round_().add_(grid.zero)  # the only tensor besides x
     values = levels.clamp_(0, 2**bits - 1).sub_(grid.zero).mul_(grid.scale)
     return values.to(dtype), highest, lowest, grid.scale, grid.zero
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def clipped_grid(
@@ -176,77 +170,6 @@ def _backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
 
 
 quantize_rows.register_autograd(_backward, setup_context=_keep_for_backward)
-
-
-def gradient_in_steps(
-    x: Tensor,
-    grad: Tensor,
-    highest: Tensor,
-    lowest: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    bits: int,
-    wants_input: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Sums that make up the gradient.
-
-    Args:
-        x: as it was quantized, ``(..., rows, columns)``.
-        grad: the gradient ``g`` that arrives at the quantized values, in the dtype of ``x``.
-        highest: largest entry of every row, ``(..., rows, 1)``.
-        lowest: smallest entry.
-        scale: of every row.
-        zero: zero point of every row.
-        bits: width of the integers.
-        wants_input: compute the last three results; without it they have no entries.
-
-    Returns:
-        ``Σ (x̂ − [inside] x) g`` and ``Σ [outside] g`` of every row, in float32 or wider;
-        ``[inside] g``, shape and dtype of ``x``; the first column that holds the row's largest
-        entry and its smallest, int64.
-    """
-    dtype, grid = x.dtype, AffineGrid(scale, zero)
-    x, grad = _wide(x).contiguous(), _wide(grad)
-    levels = (x / scale).round_().add_(zero)
-    q = levels.clamp(0, 2**bits - 1)
-    outside = levels != q  # a mask: 0 times what is not finite would not be 0
-    distance = dequantize(q, grid).sub_(torch.where(outside, 0, x)).mul_(grad)
-    to_scale = distance.sum(dim=-1, keepdim=True)
-    clamped = torch.where(outside, grad, 0).sum(dim=-1, keepdim=True)
-    if not wants_input:
-        return to_scale, clamped, *nothing_for_input(x)
-    to_x = torch.where(outside, 0 * scale, grad.contiguous()).to(dtype)
-    at_high, at_low = (
-        (x == end).to(torch.uint8).argmax(dim=-1, keepdim=True) for end in (highest, lowest)
-    )
-    return to_scale, clamped, to_x, at_high, at_low
-
-
-def number_of_rows(x: Tensor) -> Tensor:
-    """Memory for one number of every row of ``x (..., rows, columns)``, in float32 or wider."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(*x.shape[:-1], 1, dtype=dtype)
-
-
-def nothing_for_input(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Results that are not wanted."""
-    at_high, at_low = (x.new_empty(0, dtype=torch.int64) for _ in range(2))
-    return x.new_empty(0), at_high, at_low
-
-
-rows_gradient = torch.library.custom_op(
-    "duquant::quantize_rows_gradient", gradient_in_steps, mutates_args=()
-)
-
-
-@rows_gradient.register_fake
-def _(x: Tensor, grad: Tensor, *others: Any) -> RowGradients:
-    to_scale, clamped = (number_of_rows(x) for _ in range(2))
-    if not others[-1]:
-        return to_scale, clamped, *nothing_for_input(x)
-    at_high, at_low = (x.new_empty(*x.shape[:-1], 1, dtype=torch.int64) for _ in range(2))
-    to_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return to_scale, clamped, to_x, at_high, at_low
 
 
 def _gradient_of_ends(

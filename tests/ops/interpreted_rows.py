@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from duquant.ops.fake_quantize import gradient_in_steps, quantize_in_steps
+from duquant.ops.fake_quantize import quantize_in_steps
 from duquant.ops.quantized_tokens import quantize_tokens_in_steps
+from duquant.ops.rows_gradient import gradient_in_steps
 from duquant.ops.triton_kernels import rows
 from tests.ops.test_not_finite import planted
 from tests.outliers import outlier_activation

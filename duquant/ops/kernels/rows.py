@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 
 from duquant.ops.affine import AffineGrid, affine_grid, dequantize, grid_of_range, quantize
-from duquant.ops.fake_quantize import (
-    Quantized,
-    RowGradients,
-    clipped_grid,
-    gradient_in_steps,
-    nothing_for_input,
-    quantize_in_steps,
-)
+from duquant.ops.fake_quantize import Quantized, clipped_grid, quantize_in_steps
 from duquant.ops.kernels.compiler import load_library
 from duquant.ops.quantized_tokens import GRID_BYTES, quantize_tokens_in_steps
+from duquant.ops.rows_gradient import (
+    RowGradients,
+    gradient_in_steps,
+    nothing_for_input,
+)
 
 BYTE = 8
 FUNCTIONS = (
@@ -63,7 +61,7 @@ def quantize_rows_gradient(
     bits: int,
     wants_input: bool,
 ) -> RowGradients:
-    """:func:`duquant.ops.fake_quantize.gradient_in_steps` on a processor."""
+    """:func:`duquant.ops.rows_gradient.gradient_in_steps` on a processor."""
     if not _takes(x):
         return gradient_in_steps(x, grad, highest, lowest, scale, zero, bits, wants_input)
     x, grad = x.contiguous(), grad.contiguous()

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from duquant.ops.dual_transform import transform_rows
-from duquant.ops.fake_quantize import quantize_rows, rows_gradient
+from duquant.ops.fake_quantize import quantize_rows
 from duquant.ops.kernel_presence import announce_kernel
 from duquant.ops.kernels import int4, rows, screen, transform
 from duquant.ops.kernels import scaled_sums as sums
 from duquant.ops.packed_product import packed_linear, packed_product
 from duquant.ops.quantized_tokens import quantized_tokens
+from duquant.ops.rows_gradient import rows_gradient
 from duquant.ops.scaled_sums import scaled_sums
 from duquant.ops.screen import screen_rows
 from duquant.ops.transformed_tokens import transformed_tokens, transformed_values

@@ -17,15 +17,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from duquant.ops.fake_quantize import (
-    Quantized,
+from duquant.ops.fake_quantize import Quantized, quantize_in_steps
+from duquant.ops.quantized_tokens import GRID_BYTES, quantize_tokens_in_steps
+from duquant.ops.rows_gradient import (
     RowGradients,
     gradient_in_steps,
     nothing_for_input,
     number_of_rows,
-    quantize_in_steps,
 )
-from duquant.ops.quantized_tokens import GRID_BYTES, quantize_tokens_in_steps
 from duquant.ops.triton_kernels.presence import runs_here
 
 BYTE = 8
@@ -61,7 +60,7 @@ def quantize_rows_gradient(
     bits: int,
     wants_input: bool,
 ) -> RowGradients:
-    """:func:`duquant.ops.fake_quantize.gradient_in_steps` on a GPU."""
+    """:func:`duquant.ops.rows_gradient.gradient_in_steps` on a GPU."""
     rows = highest, lowest, scale, zero
     if not (_takes(x, rows) and grad.dtype == x.dtype and is_available()):
         return gradient_in_steps(x, grad, *rows, bits, wants_input)

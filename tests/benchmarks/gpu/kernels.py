@@ -13,11 +13,12 @@ from torch import Tensor
 
 from duquant.ops.affine import AffineGrid, dequantize
 from duquant.ops.dual_transform import transform_rows
-from duquant.ops.fake_quantize import quantize_rows, rows_gradient
+from duquant.ops.fake_quantize import quantize_rows
 from duquant.ops.kernels.table import KERNELS
 from duquant.ops.packed_product import packed_linear
 from duquant.ops.quantized_tokens import decode_tokens, encode_tokens, quantized_tokens
 from duquant.ops.rotation import random_orthogonal
+from duquant.ops.rows_gradient import rows_gradient
 from duquant.ops.scaled_sums import scaled_sums
 from duquant.ops.transformed_tokens import transformed_tokens, transformed_values
 from duquant.ops.triton_kernels.presence import LEAST_CAPABILITY

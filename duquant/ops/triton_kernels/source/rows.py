@@ -111,7 +111,7 @@ def gradient(
     rows, columns,
     WANTS_INPUT: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """:func:`duquant.ops.fake_quantize.gradient_in_steps`."""
+    """:func:`duquant.ops.rows_gradient.gradient_in_steps`."""
     row, is_row, start = _place(rows, columns, ROWS)
     scale, zero = tl.load(scales + row, is_row, other=1), tl.load(zeros + row, is_row, other=0)
     high, low = tl.load(highest + row, is_row, other=0), tl.load(lowest + row, is_row, other=0)
