@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -48,6 +49,8 @@ def can_repeat_flash(
 def repeatable_flash(attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """What ``attend`` computes by FlashAttention; gradients are added in one order.
 
+    Gradients of gradients are refused: FlashAttention has none.
+
     Args:
         attend: computes attention by ``scaled_dot_product_attention``, the same every time.
         query: shape (sequences, heads, tokens, head_dim), as :func:`can_repeat_flash` allows it.
@@ -67,6 +70,7 @@ class _RepeatableFlash(torch.autograd.Function):
             return attend(*operands)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         operands = [operand.detach().requires_grad_() for operand in ctx.saved_tensors]
         with torch.enable_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION), _in_one_order():

@@ -85,6 +85,15 @@ def test_some_operands_need_no_gradient() -> None:
     assert torch.equal(found, torch.autograd.grad(causal(query, key, value).sum(), [query])[0])
 
 
+def test_gradients_of_gradients_are_refused() -> None:
+    """Rather than taken for constants."""
+    given = operands()
+    output = repeatable_flash(causal, *given)
+    first = torch.autograd.grad(output.square().sum(), given, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        first[0].square().sum().backward()
+
+
 def test_the_switch_is_on_for_the_backward_pass_alone(before: Settings) -> None:
     given = operands()
     with Recorder() as recorder:
