@@ -1,6 +1,7 @@
 """Telling the sites and linears of finished blocks how to compute."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -25,20 +26,22 @@ def configure_execution(blocks: Iterable[nn.Module], execution: Execution) -> No
         execution: the choice.
 
     Raises:
-        ValueError: if the integer backend was asked for and cannot run.
+        ValueError: if the integer backend was asked for and cannot run; then nothing has changed.
     """
     sites: list[tuple[SiteTransform, list[nn.Module]]] = []
     for block in blocks:
         for site in SITES:
             linears = [_without_adapter(block.get_submodule(name)) for name in site.linears]
             sites.append((transform_of(block, site), linears))
-    packed = _packed(linear for _, linears in sites for linear in linears)
+    all_linears = [linear for _, linears in sites for linear in linears]
+    _require_possible(all_linears, execution)
+    packed = _packed(all_linears)
     _reset(packed, execution)
     for linear in packed:
         linear.choice = choose(linear, execution, linear.grid_device)
     keep_what_fits(packed)
     for transform, linears in sites:
-        _connect(transform, linears, execution)
+        _connect(transform, linears)
 
 
 def configure_site(
@@ -53,16 +56,26 @@ def configure_site(
         ValueError: as :func:`configure_execution`.
     """
     linears = list(linears)
+    _require_possible(linears, execution)
     packed = _packed(linears)
     _reset(packed, execution)
     for linear in packed:
         if linear.grid_device.type == PROCESSOR:
             linear.choice = choose(linear, execution, linear.grid_device)
-    _connect(transform, linears, execution)
+    _connect(transform, linears)
 
 
 def _packed(linears: Iterable[nn.Module]) -> list[PackedLinear]:
     return [linear for linear in linears if isinstance(linear, PackedLinear)]
+
+
+def _require_possible(linears: Iterable[nn.Module], execution: Execution) -> None:
+    for linear in linears:
+        if isinstance(linear, PackedLinear):
+            reader = replace(linear.reader(), execution=execution, choice=None)
+            reader.is_integer_on(linear.grid_device)
+        elif execution.backend == "integer":
+            raise ValueError("the integer backend cannot run here: the weights are not quantized")
 
 
 def _reset(linears: Iterable[PackedLinear], execution: Execution) -> None:
@@ -71,12 +84,13 @@ def _reset(linears: Iterable[PackedLinear], execution: Execution) -> None:
         linear.execution, linear.choice = execution, None
 
 
-def _connect(transform: SiteTransform, linears: Sequence[nn.Module], execution: Execution) -> None:
+def _connect(transform: SiteTransform, linears: Sequence[nn.Module]) -> None:
     """Let a site emit what the linears that read it take."""
     packed = _packed(linears)
-    transform.emits_integers = all(_takes_integers(linear, execution) for linear in linears)
-    transform.reader = packed[0].reader() if packed and len(packed) == len(linears) else None
-    are_joined = len(packed) == len(linears) > 1 and are_multiplied_packed(packed)
+    are_all_packed = len(packed) == len(linears) > 0
+    transform.emits_integers = are_all_packed and all(linear.is_integer for linear in packed)
+    transform.reader = packed[0].reader() if are_all_packed else None
+    are_joined = are_all_packed and len(packed) > 1 and are_multiplied_packed(packed)
     shared = JoinedLinears(packed) if are_joined else None
     for linear in packed:
         linear.shared = shared
@@ -121,14 +135,6 @@ def _without_adapter(linear: nn.Module) -> nn.Module:
     """The linear that PEFT has wrapped, if it has."""
     base: nn.Module = getattr(linear, "base_layer", linear)
     return base
-
-
-def _takes_integers(linear: nn.Module, execution: Execution) -> bool:
-    if isinstance(linear, PackedLinear):
-        return linear.is_integer
-    if execution.backend == "integer":
-        raise ValueError("the integer backend cannot run here: the weights are not quantized")
-    return False
 
 
 def transform_of(block: nn.Module, site: Site) -> SiteTransform:

@@ -403,6 +403,16 @@ def test_weights_that_are_not_quantized_have_no_integers(tmp_path: Path) -> None
         duquant.set_execution(model, "integer")
 
 
+def test_a_choice_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    model = write_quantized(tmp_path, FAMILIES["llama"], RECIPES["W4A16"]).load()
+    ids = torch.arange(3, 9).view(1, -1)
+    with torch.no_grad():
+        before = model(ids).logits
+        with pytest.raises(ValueError, match="cannot run here"):
+            duquant.set_execution(model, "integer")
+        assert torch.equal(model(ids).logits, before)
+
+
 def test_an_unknown_backend_is_named(llama: QuantizedDirectory) -> None:
     with pytest.raises(ValueError, match="backend is 'fastest'; it must be one of auto, ref"):
         duquant.set_execution(llama.load(), "fastest")  # type: ignore[arg-type]
