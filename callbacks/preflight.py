@@ -34,7 +34,12 @@ from duquant.preflight.disk import disk_bytes
 from duquant.preflight.duration import Duration, estimate_duration
 from duquant.preflight.job import Job
 from duquant.preflight.memory import device_phase, host_phase
-from duquant.preflight.placement import require_device_room, size_text, with_streams_placed
+from duquant.preflight.placement import (
+    holds_scores,
+    require_device_room,
+    size_text,
+    with_streams_placed,
+)
 from duquant.progress_bar import clock
 from duquant.terminal import say
 
@@ -150,7 +155,8 @@ def stream_device(model: LanguageModel, data: CalibrationDataModule) -> torch.de
 def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
     """What of model and data decides the costs."""
     sizes, in_memory = describe_streams(model, data)
-    count, free = data.processes.count, free_device_bytes(torch.device(data.processes.device))
+    count, device = data.processes.count, torch.device(data.processes.device)
+    free = free_device_bytes(device)
     job = Job(
         decoder=model.decoder,
         recipe=model.recipe,
@@ -164,6 +170,7 @@ def describe_job(model: LanguageModel, data: CalibrationDataModule) -> Job:
         processes=count,
         on_gpu=free is not None,
         gradient_checkpointing=model.gradient_checkpointing,
+        holds_scores=free is not None and holds_scores(model.decoder, sizes.tokens, device),
     )
     is_wanted = in_memory or data.stream_memory_gb is None
     return with_streams_placed(job, free) if is_wanted else job

@@ -36,7 +36,7 @@ from duquant.modules.distillation import Distillation
 from duquant.modules.learner import Learner
 from duquant.ops.device_memory import free_device_bytes
 from duquant.preflight.job import Job
-from duquant.preflight.placement import require_device_room, with_streams_placed
+from duquant.preflight.placement import holds_scores, require_device_room, with_streams_placed
 from duquant.run_lock import LOCK_FILE, RunLock
 from duquant.user_paths import user_path
 
@@ -168,6 +168,7 @@ def _placed_job(
         validation_chunk=1,
         on_gpu=free is not None,
         gradient_checkpointing=checkpointing,
+        holds_scores=free is not None and holds_scores(decoder, tokens, device),
     )
     placed = with_streams_placed(job, free)
     require_device_room(placed, free, device, in_python=True)

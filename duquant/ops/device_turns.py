@@ -7,7 +7,7 @@ behind every run, which hold the times at which it came there. The host waits on
 Before every run a large buffer is filled, several times. That throws weights out of the device's
 cache, as the other layers of a model do, and gives the host the time to ask for the run before it
 begins. So the device's work is measured and not how long asking for it takes, as where a CUDA graph
-asks. Filled once, the fastest cards are done in 60 µs, as long as it takes to ask for a few kernels.
+asks. Once takes the fastest cards some 60 µs, as long as the host asks for a few kernels.
 
 **This has not run on a GPU yet**, but on the tests' emulated device, by a clock of theirs.
 """

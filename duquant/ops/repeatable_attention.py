@@ -19,6 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention's output from Q, K and V of shape (sequences, heads, tokens, head_dim)."""
+LEAST_CAPABILITY, SURE_WIDTH = (8, 0), 192
+"""Compute capability that CUDA's FlashAttention needs, and channels of a head that it takes there,
+with gradients, whatever the GPU."""
 
 
 def can_repeat_flash(
@@ -46,6 +49,23 @@ def can_repeat_flash(
     return mask is None and dropout == 0 and torch.backends.cuda.can_use_flash_attention(asked)
 
 
+def repeats_flash_on(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether training's attention without a mask will be :func:`repeatable_flash`, beforehand.
+
+    Where it may be or not (heads of more than 192, on some GPUs) it says no: then more memory is
+    counted than is needed.
+    """
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and dtype in (torch.bfloat16, torch.float16)
+        and head_dim <= SURE_WIDTH
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.backends.cuda.flash_sdp_enabled()
+        and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    )
+
+
 def repeatable_flash(attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """What ``attend`` computes by FlashAttention; gradients are added in one order.
 
@@ -70,7 +90,7 @@ class _RepeatableFlash(torch.autograd.Function):
             return attend(*operands)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         operands = [operand.detach().requires_grad_() for operand in ctx.saved_tensors]
         with torch.enable_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION), _in_one_order():

@@ -31,6 +31,8 @@ class Job:
         processes: how many share the run directory.
         on_gpu: whether blocks are computed in memory that is not the host's.
         gradient_checkpointing: whether distillation keeps the activations of one block at a time.
+        holds_scores: whether training holds the matrices of attention, as it does on GPUs where
+            that is plain products (:func:`duquant.preflight.placement.holds_scores`).
     """
 
     decoder: Decoder
@@ -46,6 +48,7 @@ class Job:
     on_gpu: bool = False
     streams_on_gpu: bool = False
     gradient_checkpointing: bool = True
+    holds_scores: bool = False
 
     @property
     def item(self) -> int:

@@ -19,10 +19,11 @@ While a block is entered, the packed one before it is being written; while somet
 copy of what is learned, for the checkpoint (``callbacks/boundary_files.py``): both in the host's
 memory. The counts of temporary tensors are those of the code; a benchmark compares them with the
 resident memory that the operating system reports (``tests/benchmarks/preflight.py``). On a GPU the
-phases lie there, and training has the matrices of attention too (:mod:`duquant.nn.attention`); the
-streams stay there as well if there is room (:mod:`duquant.preflight.placement`), else the host
-keeps them, and they pass through buffers of both (:mod:`duquant.preflight.copy_buffers`). The host
-reads one block, or the embeddings (:func:`host_phase`).
+phases lie there, and training has the matrices of attention too where that is not FlashAttention
+(:mod:`duquant.nn.attention`); the streams stay there as well if there is room
+(:mod:`duquant.preflight.placement`), else the host keeps them, and they pass through buffers of
+both (:mod:`duquant.preflight.copy_buffers`). The host reads one block, or the embeddings
+(:func:`host_phase`).
 """
 
 from dataclasses import dataclass, replace
@@ -192,7 +193,7 @@ def _training(job: Job) -> int:
     if learned:  # weights are transformed in every step: before, between, and their gradients
         weights += 4 * job.block_weights
         activations += 2 * tokens * (2 * _mlp_width(job) + 6 * job.streams.hidden) * WIDE
-    activations += SCORES * job.batch_size * job.attention_scores * WIDE * job.on_gpu
+    activations += SCORES * job.batch_size * job.attention_scores * WIDE * job.holds_scores
     # Transforms of all blocks are held; the current one's gradients and two moments come to that.
     return (weights + learned * (job.decoder.num_blocks + 3)) * WIDE + activations
 
@@ -205,7 +206,7 @@ def _distillation(job: Job) -> int:
     before = _learned_transforms(job) * blocks * WIDE if job.recipe.has_lwc else 0
     between = blocks * tokens * job.streams.hidden * WIDE
     activations = tokens * (14 * _mlp_width(job) + 36 * job.streams.hidden) * WIDE
-    activations += SCORES * job.distillation_batch * job.attention_scores * WIDE * job.on_gpu
+    activations += SCORES * job.distillation_batch * job.attention_scores * WIDE * job.holds_scores
     if not job.gradient_checkpointing:
         activations *= blocks
     within = max(activations + 4 * job.largest_linear * WIDE, 2 * _logits(job))

@@ -9,8 +9,26 @@ from dataclasses import replace
 
 import torch
 
+from duquant.model.decoder import Decoder
+from duquant.model.structure import ATTENTION
+from duquant.ops.repeatable_attention import repeats_flash_on
 from duquant.preflight.job import Job
 from duquant.preflight.memory import device_phase
+
+
+def holds_scores(decoder: Decoder, tokens: int, device: torch.device) -> bool:
+    """Whether training on a GPU holds the matrices of attention: not if it is FlashAttention.
+
+    Args:
+        decoder: the model.
+        tokens: of a sample; if a window of attention is shorter, there is a mask.
+        device: of the blocks.
+    """
+    window = getattr(decoder.config, "sliding_window", None)
+    if window is not None and window < tokens:
+        return True
+    head_dim = int(decoder.meta_block().get_submodule(ATTENTION).head_dim)  # type: ignore[arg-type]
+    return not repeats_flash_on(device, decoder.dtype, head_dim)
 
 
 def with_streams_placed(job: Job, free: int | None) -> Job:

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from duquant.ops import device_turns
-from duquant.ops.device_turns import FILLS, TURNS, WARM_UPS, accelerator, device_timings, is_recorded
+from duquant.ops.device_turns import (
+    FILLS,
+    TURNS,
+    WARM_UPS,
+    accelerator,
+    device_timings,
+    is_recorded,
+)
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from duquant.ops.repeatable_attention import can_repeat_flash, repeatable_flash
+from duquant.ops.repeatable_attention import can_repeat_flash, repeatable_flash, repeats_flash_on
 
 Settings = tuple[int, bool]
 
@@ -161,3 +161,29 @@ def test_only_what_flash_attention_computes_on_cuda(
     if case in ("fits", "refused"):
         assert asked[0].enable_gqa
         assert asked[0].is_causal
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({}, True),
+        ({"device": "cpu"}, False),
+        ({"dtype": torch.float32}, False),
+        ({"head_dim": 193}, False),
+        ({"capability": (7, 5)}, False),
+        ({"hip": "7.0"}, False),
+        ({"built": False}, False),
+        ({"enabled": False}, False),
+    ],
+)
+def test_what_is_known_of_a_gpu_beforehand(
+    changed: dict[str, Any], found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_so: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16, "head_dim": 128}
+    is_so |= {"capability": (8, 0), "hip": None, "built": True, "enabled": True, **changed}
+    cuda, device = torch.backends.cuda, torch.device(is_so["device"])
+    monkeypatch.setattr(torch.version, "hip", is_so["hip"])
+    monkeypatch.setattr(cuda, "is_flash_attention_available", lambda: is_so["built"])
+    monkeypatch.setattr(cuda, "flash_sdp_enabled", lambda: is_so["enabled"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: is_so["capability"])
+    assert repeats_flash_on(device, is_so["dtype"], is_so["head_dim"]) == found

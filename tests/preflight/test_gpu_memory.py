@@ -14,6 +14,7 @@ from duquant.data.stream_files import BYTES_AT_ONCE
 from duquant.data.streams import CPU, StreamSizes
 from duquant.export.packed_size import packed_bytes
 from duquant.ops.copy_stream import pinned_bytes
+from duquant.preflight import placement
 from duquant.preflight.copy_buffers import (
     chunk_bytes,
     device_buffers,
@@ -115,6 +116,24 @@ def test_training_on_a_gpu_holds_the_matrices_of_attention(
         assert less == block - buffers
     assert there.pop("embedding") - here.pop("embedding") == buffers
     assert there == here
+
+
+def test_training_by_flash_attention_holds_no_matrices(
+    run: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = run
+    by_products = describe_job(model, data)
+    monkeypatch.setattr(placement, "repeats_flash_on", lambda *_: True)
+    by_flash = describe_job(model, data)
+    assert by_products == replace(by_flash, holds_scores=True)
+    scores = model.decoder.config.num_attention_heads * data.sequence_length**2
+    phases = [{p.name: p.num_bytes for p in memory_phases(j)} for j in (by_products, by_flash)]
+    less = phases[0]["training"] - phases[1]["training"]
+    assert less == 4 * 4 * data.batch_size * scores
+    model.decoder.config.sliding_window = data.sequence_length - 1  # there is a mask
+    assert describe_job(model, data).holds_scores
+    model.decoder.config.sliding_window = data.sequence_length
+    assert not describe_job(model, data).holds_scores
 
 
 def test_a_gpu_is_timed_with_a_block_as_wide_as_it_is(run: tuple[Any, Any]) -> None:

@@ -7,16 +7,19 @@ from itertools import product
 import lightning
 import torch
 import transformers
+from torch import Tensor, nn
 
 from duquant.config import Recipe
 from duquant.formats.integer import Integer
 from duquant.nn.activation import ActivationQuantizer
+from duquant.nn.attention import duquant_attention
 from duquant.nn.attention_quantizer import AttentionQuantizer
 from duquant.nn.execution import Execution
 from duquant.nn.packed_linear import PackedLinear
 from duquant.ops.fake_quantize import fake_quantize_rows
 from duquant.ops.integer_product import engine
 from duquant.ops.kernels.table import KERNELS
+from duquant.ops.repeatable_attention import can_repeat_flash, repeats_flash_on
 from duquant.ops.rotation import find_rotation
 from duquant.rounding.nearest import Nearest
 from tests.benchmarks.gpu.bench import Bench, Figures, check, generator, not_applicable
@@ -138,6 +141,42 @@ def attention_and_cache_codes(bench: Bench) -> Figures:
         figures[f"{bits} bits, {width}"] = {"share_differing": share, "cache_equal": is_equal}
         figures["ok"] &= is_equal and share < 1e-2
     return figures
+
+
+@check(60)
+def attention_of_training(bench: Bench) -> Figures:
+    """As a block trains: close to float64, the same bits twice, and whether by FlashAttention.
+
+    Windows are long enough for many of its blocks to add to one gradient.
+    """
+    figures: Figures = {"ok": True}
+    heads, groups, tokens = (4, 2, 40) if bench.small else (16, 4, 2048)
+    for dtype, width in product((torch.bfloat16, torch.float16), (80, 128)):
+        shapes = ((2, each, tokens, width) for each in (heads, groups, groups, heads))
+        drawn = [torch.randn(shape, generator=generator(i)) for i, shape in enumerate(shapes)]
+        *given, direction = (each.to(bench.device, dtype) for each in drawn)
+        found, again = (_trained_attention(given, direction) for _ in range(2))
+        wide = _trained_attention([each.double() for each in given], direction.double())
+        apart = max(
+            float((mine.double() - theirs).norm() / theirs.norm())
+            for mine, theirs in zip(found, wide, strict=True)
+        )
+        is_repeated = all(torch.equal(*pair) for pair in zip(found, again, strict=True))
+        by_flash = can_repeat_flash(*given, None, 0.0)
+        is_foreseen = repeats_flash_on(bench.device, dtype, width) == by_flash
+        name = f"{str(dtype).removeprefix('torch.')}, heads of {width}"
+        figures[name] = {"apart": apart, "repeated": is_repeated, "flash": by_flash}
+        figures["ok"] &= apart < 2e-2 and is_repeated and is_foreseen
+    return figures
+
+
+def _trained_attention(given: list[Tensor], direction: Tensor) -> list[Tensor]:
+    """Output and gradients."""
+    module = nn.Module()
+    module.num_key_value_groups = given[0].shape[1] // given[1].shape[1]  # type: ignore[assignment]
+    operands = [each.detach().requires_grad_() for each in given]
+    output, _ = duquant_attention(module, *operands, None, scaling=given[0].shape[-1] ** -0.5)
+    return [output.detach(), *torch.autograd.grad(output, operands, direction.transpose(1, 2))]
 
 
 @check(60)
