@@ -34,7 +34,6 @@ from callbacks.distillation_turn import (
 from callbacks.losses import log_losses
 from callbacks.run_checks import peak_memory_bytes, require_finished_blocks, require_one_run
 from callbacks.trainer_options import require_supported
-from callbacks.write_behind import WriteBehind
 from duquant.calibration import BlockCalibration
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.streams import Streams
@@ -42,6 +41,7 @@ from duquant.model.decoder import BlockContext
 from duquant.model.massive_tokens import name_massive_tokens
 from duquant.modules.language_model import LanguageModel
 from duquant.ops.freed_memory import return_freed_memory
+from duquant.write_behind import WriteBehind
 
 
 class BlockProgression(Callback):

@@ -19,14 +19,13 @@ from lightning import Trainer
 
 from callbacks.block_events import BlockRecord
 from callbacks.preflight import describe_streams, stream_device
-from callbacks.write_behind import WriteBehind
 from duquant.calibration import open_streams
 from duquant.data.datamodule import CalibrationDataModule
 from duquant.data.stream_shares import StreamShares
 from duquant.data.streams import CPU, Streams
 from duquant.model.surgery import QuantizedBlock
 from duquant.modules.language_model import LanguageModel
-from duquant.ops.downloads import downloaded
+from duquant.write_behind import WriteBehind
 
 
 class BoundaryFiles:
@@ -80,10 +79,7 @@ class BoundaryFiles:
         Raises:
             ValueError: if a weight is not finite, naming block and linear.
         """
-        directory, index = model.directory, model.block_index
-        tensors = {name: x.clone() for name, x in directory.pack(index, quantized).items()}
-        fetch = downloaded(tensors)
-        self.writer.submit(lambda: directory.write_packed(index, fetch()))
+        model.directory.write_block_behind(model.block_index, quantized, self.writer)
 
     def save_streams(self, block: int, streams: Streams) -> Streams:
         """Hand over the streams that enter ``block``; returns them, to go on with."""

@@ -21,11 +21,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from callbacks.write_behind import WriteBehind
 from duquant.atomic_files import write_durably
 from duquant.checksum import check_checkpoint, set_checkpoint_checksum
 from duquant.modules.language_model import LanguageModel
 from duquant.preflight.memory import LARGEST_COPIED_CHECKPOINT
+from duquant.write_behind import WriteBehind
 
 REQUEUED = "hpc_ckpt_"
 """How Lightning names what it saves, at any moment, when SLURM is about to end a job."""

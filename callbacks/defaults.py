@@ -14,7 +14,7 @@ from callbacks.run_directory import RequireRunDirectory
 from callbacks.run_summary import RunSummary
 from callbacks.tensorboard_logger import RunLogger
 from callbacks.tensorboard_views import TensorBoardViews
-from callbacks.write_behind import WriteBehind
+from duquant.write_behind import WriteBehind
 
 
 def default_callbacks(

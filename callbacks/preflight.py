@@ -20,7 +20,6 @@ from rich.console import Console
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.outlier_picture import TITLES, draw_outliers
 from callbacks.preflight_file import PREFLIGHT_FILE, read_preflight
-from callbacks.write_behind import WriteBehind
 from duquant.atomic_files import write_json
 from duquant.checksum import with_checksum
 from duquant.data.datamodule import CalibrationDataModule
@@ -42,6 +41,7 @@ from duquant.preflight.placement import (
 )
 from duquant.progress_bar import clock
 from duquant.terminal import say
+from duquant.write_behind import WriteBehind
 
 
 class Preflight(BlockObserver):

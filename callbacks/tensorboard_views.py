@@ -30,10 +30,10 @@ from PIL import Image
 
 from callbacks.block_events import BlockObserver, BlockRecord
 from callbacks.outlier_picture import draw_outliers
-from callbacks.write_behind import WriteBehind
 from duquant.atomic_files import write_durably
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
+from duquant.write_behind import WriteBehind
 
 
 class TensorBoardViews(BlockObserver):

@@ -39,6 +39,7 @@ from duquant.preflight.job import Job
 from duquant.preflight.placement import holds_scores, require_device_room, with_streams_placed
 from duquant.run_lock import LOCK_FILE, RunLock
 from duquant.user_paths import user_path
+from duquant.write_behind import writing_behind
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -127,19 +128,22 @@ def _calibrate(
     streams = Streams.draft(sizes, place, at_start=True)
     open_streams(decoder, windows, streams, device)
     contexts = decoder.contexts(windows.shape[1], device)
-    for index, context in enumerate(contexts):
-        block, generator = QuantBlock(shapes, recipe, index), block_generator(seed, index)
-        draft = Streams.draft(sizes, place)
-        calibration = BlockCalibration(block, streams, draft, context, device)
-        calibration.enter(decoder.load_block(index), generator)
-        if calibration.samples is not None:
-            _train(block, calibration.samples, recipe.lwc, device)
-        streams = calibration.finish(partial(directory.write_block, index))
-        if calibration.error.complaint:
-            name = f"block {index + 1}/{decoder.num_blocks}"
-            logging.getLogger(__name__).warning("%s: %s", name, calibration.error.complaint)
-        if on_block is not None:
-            on_block(index, decoder.num_blocks)
+    with writing_behind() as writer:
+        for index, context in enumerate(contexts):
+            block, generator = QuantBlock(shapes, recipe, index), block_generator(seed, index)
+            draft = Streams.draft(sizes, place)
+            calibration = BlockCalibration(block, streams, draft, context, device)
+            calibration.enter(decoder.load_block(index), generator)
+            if calibration.samples is not None:
+                _train(block, calibration.samples, recipe.lwc, device)
+            writer.wait()  # one finished block is held at most
+            write = partial(directory.write_block_behind, index, writer=writer)
+            streams = calibration.finish(write)
+            if calibration.error.complaint:
+                name = f"block {index + 1}/{decoder.num_blocks}"
+                logging.getLogger(__name__).warning("%s: %s", name, calibration.error.complaint)
+            if on_block is not None:
+                on_block(index, decoder.num_blocks)
     if recipe.distillation.epochs:
         samples = BlockSamples(windows, streams.full_precision)
         _distil(decoder, directory, samples, contexts, device, job.gradient_checkpointing)

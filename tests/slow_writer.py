@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cli
-from callbacks import write_behind
-from duquant import atomic_files
+from duquant import atomic_files, write_behind
 from duquant.data import stream_files
 
 PATIENCE = 60.0

@@ -57,6 +57,7 @@ FLOORS = {
     "duquant.atomic_files": 0,
     "duquant.json_files": 0,
     "duquant.json_shapes": 0,
+    "duquant.write_behind": 0,
     "duquant.write_errors": 0,
     "duquant.interruption": 0,
     "duquant.user_paths": 0,
@@ -97,6 +98,8 @@ DOORS = [
     ("duquant.formats", "duquant.ops"),
     ("duquant.formats", "duquant.registry"),
     ("duquant.atomic_files", "duquant.write_errors"),
+    ("duquant.write_behind", "duquant.terminal"),
+    ("duquant.write_behind", "duquant.write_errors"),
 ]
 """Doors between rooms below the third floor, importer first."""
 

@@ -1,5 +1,6 @@
 """``duquant.quantize``: the command's model directory, from Python."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import duquant
 from duquant import quantization
 from duquant.config import DistillationConfig
 from duquant.export.model_card import CARD
+from duquant.export.model_directory import ModelDirectory
 from duquant.json_files import read_json
 from duquant.model.checkpoint import INDEX
+from duquant.model.decoder import Decoder
 from duquant.modules import distillation
 from duquant.preflight import placement
 from duquant.preflight.memory import device_phase
+from duquant.write_errors import CannotWriteError
 from tests.in_process import (
     LIGHTNING_WARNINGS,
     LWC,
@@ -31,6 +35,8 @@ from tests.in_process import (
 from tests.small_run import write_small_model
 
 pytestmark = LIGHTNING_WARNINGS
+PATIENCE = 60.0
+"""Seconds; only a run that waits for its files needs them."""
 SAMPLES = {"num_samples": 8, "sequence_length": 32}
 
 
@@ -71,6 +77,74 @@ def test_it_writes_the_tensors_of_the_command(
         ours, theirs = load_file(directory / file), load_file(model.directory.path / file)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_blocks_are_written_while_the_next_one_is_calibrated(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block 0's file is kept back until block 1 is read."""
+    begun, written = threading.Event(), []
+    load, write = Decoder.load_block, ModelDirectory.write_packed
+
+    def load_block(self: Decoder, index: int) -> Any:
+        if index == 1:
+            begun.set()
+        return load(self, index)
+
+    def write_packed(self: ModelDirectory, index: int, tensors: Any) -> None:
+        assert begun.wait(PATIENCE)
+        write(self, index, tensors)
+        written.append((index, threading.current_thread().name))
+
+    monkeypatch.setattr(Decoder, "load_block", load_block)
+    monkeypatch.setattr(ModelDirectory, "write_packed", write_packed)
+    words = text.read_text(encoding="utf-8")
+    options = {"recipe": recipe(lwc=NO_LWC), **SAMPLES}
+    duquant.quantize(source, words, output_dir=tmp_path / "model", **options)
+    assert [index for index, _ in written] == [0, 1]
+    assert all(name.startswith("write-behind") for _, name in written)
+
+
+def test_a_file_that_cannot_be_written_ends_it(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_packed(self: ModelDirectory, index: int, tensors: Any) -> None:
+        raise CannotWriteError(f"block {index}: the disk is full")
+
+    monkeypatch.setattr(ModelDirectory, "write_packed", write_packed)
+    finished: list[int] = []
+    with pytest.raises(CannotWriteError, match="block 0: the disk is full"):
+        duquant.quantize(
+            source,
+            text.read_text(encoding="utf-8"),
+            recipe(lwc=NO_LWC),
+            output_dir=tmp_path / "model",
+            on_block=lambda index, _: finished.append(index),
+            **SAMPLES,
+        )
+    assert finished == [0]
+    assert not (tmp_path / "model" / INDEX).exists()
+
+
+def test_a_run_that_ends_early_leaves_the_blocks_that_it_finished(
+    source: Path, text: Path, tmp_path: Path
+) -> None:
+    def stop(index: int, count: int) -> None:
+        raise KeyboardInterrupt
+
+    words = text.read_text(encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        duquant.quantize(
+            source,
+            words,
+            recipe(lwc=NO_LWC),
+            output_dir=tmp_path / "model",
+            on_block=stop,
+            **SAMPLES,
+        )
+    assert [file.name for file in (tmp_path / "model").glob("*.safetensors")] == [
+        "model-block-00000.safetensors"
+    ]
 
 
 @pytest.mark.parametrize("is_asked_for", [True, False])

@@ -36,6 +36,7 @@ from duquant.model.file_tensor import lay_out, open_tensors
 from duquant.model.notice import NOTICE, NOTICE_FIELD
 from duquant.model.surgery import QuantizedBlock
 from duquant.ops.downloads import downloaded
+from duquant.write_behind import WriteBehind
 
 COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja",
               "vocab.json", "merges.txt", "added_tokens.json")  # fmt: skip
@@ -70,6 +71,18 @@ class ModelDirectory:
             ValueError: if a weight is not finite, naming block and linear.
         """
         self.write_packed(index, downloaded(self.pack(index, quantized))())
+
+    def write_block_behind(
+        self, index: int, quantized: QuantizedBlock, writer: WriteBehind
+    ) -> None:
+        """The same, by a thread that is given a copy.
+
+        Raises:
+            ValueError: if a weight is not finite, naming block and linear.
+        """
+        tensors = {name: x.clone() for name, x in self.pack(index, quantized).items()}
+        fetch = downloaded(tensors)
+        writer.submit(lambda: self.write_packed(index, fetch()))
 
     def pack(self, index: int, quantized: QuantizedBlock) -> dict[str, Tensor]:
         """What :meth:`write_packed` stores of a finished block, where it lies.

@@ -17,7 +17,6 @@ from callbacks.checkpointing import DurableCheckpointIO, LastCheckpoint, last_ch
 from callbacks.defaults import default_callbacks
 from callbacks.run_directory import prepare_fit
 from callbacks.tensorboard_views import TensorBoardViews
-from callbacks.write_behind import WriteBehind
 from duquant.checksum import check_tensors
 from duquant.data.stream_files import StreamFiles
 from duquant.data.streams import Streams
@@ -25,6 +24,7 @@ from duquant.export.model_directory import ModelDirectory
 from duquant.model.decoder import Decoder
 from duquant.model.site_report import SiteReport
 from duquant.modules.language_model import LanguageModel
+from duquant.write_behind import WriteBehind
 from duquant.write_errors import CannotWriteError
 from tests.block_by_block import quantize_decoder, small_recipe
 from tests.in_process import (

@@ -4,16 +4,33 @@ What was handed over is on disk once :meth:`WriteBehind.wait` has returned, and 
 anything say so or replace what it stands for. A job that fails stops those behind it, and its error
 comes up in the thread that hands over the next one or waits.
 
-There is no limit to what is held in memory meanwhile. Who hands over sees to that, by waiting at
-the moments that :mod:`callbacks.boundary_files` names.
+There is no limit to what is held in memory meanwhile. Who hands over sees to that, by waiting
+before the next one is ready.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 from duquant.terminal import note
 from duquant.write_errors import CannotWriteError
+
+
+@contextmanager
+def writing_behind() -> Iterator["WriteBehind"]:
+    """A thread that has done its jobs when the block is left.
+
+    Raises:
+        BaseException: what a job raised.
+    """
+    writer = WriteBehind()
+    try:
+        yield writer
+    except BaseException as exception:
+        writer.end(exception)
+        raise
+    writer.wait()
 
 
 class WriteBehind:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from callbacks.write_behind import WriteBehind
+from duquant.write_behind import WriteBehind
 from duquant.write_errors import CannotWriteError
 
 PATIENCE = 60.0
