@@ -173,8 +173,8 @@ def set_execution(
 ) -> str:
     """Choose how a loaded model computes; see :class:`duquant.nn.execution.Execution`.
 
-    What is faster on this machine is measured once for each kind of linear, in less than a second,
-    and kept in the user's cache directory; ``DUQUANT_MEASURE=0`` does without.
+    What is faster on this machine is measured once for each kind of linear (on processors in less
+    than a second) and kept in the user's cache directory; ``DUQUANT_MEASURE=0`` does without.
 
     Args:
         model: a quantized model.
