@@ -18,7 +18,6 @@ from duquant.formats.number_format import (
     StoredShapes,
     largest_divisor,
     num_groups,
-    widened,
 )
 from duquant.ops.affine import (
     UNQUANTIZED_BITS,
@@ -30,7 +29,7 @@ from duquant.ops.affine import (
 )
 from duquant.ops.fake_quantize import fake_quantize_rows
 from duquant.ops.packing import integer_dtype, pack_fitting, packed_width, unpack
-from duquant.ops.precision import widen_on_cpu
+from duquant.ops.precision import widen, widen_on_cpu
 from duquant.ops.value_rules import BYTES, POSITIVE_FLOAT32, ValueRule, in_range
 
 
@@ -79,7 +78,7 @@ class Integer:
     def grid(self, x: Tensor, clip: Clip = NO_CLIP, peak: Tensor | None = None) -> AffineGrid:
         """Scale and zero point, a float, of every row."""
         return affine_grid(
-            widened(x),
+            widen(x),
             self.bits,
             symmetric=self.symmetric,
             clip_high=clip.high,
@@ -89,7 +88,7 @@ class Integer:
     def codes(self, x: Tensor, grid: Grid) -> Tensor:
         """The integers."""
         with torch.no_grad():
-            return quantize(widened(x), AffineGrid(*grid), self.bits).to(integer_dtype(self.bits))
+            return quantize(widen(x), AffineGrid(*grid), self.bits).to(integer_dtype(self.bits))
 
     def values(self, codes: Tensor, grid: Grid) -> Tensor:
         """``(codes - zero) * scale``."""

@@ -25,11 +25,11 @@ from duquant.formats.number_format import (
     largest_divisor,
     largest_magnitude,
     num_groups,
-    widened,
 )
 from duquant.ops.e2m1 import LARGEST_EXPONENT, e2m1_codes, e2m1_values
 from duquant.ops.e8m0 import e8m0_at_most, e8m0_values
 from duquant.ops.packing import pack_fitting, packed_width, unpack
+from duquant.ops.precision import widen
 from duquant.ops.straight_through import straight_through
 from duquant.ops.value_rules import BYTES, ValueRule, in_range
 
@@ -72,12 +72,12 @@ class MXFP4:
     @torch.no_grad()
     def grid(self, x: Tensor, clip: Clip = NO_CLIP, peak: Tensor | None = None) -> Grid:
         """The scale; of a row of zeros the smallest, ``2^-127``."""
-        magnitude = largest_magnitude(widened(x), clip)
+        magnitude = largest_magnitude(widen(x), clip)
         return (e8m0_values(e8m0_at_most(magnitude, exponent=LARGEST_EXPONENT)),)
 
     def codes(self, x: Tensor, grid: Grid) -> Tensor:
         """E2M1 bit patterns."""
-        return e2m1_codes(widened(x) / grid[0])
+        return e2m1_codes(widen(x) / grid[0])
 
     def values(self, codes: Tensor, grid: Grid) -> Tensor:
         """E2M1 numbers times the scale, float32; exact, down to subnormal results."""

@@ -137,11 +137,6 @@ def num_groups(columns: int, group_size: int | None) -> int:
     return columns // group_size
 
 
-def widened(x: Tensor) -> Tensor:
-    """``x`` in float32 or wider: scales are chosen and entries are rounded in that."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def largest_magnitude(x: Tensor, clip: Clip = NO_CLIP) -> Tensor:
     """Largest magnitude of every row's clipped range; ``x (..., rows, columns)`` to ``(…, 1)``."""
     high = clip.high * x.amax(dim=-1, keepdim=True)

@@ -27,10 +27,10 @@ from duquant.formats.number_format import (
     largest_divisor,
     largest_magnitude,
     num_groups,
-    widened,
 )
 from duquant.ops import e2m1, e4m3
 from duquant.ops.packing import pack_fitting, packed_width, unpack
+from duquant.ops.precision import widen
 from duquant.ops.straight_through import straight_through
 from duquant.ops.value_rules import BYTES, POSITIVE_FLOAT32, ValueRule, in_range
 
@@ -78,7 +78,7 @@ class NVFP4:
     @torch.no_grad()
     def grid(self, x: Tensor, clip: Clip = NO_CLIP, peak: Tensor | None = None) -> Grid:
         """Scale and global scale; clip factors do not touch the peak."""
-        wide = widened(x)
+        wide = widen(x)
         if peak is None:
             peak = wide.abs().amax() if wide.numel() else wide.new_zeros(())
         global_scale = _global_scale(peak)
@@ -88,7 +88,7 @@ class NVFP4:
     def codes(self, x: Tensor, grid: Grid) -> Tensor:
         """E2M1 bit patterns."""
         scale, global_scale = grid
-        return e2m1.e2m1_codes(widened(x) / (scale * global_scale))
+        return e2m1.e2m1_codes(widen(x) / (scale * global_scale))
 
     def values(self, codes: Tensor, grid: Grid) -> Tensor:
         """E2M1 numbers times both scales, float32."""

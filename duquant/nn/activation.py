@@ -8,6 +8,7 @@ from duquant.formats.number_format import Clip, Grid, NumberFormat, split_rows
 from duquant.formats.row_bytes import decode_rows, encode_rows
 from duquant.nn.clipping import ClipFactors
 from duquant.ops.affine import UNQUANTIZED_BITS
+from duquant.ops.precision import widen
 from duquant.ops.quantized_tokens import quantize_tokens
 from duquant.transforms.exact_buffers import ExactBuffers
 
@@ -65,7 +66,7 @@ class ActivationQuantizer(ExactBuffers):
 
     def codes(self, x: Tensor) -> tuple[Tensor, Grid]:
         """The same before it is undone: codes ``(..., width)`` and the grid of their groups."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = widen(x)
         split = split_rows(wide, self.form.group_size)
         grid = self.form.grid(split, self._clip(split), self._peak())
         return self.form.codes(split, grid).reshape(x.shape), grid
@@ -93,7 +94,7 @@ class ActivationQuantizer(ExactBuffers):
 
     def encoded_rows(self, x: Tensor) -> Tensor:
         """Any format's codes and scales as bytes: see :mod:`duquant.formats.row_bytes`."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = widen(x)
         return encode_rows(self.form, wide, self._clip(), self._peak())
 
     def decoded_rows(self, encoded: Tensor, width: int) -> Tensor:

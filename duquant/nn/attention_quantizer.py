@@ -21,7 +21,7 @@ from duquant.ops.dual_transform import apply_transform, rotation_alone
 from duquant.ops.gradient import records_gradient
 from duquant.ops.hadamard import hadamard_matrix, largest_power_of_two_divisor
 from duquant.ops.kernel_presence import call
-from duquant.ops.precision import widen_on_cpu
+from duquant.ops.precision import widen, widen_on_cpu
 from duquant.ops.transformed_tokens import is_fused, transformed_values
 from duquant.transforms.exact_buffers import ExactBuffers
 
@@ -125,7 +125,7 @@ class AttentionQuantizer(ExactBuffers):
         if bias is None:
             whole = self._whole(value, None, self.value)
             return in_chunks(self.value, value, dim=1) if whole is None else whole
-        return _add(in_chunks(self.value, _wide(value), dim=1), bias, value.dtype)
+        return _add(in_chunks(self.value, widen(value), dim=1), bias, value.dtype)
 
     def encode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """K (rotated) and V as bytes, ``(batch, heads, tokens, bytes)``, to be kept in a cache."""
@@ -149,7 +149,7 @@ class AttentionQuantizer(ExactBuffers):
 
         def work(chunk: Tensor) -> Tensor:
             rotated = self.rotate(chunk)
-            quantized: Tensor = quantizer(rotated if bias is None else _wide(rotated))
+            quantized: Tensor = quantizer(rotated if bias is None else widen(rotated))
             return quantized.to(heads.dtype) if bias is None else quantized
 
         quantized = in_chunks(work, heads, dim=1)
@@ -187,10 +187,6 @@ class AttentionQuantizer(ExactBuffers):
 def _quantizer(form: NumberFormat, head_dim: int, clip_ratio: float) -> ActivationQuantizer:
     ratio = clip_ratio if form.learns_clip_factors else 1.0
     return ActivationQuantizer(form.fitted_to(head_dim), ratio)
-
-
-def _wide(heads: Tensor) -> Tensor:
-    return heads.to(torch.promote_types(heads.dtype, torch.float32))
 
 
 def _add(heads: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:

@@ -112,9 +112,8 @@ def _choice(
     kind: Kind, kernels: tuple[KernelName, ...], threads: int, device: torch.device
 ) -> Choice:
     """Once in a process, so that it decides alike whatever becomes of the file."""
-    machine: dict[str, object] = {**processor(), "torch": torch.__version__, "threads": threads}
-    if device.type != PROCESSOR:
-        machine = {**accelerator(device)}
+    here = {**processor(), "torch": torch.__version__, "threads": threads}
+    machine = here if device.type == PROCESSOR else accelerator(device)
     names = [*kernels, REFERENCE]
     times = kept_times({**kind._asdict(), **machine}, names, lambda: measure(kind, kernels, device))
     if not times:

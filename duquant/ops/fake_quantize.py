@@ -38,7 +38,8 @@ from duquant.ops.affine import (
     largest_zero,
 )
 from duquant.ops.kernel_presence import call
-from duquant.ops.rows_gradient import number_of_rows, rows_gradient, widen
+from duquant.ops.precision import widen
+from duquant.ops.rows_gradient import per_row, rows_gradient
 
 Quantized = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """Values; the largest and the smallest entry, the scale and the zero point of every row."""
@@ -131,7 +132,7 @@ quantize_rows = torch.library.custom_op(
 
 @quantize_rows.register_fake
 def _(x: Tensor, *_: Any) -> Quantized:
-    high, low, scale, zero = (number_of_rows(x) for _ in range(4))
+    high, low, scale, zero = (per_row(x) for _ in range(4))
     values = torch.empty_like(x, memory_format=torch.contiguous_format)
     return values, high, low, scale, zero
 

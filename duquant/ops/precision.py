@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 
+def widen(x: Tensor) -> Tensor:
+    """``x`` in float32 or wider: scales are chosen and entries are rounded in that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def widen_on_cpu(x: Tensor) -> Tensor:
     """``x`` as float32 if it is half precision on the CPU; else ``x`` itself."""
-    if x.device.type == "cpu":
-        return x.to(torch.promote_types(x.dtype, torch.float32))
-    return x
+    return widen(x) if x.device.type == "cpu" else x
 
 
 def product_settings() -> list[str]:

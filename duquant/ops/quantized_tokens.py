@@ -19,6 +19,7 @@ from torch import Tensor
 from duquant.ops.affine import AffineGrid, affine_grid, quantize
 from duquant.ops.kernel_presence import call, is_inlined
 from duquant.ops.packing import pack_fitting, packed_width, unpack
+from duquant.ops.precision import widen
 
 SCALE_BYTES, ZERO_BYTES = torch.float32.itemsize, torch.int16.itemsize
 GRID_BYTES = SCALE_BYTES + ZERO_BYTES
@@ -54,7 +55,7 @@ def quantize_tokens_in_steps(
     x: Tensor, bits: int, clip_ratio: float, clip_ends: Tensor | None, symmetric: bool
 ) -> Tensor:
     """The definition of the operator; arguments are those of :func:`quantize_tokens`."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = widen(x)
     high, low = (clip_ratio, clip_ratio) if clip_ends is None else clip_ends
     grid = affine_grid(x, bits, symmetric=symmetric, clip_high=high, clip_low=low)
     return encode_tokens(quantize(x, grid, bits), grid)

@@ -29,8 +29,6 @@ def can_repeat_flash(
 ) -> bool:
     """Whether FlashAttention computes this on CUDA and repeats it: half precision, no mask.
 
-    AMD's GPUs are left out: not all of their kernels heed the switch.
-
     Args:
         query: shape (sequences, heads, tokens, head_dim).
         key: likewise, perhaps with fewer heads.
@@ -38,15 +36,17 @@ def can_repeat_flash(
         mask: of attention, None for a causal one.
         dropout: probability of leaving a score out.
     """
-    if (
-        query.device.type != "cuda"
-        or torch.version.hip is not None
-        or torch.compiler.is_compiling()
-    ):
+    is_plain = mask is None and dropout == 0 and not torch.compiler.is_compiling()
+    if not (is_plain and _heeds_the_switch(query.device)):
         return False
     few = key.shape[1] != query.shape[1]
-    asked = torch.backends.cuda.SDPAParams(query, key, value, mask, dropout, True, few)
-    return mask is None and dropout == 0 and torch.backends.cuda.can_use_flash_attention(asked)
+    asked = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, True, few)
+    return torch.backends.cuda.can_use_flash_attention(asked)
+
+
+def _heeds_the_switch(device: torch.device) -> bool:
+    """AMD's GPUs are left out: not all of their kernels do."""
+    return device.type == "cuda" and torch.version.hip is None
 
 
 def repeats_flash_on(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -56,8 +56,7 @@ def repeats_flash_on(device: torch.device, dtype: torch.dtype, head_dim: int) ->
     counted than is needed.
     """
     return (
-        device.type == "cuda"
-        and torch.version.hip is None
+        _heeds_the_switch(device)
         and dtype in (torch.bfloat16, torch.float16)
         and head_dim <= SURE_WIDTH
         and torch.backends.cuda.is_flash_attention_available()

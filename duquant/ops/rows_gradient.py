@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from duquant.ops.affine import AffineGrid, dequantize
+from duquant.ops.precision import widen
 
 RowGradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """See :func:`gradient_in_steps`."""
@@ -55,15 +56,9 @@ def gradient_in_steps(
     return to_scale, clamped, to_x, at_high, at_low
 
 
-def widen(x: Tensor) -> Tensor:
-    """Half precision as float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def number_of_rows(x: Tensor) -> Tensor:
-    """Memory for one number of every row of ``x (..., rows, columns)``, in float32 or wider."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(*x.shape[:-1], 1, dtype=dtype)
+def per_row(x: Tensor) -> Tensor:
+    """An empty tensor ``(..., rows, 1)`` for ``x (..., rows, columns)``, in float32 or wider."""
+    return x.new_empty(*x.shape[:-1], 1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def nothing_for_input(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,7 +74,7 @@ rows_gradient = torch.library.custom_op(
 
 @rows_gradient.register_fake
 def _(x: Tensor, grad: Tensor, *others: Any) -> RowGradients:
-    to_scale, clamped = (number_of_rows(x) for _ in range(2))
+    to_scale, clamped = (per_row(x) for _ in range(2))
     if not others[-1]:
         return to_scale, clamped, *nothing_for_input(x)
     at_high, at_low = (x.new_empty(*x.shape[:-1], 1, dtype=torch.int64) for _ in range(2))

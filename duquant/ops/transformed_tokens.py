@@ -11,6 +11,7 @@ from torch import Tensor
 from duquant.ops.affine import fake_quantize
 from duquant.ops.dual_transform import rotation_alone, transform_rows_in_steps
 from duquant.ops.kernel_presence import is_present
+from duquant.ops.precision import widen
 from duquant.ops.quantized_tokens import GRID_BYTES, quantize_tokens_in_steps
 
 FUSED_DTYPES = {
@@ -70,7 +71,7 @@ def transformed_tokens_in_steps(
     Returns:
         ``uint8 (tokens, width + 6)``, rows of :mod:`duquant.ops.quantized_tokens`.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = widen(x)
     x = x if mean is None else x - mean.to(x.dtype)
     transformed = transform_rows_in_steps(x, rotations, permutations)
     return quantize_tokens_in_steps(transformed, bits, clip_ratio, clip_ends, symmetric)
@@ -110,7 +111,7 @@ def transformed_values_in_steps(
     Returns:
         Shape and dtype of ``x``, contiguous.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    wide = widen(x).contiguous()
     rotated = wide if rotation is None else transform_rows_in_steps(wide, *rotation_alone(rotation))
     clip = {"clip_high": clip_ratio, "clip_low": clip_ratio}
     values = fake_quantize(rotated, bits, symmetric=symmetric, **clip).to(x.dtype)

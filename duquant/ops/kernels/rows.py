@@ -17,12 +17,9 @@ from torch import Tensor
 from duquant.ops.affine import AffineGrid, affine_grid, dequantize, grid_of_range, quantize
 from duquant.ops.fake_quantize import Quantized, clipped_grid, quantize_in_steps
 from duquant.ops.kernels.compiler import load_library
+from duquant.ops.precision import widen
 from duquant.ops.quantized_tokens import GRID_BYTES, quantize_tokens_in_steps
-from duquant.ops.rows_gradient import (
-    RowGradients,
-    gradient_in_steps,
-    nothing_for_input,
-)
+from duquant.ops.rows_gradient import RowGradients, gradient_in_steps, nothing_for_input, per_row
 
 BYTE = 8
 FUNCTIONS = (
@@ -65,7 +62,7 @@ def quantize_rows_gradient(
     if not _takes(x):
         return gradient_in_steps(x, grad, highest, lowest, scale, zero, bits, wants_input)
     x, grad = x.contiguous(), grad.contiguous()
-    to_scale, clamped = _per_row(x), _per_row(x)
+    to_scale, clamped = per_row(x), per_row(x)
     to_x = torch.empty_like(x) if wants_input else None
     _call("quantize_rows_gradient", x, (x, grad, scale, zero, to_scale, clamped, to_x), bits)
     if to_x is None:
@@ -77,7 +74,7 @@ def quantize_tokens(
     x: Tensor, bits: int, clip_ratio: float, clip_ends: Tensor | None, symmetric: bool
 ) -> Tensor:
     """:func:`duquant.ops.quantized_tokens.quantize_tokens_in_steps` on a processor."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = widen(x)
     if bits > BYTE or not _takes(x):
         return quantize_tokens_in_steps(x, bits, clip_ratio, clip_ends, symmetric)
     x = x.contiguous()
@@ -91,7 +88,7 @@ def quantize_tokens(
 
 def row_extremes(x: Tensor) -> tuple[Tensor, Tensor]:
     """Largest and smallest entry of every row of ``(..., rows, columns)``, ``(..., rows, 1)``."""
-    high, low = _per_row(x), _per_row(x)
+    high, low = per_row(x), per_row(x)
     _call("row_extremes", x, (x, high, low))
     return high, low
 
@@ -117,10 +114,6 @@ def is_available() -> bool:
 
 def _takes(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.numel() > 0 and is_available()
-
-
-def _per_row(x: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], 1)
 
 
 def _call(

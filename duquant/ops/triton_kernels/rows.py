@@ -23,7 +23,7 @@ from duquant.ops.rows_gradient import (
     RowGradients,
     gradient_in_steps,
     nothing_for_input,
-    number_of_rows,
+    per_row,
 )
 from duquant.ops.triton_kernels.presence import runs_here
 
@@ -100,7 +100,7 @@ def _fake_quantize(
     x, shape = x.contiguous(), (*x.shape[:-1], 1)
     rows, columns, *tile = _tile(x)
     factors = [None if clip is None else clip.expand(shape).contiguous() for clip in clips]
-    values, ends = torch.empty_like(x), [number_of_rows(x) for _ in range(4)]
+    values, ends = torch.empty_like(x), [per_row(x) for _ in range(4)]
     with torch.cuda.device_of(x):
         source.fake_quantize[(-(-rows // tile[0]),)](
             *(x, *factors, values, *ends, rows, columns, *map(float, ratios)),
@@ -119,7 +119,7 @@ def _gradient(
 
     x, grad = x.contiguous(), grad.contiguous()
     rows, columns, *tile = _tile(x)
-    to_scale, clamped = number_of_rows(x), number_of_rows(x)
+    to_scale, clamped = per_row(x), per_row(x)
     to_x = torch.empty_like(x) if wants_input else None
     places = [torch.empty_like(to_scale, dtype=torch.int64) for _ in range(2 * wants_input)]
     with torch.cuda.device_of(x):

@@ -37,11 +37,11 @@ FAKED_WEIGHT_GRADIENT = 16
 """Per weight: its gradient written 2, widened 6, read with the weight 8."""
 BACKWARD = 2
 """How many times as much as forwards: gradients, and what was kept for them."""
-FLASH_FORWARD, FLASH_BACKWARD = 2.0, 4.0
+FLASH_FORWARD, FLASH_BACKWARD = 2.3, 5.0
 """What an operation of FlashAttention 2 takes, in operations of a large product. Measured by others
-on an H100, causal, heads of 128: 306 TFLOPS forwards and 166 backwards, about a third and a sixth
-of the data sheet (Dao-AILab/flash-attention, pull request 1893); in one order FlashAttention 3 took
-1.2 to 1.6 times as long as without, which 4 allows for."""
+on an H100, causal, heads of 128: 306 TFLOPS forwards and 166 backwards; in one order FlashAttention
+3 took 1.2 to 1.6 times as long (Dao-AILab/flash-attention, pull request 1893). At 0.7 of the data
+sheet's operations, the optimistic share, these come to 301 and 139."""
 FLASH_PRODUCTS = 2.5
 """Backwards five products of scores' size, forwards two."""
 LEARNED_ROTATIONS = 7
